@@ -1,0 +1,97 @@
+"""A model on disk: found, checked and fingerprinted before anything heavy is loaded."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cherry_vllm.errors import UserError
+from cherry_vllm.store import file_sha256, fingerprint
+
+WEIGHTS = "*.safetensors"
+# The files that decide a score: weights, architecture, tokenizer.
+SCORED_BY = (WEIGHTS, "*.json", "*.jinja", "*.model", "*.txt", "*.py")
+
+
+class Limits(NamedTuple):
+    """What a model takes: token ids below ``vocab_size``, at most ``max_length`` of them."""
+
+    vocab_size: int
+    max_length: int | None
+
+
+def find_checkpoint(path: str) -> Path:
+    """The folder of a checkpoint, fetched from the hub if ``path`` is not a local folder.
+
+    Raises:
+        UserError: there is no such model, or it lacks its configuration or weights.
+    """
+    folder = Path(path).expanduser()
+    if not folder.exists():
+        folder = _download(path)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: no config.json; model.path takes a Hugging Face model folder")
+    try:
+        json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{folder}/config.json: broken JSON ({error}); fetch it again") from None
+    if not any(folder.glob(WEIGHTS)):
+        raise UserError(
+            f"{folder}: no {WEIGHTS} weights; save the model with save_pretrained, "
+            "or fetch what is missing"
+        )
+    return folder
+
+
+def _download(path: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    if path.startswith((".", "/", "~")) or path.count("/") != 1:
+        raise UserError(f"{path}: no such folder; check model.path")
+    try:
+        return Path(snapshot_download(path, allow_patterns=list(SCORED_BY)))
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{path}: neither a folder nor to be had from the hub ({reason}); check model.path, "
+            "the network and HF_TOKEN"
+        ) from None
+
+
+def checkpoint_fingerprint(folder: Path) -> str:
+    """Names a checkpoint by its contents, wherever it lies."""
+    files = sorted({file for pattern in SCORED_BY for file in folder.glob(pattern)})
+    return fingerprint({file.name: file_sha256(file) for file in files})
+
+
+def load_tokenizer(folder: Path, *, trust_remote_code: bool) -> Any:
+    """The checkpoint's tokenizer.
+
+    Raises:
+        UserError: the folder has none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: no usable tokenizer ({_first_line(error)})") from None
+
+
+def read_limits(folder: Path, *, trust_remote_code: bool) -> Limits:
+    """The model's vocabulary size and context length, from its configuration.
+
+    Raises:
+        UserError: transformers does not know the architecture.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: no usable config.json ({_first_line(error)})") from None
+    text = config.get_text_config()
+    return Limits(text.vocab_size, getattr(text, "max_position_embeddings", None))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

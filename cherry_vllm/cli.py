@@ -1,0 +1,79 @@
+"""The console script: ``cherry-vllm STAGE [hydra overrides]``.
+
+Exit codes: 0 done; 2 the user's mistake, one line on stderr; 1 a fault of ours.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import cast
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cherry_vllm import __version__, stages
+from cherry_vllm.config import Config, register
+from cherry_vllm.errors import UserError
+
+CONF = str(Path(__file__).parent / "conf")  # in a checkout, a link to the top-level folder
+STAGES = {"score": stages.score, "select": stages.select, "fetch-demo": stages.fetch_demo}
+
+USAGE = """\
+usage: cherry-vllm STAGE [overrides]
+
+stages:
+  score       data and a model to IFD scores
+  select      scores to cherry data
+  fetch-demo  the demo's checkpoint and data
+
+`cherry-vllm STAGE --help` lists configuration groups and keys, `--cfg job` prints the
+composed configuration, `-m` sweeps over comma-separated values."""
+
+
+def run_stage(config: DictConfig) -> None:
+    """Runs the stage that the command line named, on the typed configuration."""
+    stage = STAGES[os.environ["CHERRY_VLLM_STAGE"]]
+    settings = HydraConfig.get()
+    try:
+        typed = cast(Config, OmegaConf.to_object(config))
+        is_sweep = settings.mode is RunMode.MULTIRUN
+        stage(typed, stages.Job(Path(settings.runtime.output_dir), is_sweep))
+    except UserError as error:
+        raise SystemExit(_complain(str(error))) from None
+
+
+def main() -> int:
+    """Runs the stage named first on the command line; returns the exit code."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(__version__)
+        return 0
+    stage, *overrides = arguments
+    if stage not in STAGES:
+        return _complain(f"{stage}: no such stage; choose from {', '.join(STAGES)}")
+    # In the environment, so that the jobs of any Hydra launcher find it.
+    os.environ["CHERRY_VLLM_STAGE"] = stage
+    # Hydra then raises what it would print itself with exit code 1.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    sys.argv = [sys.argv[0], *overrides]
+    register()
+    try:
+        hydra.main(version_base="1.3", config_path=CONF, config_name="config")(run_stage)()
+    except (HydraException, OmegaConfBaseException) as error:
+        return _complain(" ".join(str(error).split()))
+    except KeyboardInterrupt:
+        print("cherry-vllm: interrupted; the same command resumes", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _complain(message: str) -> int:
+    print(f"cherry-vllm: {message}", file=sys.stderr)
+    return 2

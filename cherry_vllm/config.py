@@ -1,0 +1,120 @@
+"""The typed configuration; the values live in ``conf/``.
+
+Hydra composes the YAML files against these classes, so a misspelt key or a value of the wrong
+type is refused before anything runs. Only the command line sees them: components take plain
+arguments.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+from cherry_vllm.selection import Order, Rule, Strategy
+from cherry_vllm.sources import DataFormat
+
+
+class Dtype(Enum):
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+@dataclass(kw_only=True, slots=True)
+class ColumnsConfig:
+    instruction: str = MISSING
+    input: str | None = None
+    output: str = MISSING
+
+
+@dataclass(kw_only=True, slots=True)
+class DataConfig:
+    path: Any = None  # str or list of str: OmegaConf has no such union
+    format: DataFormat = DataFormat.auto
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+
+
+@dataclass(kw_only=True, slots=True)
+class CensureConfig:
+    phrases: list[str] = field(default_factory=list)
+
+
+@dataclass(kw_only=True, slots=True)
+class PromptConfig:
+    without_input: str = MISSING
+    with_input: str = MISSING
+    marker: str | None = None
+    chat: bool = False
+    system: str | None = None
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelConfig:
+    path: str | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass(kw_only=True, slots=True)
+class EngineConfig:
+    """What every engine has; ``conf/engine/`` picks one of the two below."""
+
+    name: str = MISSING
+    dtype: Dtype = Dtype.auto
+
+
+@dataclass(kw_only=True, slots=True)
+class VllmConfig(EngineConfig):
+    tensor_parallel_size: int = MISSING
+    gpu_memory_utilization: float = MISSING
+    max_num_batched_tokens: int = MISSING
+    max_num_seqs: int = MISSING
+    enforce_eager: bool = MISSING
+    cpu_kv_cache_gib: int = MISSING
+
+
+@dataclass(kw_only=True, slots=True)
+class HfConfig(EngineConfig):
+    device: str = MISSING
+    batch_tokens: int = MISSING
+
+
+@dataclass(kw_only=True, slots=True)
+class SelectConfig:
+    strategy: Strategy = Strategy.cherry
+    fraction: float | None = None
+    count: int | None = None
+    order: Order = Order.input
+    rule: Rule = Rule.exact
+    output: str = MISSING
+    num_examples: int = MISSING
+
+
+@dataclass(kw_only=True, slots=True)
+class DemoConfig:
+    cache_dir: str = MISSING
+
+
+@dataclass(kw_only=True, slots=True)
+class Config:
+    run_dir: str = MISSING
+    seed: int = MISSING
+    max_length: int = MISSING
+    shard_rows: int = MISSING
+    data: DataConfig = field(default_factory=DataConfig)
+    censure: CensureConfig = field(default_factory=CensureConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    select: SelectConfig = field(default_factory=SelectConfig)
+    demo: DemoConfig = field(default_factory=DemoConfig)
+
+
+def register() -> None:
+    """Makes the classes known to Hydra, under the names that ``conf/`` refers to."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    store.store(group="engine", name="vllm_schema", node=VllmConfig)
+    store.store(group="engine", name="hf_schema", node=HfConfig)

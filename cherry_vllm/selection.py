@@ -1,0 +1,102 @@
+"""Scores to chosen rows: the cherry data and what it is compared with."""
+
+from enum import Enum
+from fractions import Fraction
+
+import numpy as np
+import polars as pl
+
+from cherry_vllm.errors import UserError
+
+
+class Strategy(Enum):
+    """Which usable rows come first."""
+
+    cherry = "cherry"  # highest IFD
+    low_ifd = "low_ifd"  # lowest IFD
+    high_conditioned = "high_conditioned"  # highest conditioned score, the paper's "high CA"
+    random = "random"
+
+
+class Order(Enum):
+    """The order of the chosen rows in the output."""
+
+    input = "input"
+    ifd = "ifd"  # highest first
+
+
+class Rule(Enum):
+    """How many rows, and which of equals: ours, or one of the reference's two scripts."""
+
+    exact = "exact"
+    data_by_ifd = "data_by_ifd"
+    select_from_ifd_json = "select_from_ifd_json"
+
+
+def select_rows(
+    scores: pl.DataFrame,
+    *,
+    strategy: Strategy,
+    fraction: float | None,
+    count: int | None,
+    order: Order,
+    rule: Rule,
+    seed: int,
+) -> pl.DataFrame:
+    """The chosen lines of ``scores`` (:data:`schema.SCORES`), in output order.
+
+    A row is usable if it has no ``drop_reason``. Of N usable rows ``fraction`` chooses
+    floor(fraction x N), the product taken exactly: 0.07 of 100 is 7. ``count`` chooses that many
+    and takes precedence. Of equal scores the earlier row comes first.
+
+    The reference's rules are for ``cherry``, and set the output order. ``data_by_ifd`` takes
+    int(fraction * N) in floating point, the later of equal rows first, in input order;
+    ``select_from_ifd_json`` takes int(fraction * all rows) of those with IFD <= 1, by IFD.
+
+    Raises:
+        UserError: the number of rows is none, or more than are usable.
+    """
+    if rule is not Rule.exact and strategy is not Strategy.cherry:
+        raise UserError(
+            f"select.rule={rule.value} is the reference's rule for select.strategy=cherry; "
+            f"use select.rule=exact with {strategy.value}"
+        )
+    usable = scores.filter(pl.col("drop_reason").is_null())
+    number = _number(usable.height, scores.height, fraction=fraction, count=count, rule=rule)
+    ranked = _rank(usable, strategy, later_of_equals=rule is Rule.data_by_ifd, seed=seed)
+    chosen = ranked.head(number)
+    by_ifd = order is Order.ifd if rule is Rule.exact else rule is Rule.select_from_ifd_json
+    return chosen.sort(["ifd", "row"], descending=[True, False]) if by_ifd else chosen.sort("row")
+
+
+def _rank(
+    usable: pl.DataFrame, strategy: Strategy, *, later_of_equals: bool, seed: int
+) -> pl.DataFrame:
+    """The usable rows, best first."""
+    if strategy is Strategy.random:
+        return usable[np.random.default_rng(seed).permutation(usable.height)]
+    column = "conditioned_score" if strategy is Strategy.high_conditioned else "ifd"
+    highest_first = strategy is not Strategy.low_ifd
+    return usable.sort([column, "row"], descending=[highest_first, later_of_equals])
+
+
+def _number(
+    usable: int, rows: int, *, fraction: float | None, count: int | None, rule: Rule
+) -> int:
+    if count is not None:
+        number, asked = count, f"select.count={count}"
+    elif fraction is not None and 0 < fraction <= 1:
+        asked = f"select.fraction={fraction}"
+        if rule is Rule.exact:
+            number = int(Fraction(str(fraction)) * usable)
+        else:
+            number = int(fraction * (usable if rule is Rule.data_by_ifd else rows))
+    else:
+        raise UserError(f"select.fraction={fraction}: give a number above 0 and up to 1")
+    if usable == 0:
+        raise UserError("no row is usable; the summary of `score` counts the reasons")
+    if number <= 0:
+        raise UserError(f"{asked} chooses no row of {usable} usable ones; ask for more")
+    if number > usable and not (rule is Rule.select_from_ifd_json and count is None):
+        raise UserError(f"{asked}: only {usable} rows are usable; ask for fewer")
+    return number

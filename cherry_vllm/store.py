@@ -1,0 +1,154 @@
+"""Files that survive a kill: atomic writes, shards with completion markers, one run at a time."""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from cherry_vllm.errors import UserError
+
+ROW_GROUP_ROWS = 20_000
+
+
+def fingerprint(settings: dict[str, Any]) -> str:
+    """Names a set of JSON-like settings: equal settings, equal 16 hex digits, in any key order."""
+    canonical = json.dumps(settings, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def atomic_path(target: Path) -> Iterator[Path]:
+    """Yields a temporary path beside ``target`` that becomes ``target`` only if the block succeeds.
+
+    A kill at any moment leaves the old file or the new one, never a part of it.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix stays last: writers choose the format by it.
+    temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
+    try:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, target)
+        _sync(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(target: Path, value: Any) -> None:
+    """Writes ``value`` as indented JSON, atomically."""
+    with atomic_path(target) as path:
+        path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that :func:`write_json` wrote."""
+    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return value
+
+
+@contextmanager
+def exclusive(run_dir: Path) -> Iterator[None]:
+    """Holds ``run_dir`` for this process; the lock goes with the process, however it ends.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / ".lock").open("a+") as file:
+        try:
+            # A record lock, unlike flock, is not inherited by the engine's child processes.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise
+            file.seek(0)
+            raise UserError(
+                f"{run_dir}: in use by another run (process {file.read().strip() or 'unknown'}); "
+                "wait for it, or choose another run_dir"
+            ) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()} on {os.uname().nodename}")
+        file.flush()
+        yield
+
+
+class Shards:
+    """A folder of ``part-NNNNN.parquet``, each complete once ``part-NNNNN.done`` stands beside it.
+
+    The folder is named by the fingerprint of the settings that made it, so shards of different
+    settings never meet. A marker is written after its data and holds the data's row and byte
+    count; ``complete.json``, written last, closes the folder.
+    """
+
+    def __init__(self, parent: Path, settings: dict[str, Any]) -> None:
+        self.fingerprint = fingerprint(settings)
+        self.folder = parent / self.fingerprint
+        self._settings = settings
+
+    def path(self, index: int) -> Path:
+        return self.folder / f"part-{index:05d}.parquet"
+
+    def is_done(self, index: int) -> bool:
+        """Whether the shard's marker is there and its data has the marker's size."""
+        path = self.path(index)
+        try:
+            return bool(path.stat().st_size == read_json(path.with_suffix(".done"))["bytes"])
+        except (FileNotFoundError, ValueError, KeyError):
+            return False
+
+    def num_rows(self, index: int) -> int:
+        return int(read_json(self.path(index).with_suffix(".done"))["rows"])
+
+    def write(self, index: int, frame: pl.DataFrame) -> None:
+        path = self.path(index)
+        path.with_suffix(".done").unlink(missing_ok=True)
+        with atomic_path(path) as temporary:
+            frame.write_parquet(temporary, row_group_size=ROW_GROUP_ROWS)
+        write_json(path.with_suffix(".done"), {"rows": frame.height, "bytes": path.stat().st_size})
+
+    def read(self, index: int) -> pl.DataFrame:
+        return pl.read_parquet(self.path(index))
+
+    def close(self, num_shards: int, **facts: Any) -> None:
+        """Marks the folder complete, with anything worth knowing about how it came to be."""
+        summary = {"num_shards": num_shards, **facts, "settings": self._settings}
+        write_json(self.folder / "complete.json", summary)
+
+    def is_complete(self) -> bool:
+        """Whether the folder was closed and every shard is still whole."""
+        closed = (self.folder / "complete.json").is_file()
+        return closed and all(self.is_done(index) for index in range(self.num_shards))
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What :meth:`close` recorded."""
+        return read_json(self.folder / "complete.json")
+
+    @property
+    def num_shards(self) -> int:
+        return int(self.summary["num_shards"])
+
+    def scan(self) -> pl.LazyFrame:
+        """All shards of a closed folder as one lazy frame, in order."""
+        return pl.scan_parquet([self.path(index) for index in range(self.num_shards)])
