@@ -13,8 +13,8 @@ setup: $(READY)
 $(READY): pyproject.toml requirements/cpu.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint requirements/cpu.txt torch
-	$(BIN)/pip install --quiet --no-deps --requirement requirements/cpu.txt
+	$(BIN)/pip install --quiet --no-compile --constraint requirements/cpu.txt torch
+	$(BIN)/pip install --quiet --no-compile --no-deps --requirement requirements/cpu.txt
 	$(BIN)/pip install --quiet --no-deps --editable .
 	touch $@
 

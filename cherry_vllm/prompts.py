@@ -80,8 +80,10 @@ class ChatTemplate:
                 "prompt=chat: the chat template adds no generation prompt, so the direct pass has "
                 "no marker; set prompt.marker to the text that opens an answer"
             )
-        bos = tokenizer.bos_token or ""
-        self._marker = (bos if opened.startswith(bos) else "") + (marker or opened[len(closed) :])
+        self._marker = marker or opened[len(closed) :]
+        bos = tokenizer.bos_token
+        if bos and opened.startswith(bos) and not self._marker.startswith(bos):
+            self._marker = bos + self._marker
 
     def render(self, instruction: str, input: str) -> Prompt:
         message = self._message.render(instruction, input).text

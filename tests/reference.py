@@ -27,19 +27,16 @@ VICUNA_OPENING = (
 def text_prompt(template: str, instruction: str, input: str) -> tuple[str, str]:
     """The prompt and the response marker that ends it."""
     if template == "alpaca":
-        marker = "### Response:"
-        if input:
-            body = f"### Instruction:\n{instruction}\n\n### Input:\n{input}"
-            return f"{ALPACA_PAIRED}\n\n{body}\n\n{marker}", marker
-        return f"{ALPACA_PLAIN}\n\n### Instruction:\n{instruction}\n\n{marker}", marker
+        opening = ALPACA_PAIRED if input else ALPACA_PLAIN
+        extra = f"\n\n### Input:\n{input}" if input else ""
+        body = f"### Instruction:\n{instruction}{extra}"
+        return f"{opening}\n\n{body}\n\n### Response:", "### Response:"
     if template == "wizardlm":
-        marker = "### Response:"
         question = f"{instruction}\nInput:{input}" if input else instruction
-        return f"{question}\n\n{marker}", marker
+        return f"{question}\n\n### Response:", "### Response:"
     if template == "vicuna":
-        marker = "ASSISTANT:"
         question = f"{instruction}\nInput:\n{input}" if input else instruction
-        return f"{VICUNA_OPENING} USER: {question} {marker}", marker
+        return f"{VICUNA_OPENING} USER: {question} ASSISTANT:", "ASSISTANT:"
     raise ValueError(f"no such template: {template}")
 
 
@@ -53,8 +50,9 @@ def chat_prompt(tokenizer: Any, instruction: str, input: str) -> tuple[str, str]
         raise ValueError("the chat template has no generation prompt to use as a marker")
     marker = prompt[len(closed) :]
     # The direct text opens the way the conditioned one does, or the two are not comparable.
-    if tokenizer.bos_token and prompt.startswith(tokenizer.bos_token):
-        marker = tokenizer.bos_token + marker
+    bos = tokenizer.bos_token
+    if bos and prompt.startswith(bos) and not marker.startswith(bos):
+        marker = bos + marker
     return prompt, marker
 
 
@@ -78,12 +76,11 @@ def mean_loss(model: Any, ids: list[int], start: int) -> float:
         logits = model(torch.tensor([ids], device=model.device)).logits[0].float()
     total = 0.0  # a Python float, hence a float64 sum
     for i in range(start, len(ids)):
-        log_probs = torch.log_softmax(logits[i - 1], dim=-1)
-        total -= log_probs[ids[i]].item()
+        total -= torch.log_softmax(logits[i - 1], dim=-1)[ids[i]].item()
     return total / (len(ids) - start)
 
 
-def reference_scores(
+def reference_scores(  # noqa: PLR0917 - a row is called the way it reads
     model: Any,
     tokenizer: Any,
     template: str,
@@ -103,7 +100,6 @@ def reference_scores(
     n_marker = len(encode(tokenizer, marker, template))
     if n_prompt >= max_length:
         return "prompt_too_long"
-
     # Each text is encoded whole: pieces encoded apart and joined give other ids.
     whole = encode(tokenizer, prompt + answer, template)
     direct_whole = encode(tokenizer, marker + answer, template)

@@ -13,15 +13,6 @@ from tqdm import tqdm
 
 from cherry_vllm.engines import Span
 
-# vLLM reads these when it is imported; what the user has set stays.
-os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-# With the engine in this process all requests are queued before the first step, so batches, and
-# with them the low bits of the scores, are the same in every run.
-os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-# On CPUs, vLLM's own choice leaves one core idle.
-_CORES = sorted(os.sched_getaffinity(0))
-os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, _CORES)))
-
 
 class VllmEngine:
     def __init__(
@@ -38,12 +29,12 @@ class VllmEngine:
         cpu_kv_cache_gib: int,
         trust_remote_code: bool,
     ) -> None:
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(cpu_kv_cache_gib))
+        _set_environment(cpu_kv_cache_gib)
         from vllm import LLM, SamplingParams
 
         self._llm = LLM(
             model=str(model_path),
-            max_model_len=max_length + 1,  # generate() must have room for the token it makes
+            max_model_len=max_length + 1,  # a prompt, and the token that generate() makes
             dtype=dtype,
             load_format="safetensors",
             tensor_parallel_size=tensor_parallel_size,
@@ -69,6 +60,24 @@ class VllmEngine:
         self._llm.enqueue(prompts, self._params, use_tqdm=False)
         outputs = self._llm.wait_for_completion(use_tqdm=partial(_Progress, on_scored=on_scored))
         return [_answer_logprobs(span, output) for span, output in zip(spans, outputs, strict=True)]
+
+
+def _set_environment(cpu_kv_cache_gib: int) -> None:
+    """What vLLM takes from the environment only; what the user has set stays."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    # With the engine in this process all requests are queued before the first step, so batches,
+    # and with them the low bits of the scores, are the same in every run.
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    # generate() wants room for the token it makes; a prompt may still fill the model's context.
+    os.environ.setdefault("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        # vLLM's own choices keep a core back, and one thread for what torch computes.
+        cores = sorted(os.sched_getaffinity(0))
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores)))
+        os.environ.setdefault("OMP_NUM_THREADS", str(len(cores)))
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(cpu_kv_cache_gib))
 
 
 class _Progress(tqdm):  # type: ignore[misc]

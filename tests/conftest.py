@@ -1,0 +1,56 @@
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cherry_vllm import demo
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared" / "data"
+ROWS = Path(__file__).parent / "data" / "rows.jsonl"
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def checkpoint() -> Path:
+    """The embedded checkpoint, fetched once into the user's cache."""
+    home = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
+    return demo.fetch(Path(home) / "cherry-vllm") / demo.CHECKPOINT
+
+
+@pytest.fixture(scope="session")
+def shipped_rows() -> list[dict[str, str]]:
+    return [json.loads(line) for line in ROWS.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="session")
+def alpaca() -> Path:
+    path = SHARED / "alpaca_5000.jsonl"
+    if not path.is_file():
+        pytest.skip("needs 5,000 Alpaca rows that are not part of the project")
+    return path
+
+
+def start(*arguments: object, cwd: Path | None = None) -> subprocess.Popen[str]:
+    """Starts the real command line in a process of its own."""
+    command = [sys.executable, "-m", "cherry_vllm", *map(str, arguments)]
+    return subprocess.Popen(
+        command, cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+@pytest.fixture(scope="session")
+def cli() -> Cli:
+    """Runs the real command line to its end."""
+
+    def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        process = start(*arguments, cwd=cwd)
+        stdout, stderr = process.communicate()
+        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+    return run

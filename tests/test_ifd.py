@@ -1,0 +1,248 @@
+"""Token log-probs to scores, by hand; and how the outcomes are counted."""
+
+import math
+
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from cherry_vllm.ifd import aggregate_logprobs
+from cherry_vllm.report import count_outcomes, misfit_warning, summarize
+from cherry_vllm.schema import LOGPROBS, SCORES, DropReason
+
+VALUES = ["conditioned_score", "direct_score", "ifd", "ifd_ppl"]
+NAN, INFINITY = math.nan, math.inf
+
+
+def aggregate(*pairs, reasons=None, truncated=None):
+    """Scores of rows given as (conditioned, direct) log-probs, or None where not scored."""
+    frame = pl.DataFrame(
+        {
+            "row": range(len(pairs)),
+            "conditioned_logprobs": [pair and pair[0] for pair in pairs],
+            "direct_logprobs": [pair and pair[1] for pair in pairs],
+            "truncated": truncated or [pair and False for pair in pairs],
+            "drop_reason": reasons or [None] * len(pairs),
+        },
+        schema=LOGPROBS,
+    )
+    return aggregate_logprobs(frame.lazy()).collect()
+
+
+def with_outcomes(above=0, usable=0, **dropped):
+    """A frame of scores with so many rows of each outcome."""
+    lines = [(1.5, "ifd_above_one")] * above + [(0.5, None)] * usable
+    lines += [(None, reason) for reason, count in dropped.items() for _ in range(count)]
+    columns = dict.fromkeys(SCORES, None) | {
+        "ifd": [ifd for ifd, _ in lines],
+        "drop_reason": [reason for _, reason in lines],
+    }
+    return pl.DataFrame(columns, schema=SCORES)
+
+
+# --- arithmetic --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("conditioned", "direct", "conditioned_score", "direct_score", "ifd"),
+    [
+        ([-1.0], [-2.0], 1.0, 2.0, 0.5),
+        ([-0.5, -1.5], [-3.0, -5.0], 1.0, 4.0, 0.25),
+        ([-0.25, -0.5, -2.25], [-2.0, -1.0, -5.0], 1.0, 8 / 3, 0.375),
+        ([0.0, 0.0], [-1.0, -3.0], 0.0, 2.0, 0.0),
+        ([0.0, -3.0, 0.0, -1.0], [-0.5, -0.5, -0.5, -0.5], 1.0, 0.5, 2.0),
+    ],
+)
+def test_scores_are_mean_losses_and_ifd_their_ratio(
+    conditioned, direct, conditioned_score, direct_score, ifd
+):
+    row = aggregate((conditioned, direct)).row(0, named=True)
+    assert row["num_answer_tokens"] == len(conditioned)
+    assert (row["conditioned_score"], row["direct_score"]) == (conditioned_score, direct_score)
+    assert row["ifd"] == ifd
+    expected = math.exp(conditioned_score) / math.exp(direct_score)
+    assert row["ifd_ppl"] == pytest.approx(expected, rel=1e-12)
+    assert row["drop_reason"] == ("ifd_above_one" if ifd > 1 else None)
+
+
+def test_means_are_taken_in_float64():
+    # 2**24 + 1 is no float32.
+    row = aggregate(([-(2.0**24), -1.0], [-(2.0**24), -3.0])).row(0, named=True)
+    assert row["conditioned_score"] == (2**24 + 1) / 2
+    assert row["direct_score"] == (2**24 + 3) / 2
+
+
+def test_log_probs_count_as_stored_in_float32():
+    row = aggregate(([-0.1], [-0.3])).row(0, named=True)
+    stored = pl.Series([0.1, 0.3], dtype=pl.Float32).cast(pl.Float64)
+    assert row["conditioned_score"] == stored[0]
+    assert row["conditioned_score"] != 0.1
+    assert row["ifd"] == stored[0] / stored[1]
+
+
+def test_the_papers_figures_come_out():
+    # Figure 8: direct 0.914, conditioned 0.696, IFD 0.761.
+    row = aggregate(([-0.6, -0.792], [-0.828, -1.0])).row(0, named=True)
+    assert row["ifd"] == pytest.approx(0.761, abs=5e-4)
+
+
+# --- the line at one ---------------------------------------------------------------------------
+
+
+def test_an_ifd_of_exactly_one_is_kept():
+    row = aggregate(([-0.7, -0.3], [-0.7, -0.3])).row(0, named=True)
+    assert row["ifd"] == 1.0
+    assert row["ifd_ppl"] == 1.0
+    assert row["drop_reason"] is None
+
+
+def test_an_ifd_slightly_above_one_is_dropped_with_its_scores_in_place():
+    slightly = 1 + 2.0**-23  # the next float32
+    row = aggregate(([-slightly], [-1.0])).row(0, named=True)
+    assert row["drop_reason"] == "ifd_above_one"
+    assert (row["conditioned_score"], row["direct_score"]) == (slightly, 1.0)
+    assert row["ifd"] == slightly
+    assert row["ifd_ppl"] == pytest.approx(math.exp(2.0**-23), rel=1e-12)
+
+
+def test_an_ifd_slightly_below_one_is_kept():
+    row = aggregate(([-1.0], [-1 - 2.0**-23])).row(0, named=True)
+    assert row["ifd"] < 1
+    assert row["drop_reason"] is None
+
+
+# --- what is no number -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("conditioned", "direct"),
+    [
+        ([NAN, -1.0], [-1.0, -1.0]),
+        ([-1.0, -1.0], [-1.0, NAN]),
+        ([NAN], [NAN]),
+        ([-INFINITY, -1.0], [-1.0, -1.0]),
+        ([-1.0, -1.0], [-INFINITY, -1.0]),
+        ([-INFINITY], [-INFINITY]),
+        ([-INFINITY, INFINITY], [-1.0, -1.0]),
+        ([-1.0], [0.0]),
+        ([0.0, 0.0], [0.0, 0.0]),
+        ([-1.0], [-0.0]),
+    ],
+)
+def test_a_score_that_is_no_finite_number_is_null_and_named(conditioned, direct):
+    scores = aggregate(([-1.0], [-2.0]), (conditioned, direct), ([-1.0], [-4.0]))
+    assert scores["drop_reason"].to_list() == [None, "non_finite", None]
+    assert scores.select(VALUES).row(1) == (None, None, None, None)
+    assert scores["num_answer_tokens"].to_list() == [1, len(conditioned), 1]
+    assert scores["ifd"].to_list() == [0.5, None, 0.25]
+
+
+# --- rows that were not scored -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "reason", ["malformed", "empty_answer", "censured", "out_of_vocabulary", "prompt_too_long"]
+)
+def test_a_row_dropped_before_keeps_its_reason_and_has_no_score(reason):
+    scores = aggregate(None, ([-1.0], [-2.0]), reasons=[reason, None])
+    assert scores["drop_reason"].to_list() == [reason, None]
+    assert scores.drop("row", "drop_reason").row(0) == (None,) * 6
+
+
+def test_order_schema_and_truncation_are_kept():
+    pairs = [([-float(i)], [-8.0]) if i % 3 else None for i in range(10)]
+    reasons = [None if pair else "empty_answer" for pair in pairs]
+    cut = [pair and row % 2 == 0 for row, pair in enumerate(pairs)]
+    scores = aggregate(*pairs, reasons=reasons, truncated=cut)
+    assert scores.schema == pl.Schema(SCORES)
+    assert scores["row"].to_list() == list(range(10))
+    assert scores["truncated"].to_list() == cut
+    expected = [None if pair is None else row / 8 for row, pair in enumerate(pairs)]
+    assert scores["ifd"].to_list() == expected
+
+
+def test_nothing_scored_is_a_frame_of_the_same_schema():
+    scores = aggregate(None, None, reasons=["malformed", "empty_answer"])
+    assert scores.schema == pl.Schema(SCORES)
+    assert scores.height == 2
+
+
+def test_shards_do_not_change_a_score():
+    pairs = [([-0.1 * i, -0.7], [-1.1, -0.3 * i]) for i in range(1, 9)]
+    parts = [aggregate(*pairs[:3]), aggregate(*pairs[3:])]
+    joined = pl.concat(parts).with_columns(row=pl.int_range(8, dtype=pl.Int64))
+    assert_frame_equal(aggregate(*pairs), joined, check_exact=True)
+
+
+# --- counting ----------------------------------------------------------------------------------
+
+
+def test_outcomes_add_up_to_the_rows():
+    scores = aggregate(
+        ([-1.0], [-2.0]),
+        ([-2.0], [-1.0]),
+        ([NAN], [-1.0]),
+        None,
+        ([-1.0], [-1.0]),
+        None,
+        None,
+        reasons=[None, None, None, "malformed", None, "censured", "malformed"],
+    )
+    outcomes = count_outcomes(scores)
+    assert {name: count for name, count in outcomes.items() if count} == {
+        "usable": 2,
+        "ifd_above_one": 1,
+        "non_finite": 1,
+        "malformed": 2,
+        "censured": 1,
+    }
+    assert set(outcomes) == {"usable", *(reason.value for reason in DropReason)}
+    assert sum(outcomes.values()) == scores.height
+
+
+def test_every_reason_is_counted_by_itself():
+    numbers = {reason.value: number for number, reason in enumerate(DropReason, 1)}
+    above = numbers.pop("ifd_above_one")
+    outcomes = count_outcomes(with_outcomes(above=above, usable=20, **numbers))
+    assert outcomes == {"usable": 20, "ifd_above_one": above, **numbers}
+
+
+def test_the_summary_shows_every_number():
+    scores = with_outcomes(above=11, usable=22, malformed=33, censured=44)
+    scores = scores.with_columns(truncated=pl.col("ifd").is_not_null())
+    lines = [line.split() for line in summarize(scores, num_selected=5).splitlines()]
+    numbers = {" ".join(line[:-2]): line[-2] for line in lines[:-1]}
+    assert numbers == {
+        "rows read": "110",
+        "scored": "33",
+        "of these, answer cut at max_length": "33",
+        "dropped: malformed": "33",
+        "dropped: censured": "44",
+        "dropped: ifd_above_one": "11",
+        "usable": "22",
+        "selected": "5",
+    }
+    assert lines[-1][-3:] == ["0.500", "0.500", "0.500"]
+
+
+# --- the warning -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("above", "usable"),
+    [(0, 10), (1, 2), (33, 66), (33, 67), (100, 200), (0, 0)],
+)
+def test_no_warning_up_to_a_third_above_one(above, usable):
+    assert misfit_warning(with_outcomes(above, usable, malformed=3)) is None
+
+
+@pytest.mark.parametrize(("above", "usable"), [(1, 1), (34, 66), (101, 200), (1, 0)])
+def test_a_warning_from_more_than_a_third_above_one(above, usable):
+    warning = misfit_warning(with_outcomes(above, usable))
+    assert f"{above} of {above + usable} scored rows" in warning
+    assert "prompt=" in warning
+
+
+def test_rows_without_a_score_do_not_hide_a_misfit():
+    scores = with_outcomes(above=2, usable=3, malformed=100, non_finite=50, empty_answer=10)
+    assert "2 of 5 scored rows" in misfit_warning(scores)
