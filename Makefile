@@ -15,7 +15,7 @@ $(READY): pyproject.toml requirements/cpu.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --no-compile --constraint requirements/cpu.txt torch
 	$(BIN)/pip install --quiet --no-compile --no-deps --requirement requirements/cpu.txt
-	$(BIN)/pip install --quiet --no-deps --editable .
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
 demo: $(READY)

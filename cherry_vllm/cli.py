@@ -16,10 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cherry_vllm import __version__, stages
-from cherry_vllm.config import Config, register
+from cherry_vllm.config import CONF, Config, register
 from cherry_vllm.errors import UserError
 
-CONF = str(Path(__file__).parent / "conf")  # in a checkout, a link to the top-level folder
 STAGES = {"score": stages.score, "select": stages.select, "fetch-demo": stages.fetch_demo}
 
 USAGE = """\

@@ -5,15 +5,20 @@ type is refused before anything runs. Only the command line sees them: component
 arguments.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import Enum
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
+import hydra
+from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
 from cherry_vllm.selection import Order, Rule, Strategy
 from cherry_vllm.sources import DataFormat
+
+CONF = str(Path(__file__).parent / "conf")  # in a checkout, a link to the top-level folder
 
 
 class Dtype(Enum):
@@ -110,6 +115,23 @@ class Config:
     engine: EngineConfig = field(default_factory=EngineConfig)
     select: SelectConfig = field(default_factory=SelectConfig)
     demo: DemoConfig = field(default_factory=DemoConfig)
+
+
+def plain(group: EngineConfig | PromptConfig) -> dict[str, Any]:
+    """A group as keyword arguments of the component that it configures."""
+    items = asdict(group).items()
+    return {key: value.value if isinstance(value, Enum) else value for key, value in items}
+
+
+def compose(*overrides: str) -> Config:
+    """The configuration that the command line would compose from these overrides.
+
+    Raises:
+        hydra.errors.ConfigCompositionException: an override does not fit the schema.
+    """
+    register()
+    with initialize_config_dir(CONF, version_base="1.3"):
+        return cast(Config, OmegaConf.to_object(hydra.compose("config", list(overrides))))
 
 
 def register() -> None:

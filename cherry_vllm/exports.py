@@ -21,9 +21,20 @@ def write_records(records: pl.Series, output: Path) -> None:
     """Writes records (JSON objects, as text) in their order; JSON keeps them to the letter."""
     with atomic_path(output) as path:
         if output.suffix == ".parquet":
-            lines = io.BytesIO("\n".join(records).encode())
-            pl.read_ndjson(lines, infer_schema_length=None).write_parquet(path)
+            _write_parquet(records, path, output)
         elif output.suffix == ".jsonl":
             path.write_text("".join(f"{record}\n" for record in records), encoding="utf-8")
         else:
             path.write_text("[\n" + ",\n".join(records) + "\n]\n", encoding="utf-8")
+
+
+def _write_parquet(records: pl.Series, path: Path, output: Path) -> None:
+    """Parquet has one type per column, which JSON records need not have."""
+    lines = io.BytesIO("\n".join(records).encode())
+    try:
+        pl.read_ndjson(lines, infer_schema_length=None).write_parquet(path)
+    except pl.exceptions.PolarsError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{output}: the rows' fields do not fit in columns ({reason}); use a .jsonl output"
+        ) from None

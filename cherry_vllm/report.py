@@ -50,8 +50,8 @@ def misfit_warning(scores: pl.DataFrame) -> str | None:
         return None
     return (
         f"{above} of {num_scored} scored rows have an IFD above 1: the prompt makes answers "
-        "harder. Most often the template is not the one the model knows: try prompt=chat for a chat "
-        "model, prompt=alpaca for a base model"
+        "harder. Most often the template is not the one the model knows: try prompt=chat for a "
+        "chat model, prompt=alpaca for a base model"
     )
 
 

@@ -2,13 +2,12 @@
 
 import logging
 from dataclasses import asdict
-from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cherry_vllm import demo, pipeline, report
 from cherry_vllm.checkpoint import find_checkpoint
-from cherry_vllm.config import Config
+from cherry_vllm.config import Config, plain
 from cherry_vllm.errors import UserError
 from cherry_vllm.sources import Columns, find_files
 from cherry_vllm.store import exclusive
@@ -44,9 +43,9 @@ def score(config: Config, job: Job) -> None:
             run_dir,
             rows,
             checkpoint,
-            prompt=asdict(config.prompt),
+            prompt=plain(config.prompt),
             max_length=config.max_length,
-            engine=_plain(asdict(config.engine)),
+            engine=plain(config.engine),
             trust_remote_code=config.model.trust_remote_code,
         )
         scores = pipeline.aggregate(run_dir, rows, logprobs, may_replace=not job.is_sweep)
@@ -97,7 +96,3 @@ def _check_positive(config: Config) -> None:
     for name in ("max_length", "shard_rows"):
         if getattr(config, name) < 1:
             raise UserError(f"{name}={getattr(config, name)}: give a number of at least 1")
-
-
-def _plain(settings: dict[str, Any]) -> dict[str, Any]:
-    return {key: item.value if isinstance(item, Enum) else item for key, item in settings.items()}

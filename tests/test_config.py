@@ -1,12 +1,9 @@
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
-from omegaconf import OmegaConf
 
-from cherry_vllm.cli import CONF
-from cherry_vllm.config import Config, HfConfig, VllmConfig, register
+from cherry_vllm.config import CONF, HfConfig, VllmConfig, compose
 
 GROUPS = ("data", "censure", "prompt", "engine")
 OPTIONS = [
@@ -14,17 +11,9 @@ OPTIONS = [
 ]
 
 
-def composed(*overrides: str) -> Config:
-    register()
-    with initialize_config_dir(CONF, version_base="1.3"):
-        config = OmegaConf.to_object(compose("config", list(overrides)))
-    assert isinstance(config, Config)
-    return config
-
-
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_of_every_group_composes(group: str, option: str) -> None:
-    config = composed(f"{group}={option}")
+    config = compose(f"{group}={option}")
     if group == "engine":
         assert isinstance(config.engine, HfConfig if option == "hf" else VllmConfig)
 
@@ -36,7 +25,7 @@ def test_no_folder_of_conf_is_left_out_of_these_tests() -> None:
 
 @pytest.mark.parametrize("file", sorted((Path(CONF) / "experiment").glob("*.yaml")))
 def test_every_experiment_composes_and_yields_to_the_command_line(file: Path) -> None:
-    config = composed(f"+experiment={file.stem}", "engine=hf", "max_length=77", "run_dir=x")
+    config = compose(f"+experiment={file.stem}", "engine=hf", "max_length=77", "run_dir=x")
     assert isinstance(config.engine, HfConfig)
     assert (config.max_length, config.run_dir) == (77, "x")
 
@@ -47,11 +36,11 @@ def test_every_experiment_composes_and_yields_to_the_command_line(file: Path) ->
 )
 def test_unknown_keys_and_wrong_types_are_refused(override: str) -> None:
     with pytest.raises(ConfigCompositionException):
-        composed(override)
+        compose(override)
 
 
 def test_censure_phrases_are_data_and_minimal() -> None:
-    phrases = composed("censure=wizardlm").censure.phrases
+    phrases = compose("censure=wizardlm").censure.phrases
     assert len(phrases) == len(set(phrases)) > 50
     held = [(a, b) for a in phrases for b in phrases if a != b and a in b]
     assert held == []

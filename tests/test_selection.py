@@ -2,9 +2,9 @@
 
 import json
 import math
-import random
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
@@ -175,7 +175,7 @@ def test_choosing_more_than_is_usable_is_a_user_error(rule):
 @pytest.mark.parametrize("fraction", [0, 0.0, -0.1, 1.5, 1.0000001, math.nan, math.inf, None])
 @pytest.mark.parametrize("rule", list(Rule))
 def test_a_fraction_beyond_its_range_is_a_user_error(fraction, rule):
-    with pytest.raises(UserError, match=f"select.fraction={fraction}"):
+    with pytest.raises(UserError, match=f"select.fraction={fraction}: give a number"):
         choose(SEVEN, fraction=fraction, rule=rule.value)
 
 
@@ -236,10 +236,10 @@ def by_select_from_ifd_json(lines, rate):
 
 
 def lines_with_ties(seed, number=100):
-    source = random.Random(seed)
+    source = np.random.default_rng(seed)
     lines = []
     for row in range(number):
-        ifd = round(source.uniform(0.2, 1.2), 1)
+        ifd = round(float(source.uniform(0.2, 1.2)), 1)
         lines.append((row, ifd, ifd <= 1 and source.random() < 0.9))
     return lines
 

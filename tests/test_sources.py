@@ -7,9 +7,9 @@ import io
 import json
 import logging
 import os
-import random
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 import yaml
@@ -644,8 +644,8 @@ def test_what_is_not_compressed_as_its_name_says_is_a_user_error(tmp_path, name,
 @pytest.mark.parametrize("name", ["d.json", "d.jsonl", "d.csv"])
 def test_a_cut_off_compressed_file_is_a_user_error(tmp_path, name, suffix):
     # Noise, so that whole blocks of it come before the cut.
-    noise = random.Random(0)
-    samples = [{"instruction": "i", "output": noise.randbytes(100).hex()} for _ in range(3_000)]
+    noise = np.random.default_rng(0)
+    samples = [{"instruction": "i", "output": noise.bytes(100).hex()} for _ in range(3_000)]
     content = encoded(samples, name + suffix)
     path = file_with(tmp_path, name + suffix, content)
     assert rows_of(path, batch_rows=1_000).height == len(samples)

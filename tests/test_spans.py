@@ -6,11 +6,11 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
+from cherry_vllm.config import compose, plain
 from cherry_vllm.errors import UserError
 from cherry_vllm.prompts import PromptTemplate, TextTemplate, build_template
 from cherry_vllm.schema import DropReason
 from cherry_vllm.spans import Pair, SpanBuilder
-from tests.test_config import composed
 
 VOCAB = 49152
 
@@ -34,15 +34,7 @@ def bos_tokenizer(checkpoint: Path) -> Any:
 
 
 def template_of(tokenizer: Any, name: str) -> PromptTemplate:
-    prompt = composed(f"prompt={name}").prompt
-    return build_template(
-        tokenizer,
-        without_input=prompt.without_input,
-        with_input=prompt.with_input,
-        marker=prompt.marker,
-        chat=prompt.chat,
-        system=prompt.system,
-    )
+    return build_template(tokenizer, **plain(compose(f"prompt={name}").prompt))
 
 
 def build(

@@ -35,9 +35,7 @@ def read_rows(
     Raises:
         UserError: a file is broken as a whole, holds no row, or has none of the columns.
     """
-    frames = (
-        frame for file in files for frame in _read_file(file, data_format, columns, batch_rows)
-    )
+    frames = (frame for file in files for frame in _read_file(file, data_format, columns))
     first_row = 0
     for frame in _rebatch(frames, batch_rows):
         yield (
@@ -51,13 +49,11 @@ def read_rows(
         raise UserError(f"{', '.join(map(str, files))}: no rows; check data.path and data.format")
 
 
-def _read_file(
-    file: Path, data_format: DataFormat, columns: Columns, batch_rows: int
-) -> Iterator[pl.DataFrame]:
+def _read_file(file: Path, data_format: DataFormat, columns: Columns) -> Iterator[pl.DataFrame]:
     if data_format is DataFormat.auto:
         data_format = detect_format(file)
     read = read_records if data_format in (DataFormat.json, DataFormat.jsonl) else read_table
-    return read(file, data_format, columns, batch_rows)
+    return read(file, data_format, columns)
 
 
 def _rebatch(frames: Iterator[pl.DataFrame], rows: int) -> Iterator[pl.DataFrame]:

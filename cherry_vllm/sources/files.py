@@ -2,12 +2,13 @@
 
 import glob
 import gzip
+import zlib
 from collections.abc import Iterable
 from enum import Enum
 from pathlib import Path
 from typing import IO
 
-import zstandard
+from backports import zstd
 
 from cherry_vllm.errors import UserError
 
@@ -29,6 +30,7 @@ SUFFIXES = {
     ".pq": DataFormat.parquet,
 }
 COMPRESSIONS = (".gz", ".zst")
+READ_ERRORS = (OSError, EOFError, zlib.error, zstd.ZstdError)  # what a damaged file may raise
 
 
 def find_files(patterns: Iterable[str]) -> list[Path]:
@@ -105,9 +107,12 @@ def detect_format(file: Path) -> DataFormat:
             f"{file}: the suffix names no format ({known}, also with .gz or .zst); set data.format"
         )
     if found is DataFormat.json:
-        with open_bytes(file) as stream:
-            if stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
-                return DataFormat.jsonl
+        try:
+            with open_bytes(file) as stream:
+                head = stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+        except READ_ERRORS as error:
+            raise unreadable(file, error) from None
+        return DataFormat.jsonl if head.startswith(b"{") else found
     return found
 
 
@@ -116,5 +121,10 @@ def open_bytes(file: Path) -> IO[bytes]:
     if file.suffix == ".gz":
         return gzip.open(file, "rb")  # type: ignore[return-value]
     if file.suffix == ".zst":
-        return zstandard.open(file, "rb")  # type: ignore[no-any-return]
+        return zstd.open(file, "rb")  # type: ignore[return-value]
     return file.open("rb")
+
+
+def unreadable(file: Path, error: Exception) -> UserError:
+    """The line for a file that one of :data:`READ_ERRORS` cut short."""
+    return UserError(f"{file}: not readable ({error}); check that it is whole")

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import polars as pl
-import zstandard
 
 from cherry_vllm.errors import UserError
 from cherry_vllm.sources.columns import Columns, check_required
-from cherry_vllm.sources.files import DataFormat, open_bytes
+from cherry_vllm.sources.files import READ_ERRORS, DataFormat, open_bytes, unreadable
 
 log = logging.getLogger(__name__)
 
+BATCH_RECORDS = 1000
 MAX_FAULTS_SHOWN = 3
 MAX_ELEMENT_CHARS = 64 * 2**20  # an array element longer than this is taken for a broken file
 READ_CHARS = 2**20
@@ -38,19 +38,17 @@ class Record(NamedTuple):
     fault: str | None = None
 
 
-def read_records(
-    file: Path, data_format: DataFormat, columns: Columns, batch_rows: int
-) -> Iterator[pl.DataFrame]:
+def read_records(file: Path, data_format: DataFormat, columns: Columns) -> Iterator[pl.DataFrame]:
     """Yields frames of record (the JSON text, untouched), instruction, input, answer, malformed.
 
     Raises:
-        UserError: the file is not readable, or its first batch holds no record with the fields.
+        UserError: the file is not readable, or none of its first records has the fields.
     """
     num_faults = first_row = 0
     try:
         with open_bytes(file) as stream:
             texts = _lines(stream) if data_format is DataFormat.jsonl else _elements(stream, file)
-            while records := [_decode(text, columns) for text in islice(texts, batch_rows)]:
+            while records := [_decode(text, columns) for text in islice(texts, BATCH_RECORDS)]:
                 faults = [(row, r.fault) for row, r in enumerate(records, first_row) if r.fault]
                 if first_row == 0 and len(faults) == len(records):
                     raise _no_record(file, records, columns)
@@ -59,8 +57,8 @@ def read_records(
                 num_faults += len(faults)
                 first_row += len(records)
                 yield _frame(records)
-    except (OSError, EOFError, zstandard.ZstdError) as error:
-        raise UserError(f"{file}: not readable ({error}); check the file") from None
+    except READ_ERRORS as error:
+        raise unreadable(file, error) from None
     if num_faults > MAX_FAULTS_SHOWN:
         log.warning("%s: %d malformed rows in all", file, num_faults)
 
@@ -87,15 +85,16 @@ def _elements(stream: IO[bytes], file: Path) -> Iterator[str]:
         while start < len(buffer) and buffer[start] in " \t\r\n,":
             start += 1
         if buffer.startswith("]", start):
+            _check_nothing_follows(file, buffer[start + 1 :], reader)
             return
         try:
             _, end = decoder.raw_decode(buffer, start)
             # A number that ends where the buffer does may go on behind it.
             is_whole = end < len(buffer) or exhausted
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             if exhausted or len(buffer) - start > MAX_ELEMENT_CHARS:
                 raise UserError(
-                    f"{file}: row {row}: broken JSON ({error.msg}); mend the file, or convert it "
+                    f"{file}: row {row}: broken JSON ({error}); mend the file, or convert it "
                     "to JSON Lines, where one bad row costs only itself"
                 ) from None
             is_whole = False
@@ -108,6 +107,14 @@ def _elements(stream: IO[bytes], file: Path) -> Iterator[str]:
             more = reader.read(max(READ_CHARS, len(buffer) - start))
             exhausted = not more
             buffer, start = buffer[start:] + more, 0
+
+
+def _check_nothing_follows(file: Path, rest: str, reader: IO[str]) -> None:
+    while not rest.strip():
+        rest = reader.read(READ_CHARS)
+        if not rest:
+            return
+    raise UserError(f"{file}: more content after the array's end; put each array in its own file")
 
 
 def _decode(text: str, columns: Columns) -> Record:

@@ -1,0 +1,68 @@
+"""How far vLLM's scores lie from transformers', in fp32 and in bf16.
+
+    python -m bench.agreement --data FILE [--rows 300] [--model FOLDER] [--run-dir runs/agreement]
+
+Each engine scores the first rows of a JSON Lines file through the command line, so that a run
+that was cut short is resumed. The first line compares what precision alone does: hf with itself.
+"""
+
+import argparse
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+
+import polars as pl
+from scipy.stats import spearmanr
+
+from cherry_vllm.config import compose
+
+MODEL = Path(compose().demo.cache_dir) / "SmolLM2-135M-Instruct"
+COMPARED = [
+    ("hf-bfloat16", "hf-float32"),
+    ("vllm-float32", "hf-float32"),
+    ("vllm-bfloat16", "hf-bfloat16"),
+    ("vllm-bfloat16", "hf-float32"),
+]
+
+
+def score(name: str, data: Path, model: Path, run_dir: Path) -> pl.DataFrame:
+    """The scores of one engine and type, such as "vllm-bfloat16"."""
+    engine, dtype = name.split("-")
+    command = [sys.executable, "-m", "cherry_vllm", "score", f"data.path={data}"]
+    command += [f"model.path={model}", f"run_dir={run_dir / name}", f"engine.dtype={dtype}"]
+    command += ["engine=vllm_eager" if engine == "vllm" else "engine=hf", "shard_rows=100"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return pl.read_parquet(run_dir / name / "scores.parquet")
+
+
+def compare(left: pl.DataFrame, right: pl.DataFrame) -> str:
+    """Spearman of IFD, median and 99th percentile of its difference, rows dropped by one only."""
+    both = pl.DataFrame({"left": left["ifd"], "right": right["ifd"]}).drop_nulls()
+    differences = (both["left"] - both["right"]).abs()
+    dropped = (left["drop_reason"].is_null() != right["drop_reason"].is_null()).sum()
+    correlation = spearmanr(both["left"], both["right"]).statistic
+    median, p99 = (differences.quantile(q) or 0.0 for q in (0.5, 0.99))
+    return f"{correlation:>10.5f}{median:>12.2e}{p99:>12.2e}{dropped:>8}{both.height:>8}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--rows", type=int, default=300)
+    parser.add_argument("--model", type=Path, default=MODEL)
+    parser.add_argument("--run-dir", type=Path, default=Path("runs/agreement"))
+    arguments = parser.parse_args()
+    arguments.run_dir.mkdir(parents=True, exist_ok=True)
+    head = arguments.run_dir / "rows.jsonl"
+    with arguments.data.open(encoding="utf-8") as lines:
+        head.write_text("".join(islice(lines, arguments.rows)), encoding="utf-8")
+    names = dict.fromkeys(name for pair in COMPARED for name in pair)
+    scores = {name: score(name, head, arguments.model, arguments.run_dir) for name in names}
+    print(f"{'':<30}{'Spearman':>10}{'median |d|':>12}{'p99 |d|':>12}{'drops':>8}{'rows':>8}")
+    for left, right in COMPARED:
+        print(f"{left + ' / ' + right:<30}{compare(scores[left], scores[right])}")
+
+
+if __name__ == "__main__":
+    main()
