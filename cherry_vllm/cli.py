@@ -61,12 +61,15 @@ def main() -> int:
     os.environ["CHERRY_VLLM_STAGE"] = stage
     # Hydra then raises what it would print itself with exit code 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    sys.argv = [sys.argv[0], *overrides]
+    # Hydra's parser wants its flags before the overrides; people write them anywhere.
+    sweep = [word for word in overrides if word in ("-m", "--multirun")]
+    sys.argv = [sys.argv[0], *sweep, *(word for word in overrides if word not in sweep)]
     register()
     try:
         hydra.main(version_base="1.3", config_path=CONF, config_name="config")(run_stage)()
     except (HydraException, OmegaConfBaseException) as error:
-        return _complain(" ".join(str(error).split()))
+        cause = f": {error.__cause__}" if error.__cause__ else ""
+        return _complain(" ".join(f"{error}{cause}".split()))
     except KeyboardInterrupt:
         print("cherry-vllm: interrupted; the same command resumes", file=sys.stderr)
         return 130
