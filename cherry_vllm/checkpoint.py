@@ -1,11 +1,10 @@
 """A model on disk: found, checked and fingerprinted before anything heavy is loaded."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cherry_vllm.errors import UserError
-from cherry_vllm.store import file_sha256, fingerprint
+from cherry_vllm.store import file_sha256, fingerprint, read_json
 
 WEIGHTS = "*.safetensors"
 # The files that decide a score: weights, architecture, tokenizer.
@@ -30,16 +29,27 @@ def find_checkpoint(path: str) -> Path:
         folder = _download(path)
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no config.json; model.path takes a Hugging Face model folder")
-    try:
-        json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{folder}/config.json: broken JSON ({error}); fetch it again") from None
     if not any(folder.glob(WEIGHTS)):
         raise UserError(
             f"{folder}: no {WEIGHTS} weights; save the model with save_pretrained, "
             "or fetch what is missing"
         )
+    _check_weights(folder)
     return folder
+
+
+def _check_weights(folder: Path) -> None:
+    """Raises a UserError for weights that are cut short, or of which a file is missing."""
+    from safetensors import SafetensorError, safe_open
+
+    index = folder / "model.safetensors.index.json"
+    listed = set(read_json(index)["weight_map"].values()) if index.is_file() else set()
+    for name in sorted(listed | {file.name for file in folder.glob(WEIGHTS)}):
+        try:
+            with safe_open(folder / name, framework="numpy"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{folder / name}: damaged or missing ({error}); fetch it") from None
 
 
 def _download(path: str) -> Path:

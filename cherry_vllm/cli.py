@@ -3,6 +3,7 @@
 Exit codes: 0 done; 2 the user's mistake, one line on stderr; 1 a fault of ours.
 """
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -20,6 +21,9 @@ from cherry_vllm.config import CONF, Config, register
 from cherry_vllm.errors import UserError
 
 STAGES = {"score": stages.score, "select": stages.select, "fetch-demo": stages.fetch_demo}
+
+# What is wrong with the place that a run writes to, not with the program.
+PLACE_ERRORS = (errno.EACCES, errno.EEXIST, errno.ENOSPC, errno.ENOTDIR, errno.EROFS)
 
 USAGE = """\
 usage: cherry-vllm STAGE [overrides]
@@ -57,6 +61,10 @@ def main() -> int:
     stage, *overrides = arguments
     if stage not in STAGES:
         return _complain(f"{stage}: no such stage; choose from {', '.join(STAGES)}")
+    return _run_hydra(stage, overrides)
+
+
+def _run_hydra(stage: str, overrides: list[str]) -> int:
     # In the environment, so that the jobs of any Hydra launcher find it.
     os.environ["CHERRY_VLLM_STAGE"] = stage
     # Hydra then raises what it would print itself with exit code 1.
@@ -70,6 +78,10 @@ def main() -> int:
     except (HydraException, OmegaConfBaseException) as error:
         cause = f": {error.__cause__}" if error.__cause__ else ""
         return _complain(" ".join(f"{error}{cause}".split()))
+    except OSError as error:
+        if error.errno not in PLACE_ERRORS:
+            raise
+        return _complain(f"{error.filename}: {error.strerror}; check run_dir and its disk")
     except KeyboardInterrupt:
         print("cherry-vllm: interrupted; the same command resumes", file=sys.stderr)
         return 130
