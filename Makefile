@@ -1,4 +1,4 @@
-# make setup | demo | demo-score | test | lint | bench | clean
+# make setup | demo | test | lint | bench | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

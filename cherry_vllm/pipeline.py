@@ -10,6 +10,7 @@ What a run with the same settings has finished is not done again.
 """
 
 import logging
+import sys
 from collections.abc import Sequence
 from importlib.metadata import distributions
 from pathlib import Path
@@ -21,7 +22,7 @@ from tqdm import tqdm
 
 from cherry_vllm import __version__
 from cherry_vllm.checkpoint import checkpoint_fingerprint, load_tokenizer, read_limits
-from cherry_vllm.engines import Engine, build_engine
+from cherry_vllm.engines import MEMORY_SETTINGS, Engine, build_engine
 from cherry_vllm.errors import UserError
 from cherry_vllm.exports import check_suffix, write_records
 from cherry_vllm.ifd import aggregate_logprobs
@@ -69,7 +70,7 @@ def read(
         files, data_format=data_format, columns=columns, censure=censure, batch_rows=shard_rows
     )
     num_rows = num_shards = 0
-    with tqdm(desc="reading", unit=" rows", unit_scale=True) as bar:
+    with _progress("reading") as bar:
         for frame in frames:
             rows.write(num_shards, frame)
             num_rows, num_shards = num_rows + frame.height, num_shards + 1
@@ -102,7 +103,7 @@ def score(
         "model": checkpoint_fingerprint(checkpoint),
         "prompt": prompt,
         "max_length": max_length,
-        "engine": engine,
+        "engine": {key: engine[key] for key in engine if key not in MEMORY_SETTINGS},
     }
     logprobs = Shards(run_dir / "logprobs", settings)
     if logprobs.is_complete():
@@ -139,7 +140,7 @@ def _score_shards(
 ) -> None:
     num_rows = rows.summary["num_rows"]
     num_missing = sum(rows.num_rows(index) for index in missing)
-    with tqdm(desc="scoring", total=num_rows, initial=num_rows - num_missing, unit=" rows") as bar:
+    with _progress("scoring", total=num_rows, initial=num_rows - num_missing) as bar:
         for index in missing:
             shard, done = rows.read(index), bar.n
             spans = 0
@@ -233,6 +234,12 @@ def _find_records(run_dir: Path, chosen: pl.DataFrame) -> pl.Series:
     wanted = chosen.lazy().select("row")
     found = scan_rows(run_dir).select("row", "record").join(wanted, on="row", how="semi").collect()
     return chosen.select("row").join(found, on="row", how="left", maintain_order="left")["record"]
+
+
+def _progress(stage: str, **counts: int) -> tqdm:
+    """A bar with rate and time left; in a log file, a line every ten seconds."""
+    interval = 0.5 if sys.stderr.isatty() else 10
+    return tqdm(desc=stage, unit=" rows", mininterval=interval, **counts)
 
 
 def _installed_versions() -> dict[str, str]:

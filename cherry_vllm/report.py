@@ -8,6 +8,8 @@ from cherry_vllm.schema import DropReason
 
 MAX_SHOWN_CHARS = 100
 MAX_POINTS = 20_000
+BIN_WIDTH = 0.025
+SCORE_NAMES = ("direct_score", "conditioned_score")
 MISFIT_SHARE = 1 / 3
 
 
@@ -83,16 +85,18 @@ def draw_scores(scores: pl.DataFrame, path: Path) -> None:
     scored = scores.filter(pl.col("ifd").is_not_null())
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     histogram, scatter = figure.subplots(1, 2)
-    upper = max(1.25, scored["ifd"].quantile(0.995) or 0.0)
-    histogram.hist(scored["ifd"].clip(0, upper), bins=60, range=(0, upper), color="#b3294e")
+    last_bin = max(50, round((scored["ifd"].quantile(0.995) or 0) / BIN_WIDTH))
+    edges = [BIN_WIDTH * index for index in range(last_bin + 1)]  # one of them is 1
+    histogram.hist(scored["ifd"].clip(0, edges[-1]), bins=edges, color="#b3294e")
     histogram.axvline(1, color="black", linewidth=1, linestyle="--")
     histogram.set(xlabel="IFD = s(A|Q) / s(A)", ylabel="rows")
     histogram.set_title(f"{scored.height:,} scored rows; right of the line: dropped", fontsize=10)
     shown = scored.sample(min(MAX_POINTS, scored.height), seed=0)
     colors = shown["drop_reason"].is_null().replace_strict({True: "#b3294e", False: "#999999"})
-    scatter.scatter(shown["direct_score"], shown["conditioned_score"], s=6, c=colors, alpha=0.5)
-    limit = max(shown["direct_score"].max() or 1, shown["conditioned_score"].max() or 1)
+    scatter.scatter(*(shown[name] for name in SCORE_NAMES), s=6, c=colors, alpha=0.5)
+    limit = 1.05 * max(shown[name].quantile(0.99) or 1 for name in SCORE_NAMES)
     scatter.plot([0, limit], [0, limit], color="black", linewidth=1, linestyle="--")
     scatter.set(xlabel="direct score s(A), nats per token", ylabel="conditioned score s(A|Q)")
+    scatter.set(xlim=(0, limit), ylim=(0, limit))
     scatter.set_title("below the line the instruction helps", fontsize=10)
     figure.savefig(path, dpi=120)

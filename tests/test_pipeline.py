@@ -1,0 +1,116 @@
+"""Stages that need no model, resumed from whatever a kill may leave."""
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from cherry_vllm import pipeline
+from cherry_vllm.errors import UserError
+from cherry_vllm.schema import LOGPROBS
+from cherry_vllm.selection import Order, Rule, Strategy
+from cherry_vllm.sources import Columns, DataFormat
+from cherry_vllm.store import Shards
+from tests.conftest import ROWS
+
+CHOICE: dict[str, Any] = {
+    "strategy": Strategy.cherry,
+    "fraction": 0.5,
+    "count": None,
+    "order": Order.ifd,
+    "rule": Rule.exact,
+    "seed": 0,
+}
+
+
+def read(run_dir: Path, **changes: Any) -> Shards:
+    settings: dict[str, Any] = {
+        "data_format": DataFormat.auto,
+        "columns": Columns("instruction", "input", "output"),
+        "censure": [],
+        "shard_rows": 5,
+    }
+    return pipeline.read(run_dir, [ROWS], **(settings | changes))
+
+
+def made_up_logprobs(run_dir: Path, rows: Shards, scale: float = 0.1) -> Shards:
+    """Log-prob shards in which row n has an IFD of ``scale`` + n / 20."""
+    logprobs = Shards(run_dir / "logprobs", {"scale": scale})
+    for index in range(rows.num_shards):
+        frame = rows.read(index).select(
+            "row",
+            conditioned_logprobs=pl.concat_list(-scale - pl.col("row") / 20),
+            direct_logprobs=pl.concat_list(pl.lit(-1.0)),
+            truncated=pl.lit(value=False),
+            drop_reason="drop_reason",
+        )
+        logprobs.write(index, frame.cast(LOGPROBS))  # type: ignore[arg-type]
+    logprobs.close(rows.num_shards)
+    return logprobs
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_what_was_read_is_not_read_again_and_what_was_cut_short_is(tmp_path: Path) -> None:
+    rows = read(tmp_path)
+    assert rows.num_shards == 6
+    whole = contents(rows.folder)
+    stamps = {path: path.stat().st_mtime_ns for path in rows.folder.iterdir()}
+    assert read(tmp_path).folder == rows.folder
+    assert {path: path.stat().st_mtime_ns for path in rows.folder.iterdir()} == stamps
+    for damage in ("complete.json", "part-00003.done", "part-00002.parquet"):
+        (rows.folder / damage).write_bytes(b"")
+        if damage == "complete.json":
+            (rows.folder / damage).unlink()
+        assert contents(read(tmp_path).folder) == whole
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"shard_rows": 6}, {"censure": ["sky"]}, {"columns": Columns("instruction", None, "output")}],
+)
+def test_a_changed_setting_reads_into_another_folder(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    first = read(tmp_path)
+    before = contents(first.folder)
+    assert read(tmp_path, **change).folder != first.folder
+    assert contents(first.folder) == before
+
+
+def test_scores_are_made_again_if_the_stage_did_not_end(tmp_path: Path) -> None:
+    rows = read(tmp_path)
+    logprobs = made_up_logprobs(tmp_path, rows)
+    scores = pipeline.aggregate(tmp_path, rows, logprobs, may_replace=False)
+    assert scores["ifd"].to_list() == pytest.approx([0.1 + row / 20 for row in range(26)])
+    for name in ("score.json", "ifd.png", "scores.parquet"):
+        (tmp_path / name).unlink()
+        (tmp_path / "score.json").unlink(missing_ok=True)
+        again = pipeline.aggregate(tmp_path, rows, logprobs, may_replace=False)
+        assert again.equals(scores)
+        assert (tmp_path / name).is_file()
+
+
+def test_a_sweep_does_not_replace_scores_of_other_settings(tmp_path: Path) -> None:
+    rows = read(tmp_path)
+    pipeline.aggregate(tmp_path, rows, made_up_logprobs(tmp_path, rows), may_replace=True)
+    other = made_up_logprobs(tmp_path, rows, scale=0.2)
+    with pytest.raises(UserError, match="other settings"):
+        pipeline.aggregate(tmp_path, rows, other, may_replace=False)
+    replaced = pipeline.aggregate(tmp_path, rows, other, may_replace=True)
+    assert replaced["ifd"][0] == pytest.approx(0.2)
+
+
+def test_selected_records_come_in_the_order_chosen(tmp_path: Path) -> None:
+    rows = read(tmp_path)
+    pipeline.aggregate(tmp_path, rows, made_up_logprobs(tmp_path, rows), may_replace=True)
+    scores, chosen = pipeline.select(tmp_path, tmp_path / "out.jsonl", **CHOICE)
+    # IFD 0.1 + 18 / 20 is 1 and usable: rows 0 to 18, of which half, rounded down, is 9.
+    assert scores["drop_reason"].null_count() == 19
+    assert chosen["row"].to_list() == list(range(18, 9, -1))
+    lines = ROWS.read_text(encoding="utf-8").splitlines()
+    written = (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()
+    assert written == [lines[row] for row in range(18, 9, -1)]
