@@ -10,7 +10,6 @@ What a run with the same settings has finished is not done again.
 """
 
 import logging
-import sys
 from collections.abc import Sequence
 from importlib.metadata import distributions
 from pathlib import Path
@@ -18,18 +17,18 @@ from platform import python_version
 from typing import Any
 
 import polars as pl
-from tqdm import tqdm
 
 from cherry_vllm import __version__
 from cherry_vllm.checkpoint import checkpoint_fingerprint, load_tokenizer, read_limits
-from cherry_vllm.engines import MEMORY_SETTINGS, Engine, build_engine
+from cherry_vllm.engines import MEMORY_SETTINGS, build_engine
 from cherry_vllm.errors import UserError
 from cherry_vllm.exports import check_suffix, write_records
 from cherry_vllm.ifd import aggregate_logprobs
+from cherry_vllm.progress import progress_bar
 from cherry_vllm.prompts import build_template
 from cherry_vllm.report import count_outcomes, draw_scores
 from cherry_vllm.schema import SCHEMA_VERSION
-from cherry_vllm.scoring import score_shard
+from cherry_vllm.scoring import score_shards
 from cherry_vllm.selection import select_rows
 from cherry_vllm.sources import Columns, DataFormat, read_rows
 from cherry_vllm.spans import SpanBuilder
@@ -70,7 +69,7 @@ def read(
         files, data_format=data_format, columns=columns, censure=censure, batch_rows=shard_rows
     )
     num_rows = num_shards = 0
-    with _progress("reading") as bar:
+    with progress_bar("reading") as bar:
         for frame in frames:
             rows.write(num_shards, frame)
             num_rows, num_shards = num_rows + frame.height, num_shards + 1
@@ -109,17 +108,8 @@ def score(
     if logprobs.is_complete():
         log.info("%s: scored before, nothing to do", logprobs.folder)
         return logprobs
-    limits = read_limits(checkpoint, trust_remote_code=trust_remote_code)
-    if limits.max_length is not None and max_length > limits.max_length:
-        raise UserError(
-            f"max_length={max_length}: {checkpoint} takes {limits.max_length} tokens; lower it"
-        )
-    tokenizer = load_tokenizer(checkpoint, trust_remote_code=trust_remote_code)
-    builder = SpanBuilder(
-        tokenizer,
-        build_template(tokenizer, **prompt),
-        max_length=max_length,
-        vocab_size=limits.vocab_size,
+    builder = _span_builder(
+        checkpoint, prompt=prompt, max_length=max_length, trust_remote_code=trust_remote_code
     )
     missing = [index for index in range(rows.num_shards) if not logprobs.is_done(index)]
     if missing:
@@ -130,28 +120,22 @@ def score(
             trust_remote_code=trust_remote_code,
             **engine,
         )
-        _score_shards(rows, logprobs, missing, builder, runner)
+        score_shards(rows, logprobs, missing, builder, runner)
     logprobs.close(rows.num_shards, versions=_installed_versions())
     return logprobs
 
 
-def _score_shards(
-    rows: Shards, logprobs: Shards, missing: list[int], builder: SpanBuilder, engine: Engine
-) -> None:
-    num_rows = rows.summary["num_rows"]
-    num_missing = sum(rows.num_rows(index) for index in missing)
-    with _progress("scoring", total=num_rows, initial=num_rows - num_missing) as bar:
-        for index in missing:
-            shard, done = rows.read(index), bar.n
-            spans = 0
-
-            def on_scored(count: int, done: int = done) -> None:
-                nonlocal spans
-                spans += count
-                bar.update(done + spans // 2 - bar.n)  # two passes to a row
-
-            logprobs.write(index, score_shard(shard, builder, engine, on_scored))
-            bar.update(done + shard.height - bar.n)
+def _span_builder(
+    checkpoint: Path, *, prompt: dict[str, Any], max_length: int, trust_remote_code: bool
+) -> SpanBuilder:
+    limits = read_limits(checkpoint, trust_remote_code=trust_remote_code)
+    if limits.max_length is not None and max_length > limits.max_length:
+        raise UserError(
+            f"max_length={max_length}: {checkpoint} takes {limits.max_length} tokens; lower it"
+        )
+    tokenizer = load_tokenizer(checkpoint, trust_remote_code=trust_remote_code)
+    template = build_template(tokenizer, **prompt)
+    return SpanBuilder(tokenizer, template, max_length=max_length, vocab_size=limits.vocab_size)
 
 
 def aggregate(run_dir: Path, rows: Shards, logprobs: Shards, *, may_replace: bool) -> pl.DataFrame:
@@ -161,7 +145,8 @@ def aggregate(run_dir: Path, rows: Shards, logprobs: Shards, *, may_replace: boo
         UserError: scores of other settings lie there, and ``may_replace`` is False.
     """
     target, manifest = run_dir / "scores.parquet", run_dir / "score.json"
-    made_by = read_json(manifest)["fingerprint"] if manifest.exists() else None
+    is_made = target.is_file() and manifest.is_file()
+    made_by = read_json(manifest)["fingerprint"] if is_made else None
     if made_by == logprobs.fingerprint:
         return pl.read_parquet(target)
     if made_by is not None:
@@ -234,12 +219,6 @@ def _find_records(run_dir: Path, chosen: pl.DataFrame) -> pl.Series:
     wanted = chosen.lazy().select("row")
     found = scan_rows(run_dir).select("row", "record").join(wanted, on="row", how="semi").collect()
     return chosen.select("row").join(found, on="row", how="left", maintain_order="left")["record"]
-
-
-def _progress(stage: str, **counts: int) -> tqdm:
-    """A bar with rate and time left; in a log file, a line every ten seconds."""
-    interval = 0.5 if sys.stderr.isatty() else 10
-    return tqdm(desc=stage, unit=" rows", mininterval=interval, **counts)
 
 
 def _installed_versions() -> dict[str, str]:

@@ -1,0 +1,11 @@
+"""Progress with rate and time left."""
+
+import sys
+
+from tqdm import tqdm
+
+
+def progress_bar(stage: str, **counts: int) -> tqdm:
+    """A bar over rows; in a log file, which has no line to redraw, one line every ten seconds."""
+    interval = 0.5 if sys.stderr.isatty() else 10
+    return tqdm(desc=stage, unit=" rows", mininterval=interval, **counts)
