@@ -71,7 +71,7 @@ def run_step(step: str, run_dir: Path) -> None:
     """Runs one step in this process and prints its time and the process's peak memory."""
     started = time.perf_counter()
     if step == "aggregate":
-        pipeline.aggregate(run_dir, *open_shards(run_dir), may_replace=True)
+        pipeline.aggregate(run_dir, *open_shards(run_dir))
     else:
         pipeline.select(
             run_dir,

@@ -44,9 +44,12 @@ def run_stage(config: DictConfig) -> None:
     try:
         typed = cast(Config, OmegaConf.to_object(config))
         is_sweep = settings.mode is RunMode.MULTIRUN
-        stage(typed, stages.Job(Path(settings.runtime.output_dir), is_sweep))
+        output_dir = settings.runtime.output_dir if is_sweep else typed.run_dir
+        stage(typed, stages.Job(Path(output_dir), is_sweep))
     except UserError as error:
         raise SystemExit(_complain(str(error))) from None
+    except OSError as error:
+        raise SystemExit(_complain_of_place(error)) from None
 
 
 def main() -> int:
@@ -78,10 +81,8 @@ def _run_hydra(stage: str, overrides: list[str]) -> int:
     except (HydraException, OmegaConfBaseException) as error:
         cause = f": {error.__cause__}" if error.__cause__ else ""
         return _complain(" ".join(f"{error}{cause}".split()))
-    except OSError as error:
-        if error.errno not in PLACE_ERRORS:
-            raise
-        return _complain(f"{error.filename}: {error.strerror}; check run_dir and its disk")
+    except OSError as error:  # from Hydra, which makes the folders of a sweep
+        return _complain_of_place(error)
     except KeyboardInterrupt:
         print("cherry-vllm: interrupted; the same command resumes", file=sys.stderr)
         return 130
@@ -91,3 +92,9 @@ def _run_hydra(stage: str, overrides: list[str]) -> int:
 def _complain(message: str) -> int:
     print(f"cherry-vllm: {message}", file=sys.stderr)
     return 2
+
+
+def _complain_of_place(error: OSError) -> int:
+    if error.errno not in PLACE_ERRORS:
+        raise error
+    return _complain(f"{error.filename}: {error.strerror}; check run_dir and its disk")

@@ -87,6 +87,7 @@ def score(
     max_length: int,
     engine: dict[str, Any],
     trust_remote_code: bool,
+    may_replace: bool,
 ) -> Shards:
     """Row shards to log-prob shards.
 
@@ -94,7 +95,8 @@ def score(
     :func:`engines.build_engine`.
 
     Raises:
-        UserError: the model cannot be used, or cannot take ``max_length`` tokens.
+        UserError: the model cannot be used, or cannot take ``max_length`` tokens; or scores of
+            other settings lie in ``run_dir``, and ``may_replace`` is False.
     """
     settings = {
         "schema_version": SCHEMA_VERSION,
@@ -105,6 +107,11 @@ def score(
         "engine": {key: engine[key] for key in engine if key not in MEMORY_SETTINGS},
     }
     logprobs = Shards(run_dir / "logprobs", settings)
+    if not may_replace and _scores_fingerprint(run_dir) not in (None, logprobs.fingerprint):
+        raise UserError(
+            f"{run_dir}: holds scores of other settings, which this sweep would replace; give each "
+            "job a folder of its own, as in run_dir='runs/${max_length}'"
+        )
     if logprobs.is_complete():
         log.info("%s: scored before, nothing to do", logprobs.folder)
         return logprobs
@@ -138,23 +145,13 @@ def _span_builder(
     return SpanBuilder(tokenizer, template, max_length=max_length, vocab_size=limits.vocab_size)
 
 
-def aggregate(run_dir: Path, rows: Shards, logprobs: Shards, *, may_replace: bool) -> pl.DataFrame:
-    """Log-prob shards to ``scores.parquet``, which is returned, a picture and ``score.json``.
-
-    Raises:
-        UserError: scores of other settings lie there, and ``may_replace`` is False.
-    """
+def aggregate(run_dir: Path, rows: Shards, logprobs: Shards) -> pl.DataFrame:
+    """Log-prob shards to ``scores.parquet``, which is returned, a picture and ``score.json``."""
     target, manifest = run_dir / "scores.parquet", run_dir / "score.json"
-    is_made = target.is_file() and manifest.is_file()
-    made_by = read_json(manifest)["fingerprint"] if is_made else None
+    made_by = _scores_fingerprint(run_dir)
     if made_by == logprobs.fingerprint:
         return pl.read_parquet(target)
     if made_by is not None:
-        if not may_replace:
-            raise UserError(
-                f"{target}: holds scores of other settings, which this sweep would replace; give "
-                "each job a folder of its own, as in run_dir='runs/${max_length}'"
-            )
         log.warning("%s: scores of other settings are replaced; their shards stay", target)
     origin = {"rows": str(rows.folder.relative_to(run_dir)), "fingerprint": logprobs.fingerprint}
     with atomic_path(target) as path:
@@ -178,6 +175,14 @@ def aggregate(run_dir: Path, rows: Shards, logprobs: Shards, *, may_replace: boo
         },
     )
     return scores
+
+
+def _scores_fingerprint(run_dir: Path) -> str | None:
+    """What the scores in a run folder were made from; None without scores, or with a part only."""
+    manifest = run_dir / "score.json"
+    if not (manifest.is_file() and (run_dir / "scores.parquet").is_file()):
+        return None
+    return str(read_json(manifest)["fingerprint"])
 
 
 def select(run_dir: Path, output: Path, **choice: Any) -> tuple[pl.DataFrame, pl.DataFrame]:

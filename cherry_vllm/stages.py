@@ -47,8 +47,9 @@ def score(config: Config, job: Job) -> None:
             max_length=config.max_length,
             engine=plain(config.engine),
             trust_remote_code=config.model.trust_remote_code,
+            may_replace=not job.is_sweep,
         )
-        scores = pipeline.aggregate(run_dir, rows, logprobs, may_replace=not job.is_sweep)
+        scores = pipeline.aggregate(run_dir, rows, logprobs)
     print(report.summarize(scores))
     print(f"scores: {run_dir / 'scores.parquet'}  picture: {run_dir / 'ifd.png'}")
     warning = report.misfit_warning(scores)

@@ -41,6 +41,7 @@ def assert_refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
     assert done.returncode == 2, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("cherry-vllm: ")]
     assert len(lines) == 1, done.stderr
+    assert "Error executing job" not in done.stderr
     assert "Traceback" not in done.stderr
     for word in words:
         assert word in lines[0]

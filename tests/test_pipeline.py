@@ -7,7 +7,6 @@ import polars as pl
 import pytest
 
 from cherry_vllm import pipeline
-from cherry_vllm.errors import UserError
 from cherry_vllm.schema import LOGPROBS
 from cherry_vllm.selection import Order, Rule, Strategy
 from cherry_vllm.sources import Columns, DataFormat
@@ -84,29 +83,27 @@ def test_a_changed_setting_reads_into_another_folder(
 def test_scores_are_made_again_if_the_stage_did_not_end(tmp_path: Path) -> None:
     rows = read(tmp_path)
     logprobs = made_up_logprobs(tmp_path, rows)
-    scores = pipeline.aggregate(tmp_path, rows, logprobs, may_replace=False)
+    scores = pipeline.aggregate(tmp_path, rows, logprobs)
     assert scores["ifd"].to_list() == pytest.approx([0.1 + row / 20 for row in range(26)])
     for name in ("score.json", "ifd.png", "scores.parquet"):
         (tmp_path / name).unlink()
         (tmp_path / "score.json").unlink(missing_ok=True)
-        again = pipeline.aggregate(tmp_path, rows, logprobs, may_replace=False)
+        again = pipeline.aggregate(tmp_path, rows, logprobs)
         assert again.equals(scores)
         assert (tmp_path / name).is_file()
 
 
-def test_a_sweep_does_not_replace_scores_of_other_settings(tmp_path: Path) -> None:
+def test_scores_of_other_settings_are_replaced(tmp_path: Path) -> None:
     rows = read(tmp_path)
-    pipeline.aggregate(tmp_path, rows, made_up_logprobs(tmp_path, rows), may_replace=True)
-    other = made_up_logprobs(tmp_path, rows, scale=0.2)
-    with pytest.raises(UserError, match="other settings"):
-        pipeline.aggregate(tmp_path, rows, other, may_replace=False)
-    replaced = pipeline.aggregate(tmp_path, rows, other, may_replace=True)
+    pipeline.aggregate(tmp_path, rows, made_up_logprobs(tmp_path, rows))
+    replaced = pipeline.aggregate(tmp_path, rows, made_up_logprobs(tmp_path, rows, scale=0.2))
     assert replaced["ifd"][0] == pytest.approx(0.2)
+    assert pl.read_parquet(tmp_path / "scores.parquet").equals(replaced)
 
 
 def test_selected_records_come_in_the_order_chosen(tmp_path: Path) -> None:
     rows = read(tmp_path)
-    pipeline.aggregate(tmp_path, rows, made_up_logprobs(tmp_path, rows), may_replace=True)
+    pipeline.aggregate(tmp_path, rows, made_up_logprobs(tmp_path, rows))
     scores, chosen = pipeline.select(tmp_path, tmp_path / "out.jsonl", **CHOICE)
     # IFD 0.1 + 18 / 20 is 1 and usable: rows 0 to 18, of which half, rounded down, is 9.
     assert scores["drop_reason"].null_count() == 19
