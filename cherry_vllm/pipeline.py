@@ -150,7 +150,7 @@ def aggregate(run_dir: Path, rows: Shards, logprobs: Shards) -> pl.DataFrame:
     target, manifest = run_dir / "scores.parquet", run_dir / "score.json"
     made_by = _scores_fingerprint(run_dir)
     if made_by == logprobs.fingerprint:
-        return pl.read_parquet(target)
+        return pl.read_parquet(target, glob=False)
     if made_by is not None:
         log.warning("%s: scores of other settings are replaced; their shards stay", target)
     origin = {"rows": str(rows.folder.relative_to(run_dir)), "fingerprint": logprobs.fingerprint}
@@ -158,7 +158,7 @@ def aggregate(run_dir: Path, rows: Shards, logprobs: Shards) -> pl.DataFrame:
         aggregate_logprobs(logprobs.scan()).sink_parquet(
             path, row_group_size=ROW_GROUP_ROWS, metadata=origin
         )
-    scores = pl.read_parquet(target)
+    scores = pl.read_parquet(target, glob=False)
     num_rows = rows.summary["num_rows"]
     if scores.height != num_rows:
         raise RuntimeError(f"{target}: {scores.height} lines for {num_rows} input rows")
@@ -198,7 +198,7 @@ def select(run_dir: Path, output: Path, **choice: Any) -> tuple[pl.DataFrame, pl
     source = run_dir / "scores.parquet"
     if not source.is_file():
         raise UserError(f"{source}: no such file; run `cherry-vllm score` with this run_dir first")
-    scores = pl.read_parquet(source)
+    scores = pl.read_parquet(source, glob=False)
     chosen = select_rows(scores, **choice)
     write_records(_find_records(run_dir, chosen), output)
     write_json(
@@ -216,13 +216,18 @@ def select(run_dir: Path, output: Path, **choice: Any) -> tuple[pl.DataFrame, pl
 def scan_rows(run_dir: Path) -> pl.LazyFrame:
     """The input rows (:data:`schema.ROWS`) that ``run_dir/scores.parquet`` is about."""
     folder = pl.read_parquet_metadata(run_dir / "scores.parquet")["rows"]
-    return pl.scan_parquet(run_dir / folder / "part-*.parquet")
+    return pl.scan_parquet(sorted((run_dir / folder).glob("part-*.parquet")), glob=False)
 
 
 def _find_records(run_dir: Path, chosen: pl.DataFrame) -> pl.Series:
     """The input records of the chosen rows, in the order chosen."""
     wanted = chosen.lazy().select("row")
-    found = scan_rows(run_dir).select("row", "record").join(wanted, on="row", how="semi").collect()
+    found = (
+        scan_rows(run_dir)
+        .select("row", "record")
+        .join(wanted, on="row", how="semi")
+        .collect(engine="streaming")
+    )
     return chosen.select("row").join(found, on="row", how="left", maintain_order="left")["record"]
 
 

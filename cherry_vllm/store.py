@@ -128,7 +128,7 @@ class Shards:
         write_json(path.with_suffix(".done"), {"rows": frame.height, "bytes": path.stat().st_size})
 
     def read(self, index: int) -> pl.DataFrame:
-        return pl.read_parquet(self.path(index))
+        return pl.read_parquet(self.path(index), glob=False)
 
     def close(self, num_shards: int, **facts: Any) -> None:
         """Marks the folder complete, with anything worth knowing about how it came to be."""
@@ -151,4 +151,4 @@ class Shards:
 
     def scan(self) -> pl.LazyFrame:
         """All shards of a closed folder as one lazy frame, in order."""
-        return pl.scan_parquet([self.path(index) for index in range(self.num_shards)])
+        return pl.scan_parquet([self.path(i) for i in range(self.num_shards)], glob=False)

@@ -102,9 +102,10 @@ def test_scores_of_other_settings_are_replaced(tmp_path: Path) -> None:
 
 
 def test_selected_records_come_in_the_order_chosen(tmp_path: Path) -> None:
-    rows = read(tmp_path)
-    pipeline.aggregate(tmp_path, rows, made_up_logprobs(tmp_path, rows))
-    scores, chosen = pipeline.select(tmp_path, tmp_path / "out.jsonl", **CHOICE)
+    run_dir = tmp_path / "names [1] that *look* like globs"
+    rows = read(run_dir)
+    pipeline.aggregate(run_dir, rows, made_up_logprobs(run_dir, rows))
+    scores, chosen = pipeline.select(run_dir, tmp_path / "out.jsonl", **CHOICE)
     # IFD 0.1 + 18 / 20 is 1 and usable: rows 0 to 18, of which half, rounded down, is 9.
     assert scores["drop_reason"].null_count() == 19
     assert chosen["row"].to_list() == list(range(18, 9, -1))
