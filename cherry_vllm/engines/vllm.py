@@ -64,7 +64,9 @@ class VllmEngine:
 
 def _set_environment(cpu_kv_cache_gib: int) -> None:
     """What vLLM takes from the environment only; what the user has set stays."""
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    # Its warnings are about serving; they go, with all it says, where they disturb no result.
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
     # With the engine in this process all requests are queued before the first step, so batches,
     # and with them the low bits of the scores, are the same in every run.
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
