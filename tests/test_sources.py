@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 import yaml
-import zstandard
+from backports import zstd
 from polars.testing import assert_frame_equal
 
 from cherry_vllm.errors import UserError
@@ -66,7 +66,7 @@ def compressed(content, name):
     if name.endswith(".gz"):
         return gzip.compress(content)
     if name.endswith(".zst"):
-        return zstandard.compress(content)
+        return zstd.compress(content)
     return content
 
 
@@ -612,7 +612,7 @@ def test_an_unreadable_file_is_a_user_error(tmp_path):
         ("d.json", b"  \n"),
         ("d.csv", b"instruction,input,output\n"),
         ("d.jsonl.gz", gzip.compress(b"")),
-        ("d.jsonl.zst", zstandard.compress(b"")),
+        ("d.jsonl.zst", zstd.compress(b"")),
         ("d.json.gz", gzip.compress(b"")),
         ("d.csv.gz", gzip.compress(b"")),
     ],
