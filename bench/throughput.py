@@ -9,6 +9,7 @@ large bf16 matrix product reaches on this machine, at 2 FLOPs per parameter and 
 
 import argparse
 import json
+import math
 import os
 import platform
 import resource
@@ -107,13 +108,9 @@ def count_parameters(model: Path) -> int:
 
     total = 0
     for file in model.glob("*.safetensors"):
-        with safe_open(file, "pt") as tensors:
-            shapes = (tensors.get_slice(name).get_shape() for name in tensors.keys())  # noqa: SIM118
-            for shape in shapes:
-                size = 1
-                for length in shape:
-                    size *= length
-                total += size
+        with safe_open(file, "numpy") as tensors:
+            shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118
+        total += sum(math.prod(shape) for shape in shapes)
     return total
 
 
