@@ -97,4 +97,4 @@ def _complain(message: str) -> int:
 def _complain_of_place(error: OSError) -> int:
     if error.errno not in PLACE_ERRORS:
         raise error
-    return _complain(f"{error.filename}: {error.strerror}; check run_dir and its disk")
+    return _complain(f"{error.filename or 'run_dir'}: {error.strerror}; check run_dir and its disk")

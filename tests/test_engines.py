@@ -130,7 +130,7 @@ def scored(checkpoint: Path, cli: Cli, tmp_path_factory: pytest.TempPathFactory)
             f"data.path={ROWS}",
             f"model.path={checkpoint}",
             f"run_dir={folder / name}",
-            "max_length=256",
+            "max_length=128",
             "shard_rows=10",
             *overrides,
         )
