@@ -75,10 +75,9 @@ def _set_environment(cpu_kv_cache_gib: int) -> None:
     from vllm.platforms import current_platform
 
     if current_platform.is_cpu():
-        # vLLM's own choices keep a core back, and one thread for what torch computes.
+        # vLLM's own choice keeps a core back.
         cores = sorted(os.sched_getaffinity(0))
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores)))
-        os.environ.setdefault("OMP_NUM_THREADS", str(len(cores)))
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(cpu_kv_cache_gib))
 
 
