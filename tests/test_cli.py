@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -175,10 +174,8 @@ def test_mistakes_cost_one_line_and_exit_code_2(
         (["select", f"run_dir={run_dir}", "select.fraction=0.0001"], ["select.fraction"]),
         (["select", f"run_dir={run_dir}", "select.output=c.txt"], ["c.txt", ".jsonl"]),
     ]
-    with ThreadPoolExecutor(2) as pool:
-        done = list(pool.map(lambda mistake: cli(*mistake[0], cwd=tmp_path), mistakes))
-    for found, (_, words) in zip(done, mistakes, strict=True):
-        assert_refused(found, *words)
+    for arguments, words in mistakes:
+        assert_refused(cli(*arguments, cwd=tmp_path), *words)
 
 
 def test_help_names_the_stages_and_the_groups(cli: Cli) -> None:
