@@ -73,6 +73,14 @@ def checkpoint_fingerprint(folder: Path) -> str:
     return fingerprint({file.name: file_sha256(file) for file in files})
 
 
+def checkpoint_dtype(folder: Path) -> str:
+    """The floating-point type that a checkpoint says its weights have, such as "bfloat16"."""
+    config = read_json(folder / "config.json")
+    text = config.get("text_config", {})
+    found = (config | text).get("dtype") or (config | text).get("torch_dtype")
+    return str(found or "float32")
+
+
 def load_tokenizer(folder: Path, *, trust_remote_code: bool) -> Any:
     """The checkpoint's tokenizer.
 

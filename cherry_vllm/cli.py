@@ -7,7 +7,7 @@ import errno
 import os
 import sys
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -16,11 +16,20 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cherry_vllm import __version__, stages
+from cherry_vllm import __version__, method, stages
 from cherry_vllm.config import CONF, Config, register
 from cherry_vllm.errors import UserError
+from cherry_vllm.isolation import Isolation
 
-STAGES = {"score": stages.score, "select": stages.select, "fetch-demo": stages.fetch_demo}
+STAGES = {
+    "pipeline": method.run,
+    "embed": stages.embed,
+    "sample": stages.sample,
+    "train": stages.train,
+    "score": stages.score,
+    "select": stages.select,
+    "fetch-demo": stages.fetch_demo,
+}
 
 # What is wrong with the place that a run writes to, not with the program.
 PLACE_ERRORS = (errno.EACCES, errno.EEXIST, errno.ENOSPC, errno.ENOTDIR, errno.EROFS)
@@ -29,6 +38,10 @@ USAGE = """\
 usage: cherry-vllm STAGE [overrides]
 
 stages:
+  pipeline    the whole method: data and a base model to a model tuned on cherry data
+  embed       prompts to the base model's embeddings and perplexities
+  sample      embeddings to the rows that the pre-experienced model learns from
+  train       data and a model to a tuned model
   score       data and a model to IFD scores
   select      scores to cherry data
   fetch-demo  the demo's checkpoint and data
@@ -45,7 +58,8 @@ def run_stage(config: DictConfig) -> None:
         typed = cast(Config, OmegaConf.to_object(config))
         is_sweep = settings.mode is RunMode.MULTIRUN
         output_dir = settings.runtime.output_dir if is_sweep else typed.run_dir
-        stage(typed, stages.Job(Path(output_dir), is_sweep))
+        isolate = Isolation(cast(dict[str, Any], OmegaConf.to_container(settings.job_logging)))
+        stage(typed, stages.Job(Path(output_dir), is_sweep, isolate))
     except UserError as error:
         raise SystemExit(_complain(str(error))) from None
     except OSError as error:

@@ -15,6 +15,7 @@ from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
+from cherry_vllm.experience.sampling import Sampling
 from cherry_vllm.selection import Order, Rule, Strategy
 from cherry_vllm.sources import DataFormat
 
@@ -26,6 +27,11 @@ class Dtype(Enum):
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
+
+
+class ScorerDtype(Enum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -87,6 +93,45 @@ class HfConfig(EngineConfig):
 
 
 @dataclass(kw_only=True, slots=True)
+class SampleConfig:
+    """What every strategy has; ``conf/sample/`` picks one."""
+
+    strategy: Sampling = MISSING
+    count: int = MISSING
+
+
+@dataclass(kw_only=True, slots=True)
+class KMeansConfig(SampleConfig):
+    num_clusters: int = MISSING
+    percentiles: list[float] = MISSING
+    n_init: int = MISSING
+    minibatch_rows: int = MISSING
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainConfig:
+    name: str = MISSING
+    num_epochs: int = MISSING
+    learning_rate: float = MISSING
+    lr_scheduler: str = MISSING
+    warmup_ratio: float = MISSING
+    weight_decay: float = MISSING
+    max_grad_norm: float = MISSING
+    global_batch_size: int = MISSING
+    micro_batch_tokens: int = MISSING
+    bf16: bool = MISSING
+    gradient_checkpointing: bool = MISSING
+    lora_rank: int = MISSING
+    lora_alpha: int = MISSING
+    lora_dropout: float = MISSING
+    fsdp: bool = MISSING
+    save_steps: float = MISSING
+    report_to: list[str] = MISSING
+    scorer_dtype: ScorerDtype = MISSING
+    num_probe_rows: int = MISSING
+
+
+@dataclass(kw_only=True, slots=True)
 class SelectConfig:
     strategy: Strategy = Strategy.cherry
     fraction: float | None = None
@@ -105,6 +150,7 @@ class DemoConfig:
 @dataclass(kw_only=True, slots=True)
 class Config:
     run_dir: str = MISSING
+    scores_dir: str = MISSING
     seed: int = MISSING
     max_length: int = MISSING
     shard_rows: int = MISSING
@@ -113,11 +159,14 @@ class Config:
     prompt: PromptConfig = field(default_factory=PromptConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    pre_experience: TrainConfig = field(default_factory=TrainConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
     select: SelectConfig = field(default_factory=SelectConfig)
     demo: DemoConfig = field(default_factory=DemoConfig)
 
 
-def plain(group: EngineConfig | PromptConfig) -> dict[str, Any]:
+def plain(group: EngineConfig | PromptConfig | SampleConfig | TrainConfig) -> dict[str, Any]:
     """A group as keyword arguments of the component that it configures."""
     items = asdict(group).items()
     return {key: value.value if isinstance(value, Enum) else value for key, value in items}
@@ -140,3 +189,6 @@ def register() -> None:
     store.store(name="schema", node=Config)
     store.store(group="engine", name="vllm_schema", node=VllmConfig)
     store.store(group="engine", name="hf_schema", node=HfConfig)
+    store.store(group="sample", name="sample_schema", node=SampleConfig)
+    store.store(group="sample", name="kmeans_schema", node=KMeansConfig)
+    store.store(group="train", name="train_schema", node=TrainConfig)

@@ -17,6 +17,17 @@ def check_suffix(output: Path) -> None:
         raise UserError(f"select.output={output.name}: end it in one of {', '.join(SUFFIXES)}")
 
 
+def find_records(rows: pl.LazyFrame, wanted: pl.Series) -> pl.Series:
+    """The input records of the row numbers ``wanted``, in that order, from a frame of ROWS."""
+    chosen = wanted.alias("row").to_frame()
+    found = (
+        rows.select("row", "record")
+        .join(chosen.lazy(), on="row", how="semi")
+        .collect(engine="streaming")
+    )
+    return chosen.join(found, on="row", how="left", maintain_order="left")["record"]
+
+
 def write_records(records: pl.Series, output: Path) -> None:
     """Writes records (JSON objects, as text) in their order; JSON keeps them to the letter."""
     with atomic_path(output) as path:

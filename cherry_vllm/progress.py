@@ -5,7 +5,7 @@ import sys
 from tqdm import tqdm
 
 
-def progress_bar(stage: str, **counts: int) -> tqdm:
-    """A bar over rows; in a log file, which has no line to redraw, one line every ten seconds."""
+def progress_bar(stage: str, *, unit: str = " rows", **counts: int) -> tqdm:
+    """A bar; in a log file, which has no line to redraw, one line every ten seconds."""
     interval = 0.5 if sys.stderr.isatty() else 10
-    return tqdm(desc=stage, unit=" rows", mininterval=interval, **counts)
+    return tqdm(desc=stage, unit=unit, mininterval=interval, **counts)

@@ -1,6 +1,8 @@
 """What a person looks at: the summary, a few rows, a picture."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -11,6 +13,7 @@ MAX_POINTS = 20_000
 BIN_WIDTH = 0.025
 SCORE_NAMES = ("direct_score", "conditioned_score")
 MISFIT_SHARE = 1 / 3
+MAX_MARKED_STEPS = 60
 
 
 def count_outcomes(scores: pl.DataFrame) -> dict[str, int]:
@@ -38,6 +41,25 @@ def summarize(scores: pl.DataFrame, num_selected: int | None = None) -> str:
         quartiles = "  ".join(f"{usable.quantile(q, 'linear'):.3f}" for q in (0.25, 0.5, 0.75))
         table.append(f"{'IFD quartiles of usable rows':<40}{quartiles:>20}")
     return "\n".join(table)
+
+
+def describe(title: str, facts: dict[str, Any]) -> str:
+    """A stage's counts, in lines of two columns; nested ones are indented."""
+    lines = [title]
+    for key, value in facts.items():
+        name = "  " + key.removeprefix("num_").replace("_", " ")
+        if isinstance(value, dict):
+            lines += [name] if value else []
+            lines += [f"    {part:<36}{_show(number):>10}" for part, number in value.items()]
+        else:
+            lines.append(f"{name:<40}{_show(value):>10}")
+    return "\n".join(lines)
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _share(value: int, total: int) -> str:
@@ -99,4 +121,25 @@ def draw_scores(scores: pl.DataFrame, path: Path) -> None:
     scatter.set(xlabel="direct score s(A), nats per token", ylabel="conditioned score s(A|Q)")
     scatter.set(xlim=(0, limit), ylim=(0, limit))
     scatter.set_title("below the line the instruction helps", fontsize=10)
+    figure.savefig(path, dpi=120)
+
+
+def draw_losses(losses: Sequence[dict[str, float]], path: Path) -> None:
+    """Draws a training run: loss and learning rate of every optimizer step."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    steps = [entry["step"] for entry in losses]
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    marker = "o" if len(steps) <= MAX_MARKED_STEPS else None
+    axes.plot(
+        steps, [entry["loss"] for entry in losses], color="#b3294e", marker=marker, markersize=3
+    )
+    axes.set(xlabel="optimizer step", ylabel="loss, nats per answer token")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    rate = axes.twinx()
+    rate.plot(steps, [entry["learning_rate"] for entry in losses], color="#999999", linewidth=1)
+    rate.set(ylabel="learning rate (grey)")
+    rate.set_ylim(bottom=0)
     figure.savefig(path, dpi=120)

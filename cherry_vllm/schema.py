@@ -32,6 +32,18 @@ ROWS: Schema = {
     "drop_reason": REASON,
 }
 
+# One line per input row, written by the embedding stage: "embedding", an array of Float32 as wide
+# as the model's hidden states, stands between these two.
+EMBEDDINGS: Schema = {"row": pl.Int64, "drop_reason": REASON}
+
+# One line per input row, written by the perplexity stage.
+PERPLEXITIES: Schema = {
+    "row": pl.Int64,
+    "num_prompt_tokens": pl.UInt32,
+    "perplexity": pl.Float64,  # of the prompt under the base model
+    "drop_reason": REASON,
+}
+
 # One line per input row, written by the scoring stage.
 LOGPROBS: Schema = {
     "row": pl.Int64,

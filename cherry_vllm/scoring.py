@@ -1,40 +1,20 @@
-"""Row shards to log-prob shards: the only stage that runs a model."""
+"""A shard of rows to a shard of log-probs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import polars as pl
 
 from cherry_vllm.engines import Engine
-from cherry_vllm.progress import progress_bar
 from cherry_vllm.schema import LOGPROBS, REASON
 from cherry_vllm.spans import Pair, SpanBuilder
-from cherry_vllm.store import Shards
-
-
-def score_shards(
-    rows: Shards, logprobs: Shards, missing: Sequence[int], builder: SpanBuilder, engine: Engine
-) -> None:
-    """Scores the missing ones among the shards of ``rows`` and writes them to ``logprobs``."""
-    num_rows = rows.summary["num_rows"]
-    num_missing = sum(rows.num_rows(index) for index in missing)
-    with progress_bar("scoring", total=num_rows, initial=num_rows - num_missing) as bar:
-        for index in missing:
-            shard, done, spans = rows.read(index), bar.n, 0
-
-            def on_scored(count: int, done: int = done) -> None:
-                nonlocal spans
-                spans += count
-                bar.update(done + spans // 2 - bar.n)  # two passes to a row
-
-            logprobs.write(index, score_shard(shard, builder, engine, on_scored))
-            bar.update(done + shard.height - bar.n)
 
 
 def score_shard(
     rows: pl.DataFrame,
+    on_scored: Callable[[int], None],
+    *,
     builder: SpanBuilder,
     engine: Engine,
-    on_scored: Callable[[int], None],
 ) -> pl.DataFrame:
     """Scores one shard: a frame of :data:`schema.ROWS` to one of :data:`schema.LOGPROBS`.
 

@@ -5,11 +5,13 @@ in the paper's code: pieces encoded apart and joined would give other ids.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from cherry_vllm.checkpoint import load_tokenizer, read_limits
 from cherry_vllm.engines import Span
 from cherry_vllm.errors import UserError
-from cherry_vllm.prompts import PromptTemplate
+from cherry_vllm.prompts import PromptTemplate, build_template
 from cherry_vllm.schema import DropReason
 
 
@@ -63,6 +65,21 @@ class SpanBuilder:
             )
         ]
 
+    def encode_prompts(
+        self, instructions: Sequence[str], inputs: Sequence[str]
+    ) -> list[list[int] | DropReason]:
+        """The token ids of each row's prompt alone, or the reason why no answer fits after it."""
+        rows = zip(instructions, inputs, strict=True)
+        encoded = self._encode([self._template.render(*row).text for row in rows])
+        return [self._check_prompt(token_ids) for token_ids in encoded]
+
+    def _check_prompt(self, token_ids: list[int]) -> list[int] | DropReason:
+        if len(token_ids) >= self._max_length:
+            return DropReason.PROMPT_TOO_LONG
+        if max(token_ids) >= self._vocab_size:
+            return DropReason.OUT_OF_VOCABULARY
+        return token_ids
+
     def _pair(
         self, num_prompt_tokens: int, conditioned: list[int], direct: list[int]
     ) -> Pair | DropReason:
@@ -85,6 +102,24 @@ class SpanBuilder:
             return []
         encoded = self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         return [self._prefix + ids for ids in encoded]
+
+
+def open_span_builder(
+    checkpoint: Path, *, prompt: dict[str, Any], max_length: int, trust_remote_code: bool
+) -> SpanBuilder:
+    """The builder that fits a checkpoint; ``prompt`` holds :func:`prompts.build_template`'s keys.
+
+    Raises:
+        UserError: the checkpoint cannot take ``max_length`` tokens, or the prompt does not suit it.
+    """
+    limits = read_limits(checkpoint, trust_remote_code=trust_remote_code)
+    if limits.max_length is not None and max_length > limits.max_length:
+        raise UserError(
+            f"max_length={max_length}: {checkpoint} takes {limits.max_length} tokens; lower it"
+        )
+    tokenizer = load_tokenizer(checkpoint, trust_remote_code=trust_remote_code)
+    template = build_template(tokenizer, **prompt)
+    return SpanBuilder(tokenizer, template, max_length=max_length, vocab_size=limits.vocab_size)
 
 
 def _special_prefix(tokenizer: Any) -> list[int]:

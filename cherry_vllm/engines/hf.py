@@ -12,11 +12,14 @@ from transformers import AutoModelForCausalLM
 from cherry_vllm.engines import Span
 
 
-class HfEngine:
+class HfModel:
+    """A model, and its inputs in batches of like length."""
+
     def __init__(
         self,
         model_path: Path,
         *,
+        max_length: int,  # noqa: ARG002 - a forward pass takes what it is given
         dtype: str,
         device: str,
         batch_tokens: int,
@@ -34,24 +37,11 @@ class HfEngine:
         )
         self._model = model.to(device).eval()
 
-    @torch.inference_mode()
-    def logprobs(
-        self, spans: Sequence[Span], on_scored: Callable[[int], None]
-    ) -> list[NDArray[np.float32]]:
-        """See :class:`cherry_vllm.engines.Engine`."""
-        results: list[NDArray[np.float32] | None] = [None] * len(spans)
-        for batch in self._batches(spans):
-            scored = self._score([spans[index] for index in batch])
-            for index, logprobs in zip(batch, scored, strict=True):
-                results[index] = logprobs
-            on_scored(len(batch))
-        return [logprobs for logprobs in results if logprobs is not None]
-
-    def _batches(self, spans: Sequence[Span]) -> Iterator[list[int]]:
-        """Indices of spans of like length, longest first, so that memory peaks at once."""
+    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Indices of sequences of like length, longest first, so that memory peaks at once."""
         batch: list[int] = []
-        for index in sorted(range(len(spans)), key=lambda i: -len(spans[i].token_ids)):
-            longest = len(spans[batch[0]].token_ids) if batch else 0
+        for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+            longest = lengths[batch[0]] if batch else 0
             if batch and longest * (len(batch) + 1) > self._batch_tokens:
                 yield batch
                 batch = []
@@ -59,21 +49,59 @@ class HfEngine:
         if batch:
             yield batch
 
-    def _score(self, batch: list[Span]) -> Iterator[NDArray[np.float32]]:
-        longest = max(len(span.token_ids) for span in batch)
-        ids = torch.zeros(len(batch), longest, dtype=torch.long)
+    def _pad(self, sequences: Sequence[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids and attention mask of one batch, padded on the right."""
+        longest = max(map(len, sequences))
+        ids = torch.zeros(len(sequences), longest, dtype=torch.long)
         mask = torch.zeros_like(ids)
-        for row, span in enumerate(batch):
-            ids[row, : len(span.token_ids)] = torch.tensor(span.token_ids)
-            mask[row, : len(span.token_ids)] = 1
-        ids, mask = ids.to(self._model.device), mask.to(self._model.device)
+        for row, token_ids in enumerate(sequences):
+            ids[row, : len(token_ids)] = torch.tensor(token_ids)
+            mask[row, : len(token_ids)] = 1
+        return ids.to(self._model.device), mask.to(self._model.device)
+
+
+class HfEngine(HfModel):
+    @torch.inference_mode()
+    def logprobs(
+        self, spans: Sequence[Span], on_scored: Callable[[int], None]
+    ) -> list[NDArray[np.float32]]:
+        """See :class:`cherry_vllm.engines.Engine`."""
+        results: list[NDArray[np.float32] | None] = [None] * len(spans)
+        for batch in self._batches([len(span.token_ids) for span in spans]):
+            scored = self._score([spans[index] for index in batch])
+            for index, logprobs in zip(batch, scored, strict=True):
+                results[index] = logprobs
+            on_scored(len(batch))
+        return [logprobs for logprobs in results if logprobs is not None]
+
+    def _score(self, batch: list[Span]) -> Iterator[NDArray[np.float32]]:
+        ids, mask = self._pad([span.token_ids for span in batch])
         # Logits are needed from the position before the earliest answer on, and nowhere else.
         first = min(span.start for span in batch) - 1
         logits = self._model(
-            input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=longest - first
+            input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=ids.shape[1] - first
         ).logits
         for row, span in enumerate(batch):
             targets = ids[row, span.start : len(span.token_ids)]
             rows = logits[row, span.start - 1 - first : len(span.token_ids) - 1 - first].float()
             chosen = rows.gather(-1, targets[:, None])[:, 0]
             yield (chosen - rows.logsumexp(-1)).cpu().numpy()
+
+
+class HfEmbedder(HfModel):
+    @torch.inference_mode()
+    def embed(
+        self, prompts: Sequence[list[int]], on_embedded: Callable[[int], None]
+    ) -> NDArray[np.float32]:
+        """See :class:`cherry_vllm.engines.Embedder`."""
+        width = self._model.config.get_text_config().hidden_size
+        embeddings = np.empty((len(prompts), width), dtype=np.float32)
+        for batch in self._batches([len(token_ids) for token_ids in prompts]):
+            ids, mask = self._pad([prompts[index] for index in batch])
+            states = self._model.base_model(
+                input_ids=ids, attention_mask=mask, use_cache=False
+            ).last_hidden_state.float()
+            states *= mask[..., None]
+            embeddings[batch] = (states.sum(1) / mask.sum(1, keepdim=True)).cpu().numpy()
+            on_embedded(len(batch))
+        return embeddings

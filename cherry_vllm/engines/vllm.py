@@ -1,4 +1,4 @@
-"""vLLM with stock ``prompt_logprobs``: the default engine, on GPU and CPU alike."""
+"""vLLM, on GPU and CPU alike: stock ``prompt_logprobs``, and mean pooling for embeddings."""
 
 import io
 import os
@@ -11,41 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from cherry_vllm.checkpoint import checkpoint_dtype
 from cherry_vllm.engines import Span
 
 
 class VllmEngine:
-    def __init__(
-        self,
-        model_path: Path,
-        *,
-        max_length: int,
-        dtype: str,
-        tensor_parallel_size: int,
-        gpu_memory_utilization: float,
-        max_num_batched_tokens: int,
-        max_num_seqs: int,
-        enforce_eager: bool,
-        cpu_kv_cache_gib: int,
-        trust_remote_code: bool,
-    ) -> None:
-        _set_environment(cpu_kv_cache_gib)
-        from vllm import LLM, SamplingParams
+    def __init__(self, model_path: Path, *, max_length: int, **settings: Any) -> None:
+        """``settings`` are the keys of ``conf/engine/vllm.yaml`` and ``trust_remote_code``."""
+        # Room for a prompt, and for the token that generate() makes.
+        self._llm = _load(model_path, max_length + 1, **settings)
+        from vllm import SamplingParams
 
-        self._llm = LLM(
-            model=str(model_path),
-            max_model_len=max_length + 1,  # a prompt, and the token that generate() makes
-            dtype=dtype,
-            load_format="safetensors",
-            tensor_parallel_size=tensor_parallel_size,
-            gpu_memory_utilization=gpu_memory_utilization,
-            max_num_batched_tokens=max_num_batched_tokens,
-            max_num_seqs=max_num_seqs,
-            enforce_eager=enforce_eager,
-            enable_prefix_caching=False,  # a cached prefix has no prompt log-probs
-            skip_tokenizer_init=True,
-            trust_remote_code=trust_remote_code,
-        )
         self._params = SamplingParams(
             max_tokens=1, temperature=0, prompt_logprobs=0, flat_logprobs=True, detokenize=False
         )
@@ -60,6 +36,80 @@ class VllmEngine:
         self._llm.enqueue(prompts, self._params, use_tqdm=False)
         outputs = self._llm.wait_for_completion(use_tqdm=partial(_Progress, on_scored=on_scored))
         return [_answer_logprobs(span, output) for span, output in zip(spans, outputs, strict=True)]
+
+
+class VllmEmbedder:
+    def __init__(
+        self, model_path: Path, *, max_length: int, max_num_batched_tokens: int, **settings: Any
+    ) -> None:
+        """Takes what :class:`VllmEngine` takes."""
+        self._llm = _load(
+            model_path,
+            max_length,
+            # A prompt is pooled in one piece.
+            max_num_batched_tokens=max(max_num_batched_tokens, max_length),
+            mean_pooled=True,
+            **settings,
+        )
+
+    def embed(
+        self, prompts: Sequence[list[int]], on_embedded: Callable[[int], None]
+    ) -> NDArray[np.float32]:
+        """See :class:`cherry_vllm.engines.Embedder`."""
+        # encode() refuses an empty list.
+        outputs = prompts and self._llm.encode(
+            [{"prompt_token_ids": token_ids} for token_ids in prompts],
+            pooling_task="embed",
+            use_tqdm=partial(_Progress, on_scored=on_embedded),
+        )
+        embeddings = np.empty(
+            (len(prompts), self._llm.model_config.get_hidden_size()), dtype=np.float32
+        )
+        for row, output in enumerate(outputs):
+            embeddings[row] = output.outputs.data.float().numpy()
+        return embeddings
+
+
+def _load(
+    model_path: Path,
+    max_model_len: int,
+    *,
+    dtype: str,
+    tensor_parallel_size: int,
+    gpu_memory_utilization: float,
+    max_num_batched_tokens: int,
+    max_num_seqs: int,
+    enforce_eager: bool,
+    cpu_kv_cache_gib: int,
+    trust_remote_code: bool,
+    mean_pooled: bool = False,
+) -> Any:
+    """The engine in this process; ``mean_pooled`` makes it return mean hidden states."""
+    _set_environment(cpu_kv_cache_gib)
+    from vllm import LLM
+    from vllm.config import PoolerConfig
+
+    pooling = {
+        "runner": "pooling",
+        "convert": "embed",
+        "pooler_config": PoolerConfig(pooling_type="MEAN", use_activation=False),
+    }
+    return LLM(
+        model=str(model_path),
+        max_model_len=max_model_len,
+        # vLLM's own "auto" rounds an fp32 checkpoint.
+        dtype=checkpoint_dtype(model_path) if dtype == "auto" else dtype,
+        load_format="safetensors",
+        tensor_parallel_size=tensor_parallel_size,
+        gpu_memory_utilization=gpu_memory_utilization,
+        max_num_batched_tokens=max_num_batched_tokens,
+        max_num_seqs=max_num_seqs,
+        enforce_eager=enforce_eager,
+        enable_prefix_caching=False,  # a cached prefix has no prompt log-probs
+        skip_tokenizer_init=not mean_pooled,
+        trust_remote_code=trust_remote_code,
+        **(pooling if mean_pooled else {}),
+    )
 
 
 def _set_environment(cpu_kv_cache_gib: int) -> None:

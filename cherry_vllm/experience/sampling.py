@@ -1,0 +1,118 @@
+"""The rows of the brief experience: diverse ones (paper, section 2.1), or random, or difficult."""
+
+import warnings
+from enum import Enum
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+MINIBATCH_SIZE = 4096  # rows a step; each start is made from three times as many
+
+
+class Sampling(Enum):
+    """Which rows the pre-experienced model learns from."""
+
+    kmeans = "kmeans"  # some of every cluster of instructions: the paper's first strategy
+    difficulty = "difficulty"  # the highest IFD under the base model: its second
+    random = "random"
+    none = "none"  # no experience: the base model scores
+
+
+class Clustering(NamedTuple):
+    """Which cluster each embedding fell into."""
+
+    labels: NDArray[np.int32]  # one per embedding
+    num_clusters: int  # that hold an embedding; their labels may have gaps
+    method: str  # "kmeans" or "minibatch"
+
+
+def cluster_embeddings(
+    embeddings: NDArray[np.float32],
+    *,
+    num_clusters: int,
+    n_init: int,
+    minibatch_rows: int,
+    seed: int,
+) -> Clustering:
+    """K-means over ``embeddings`` (rows x width), the best of ``n_init`` starts (k-means++).
+
+    From ``minibatch_rows`` rows on it is mini-batch k-means, which takes no copy of the embeddings
+    and tries its starts on a sample. Fewer rows than ``num_clusters``, or fewer distinct ones, make
+    fewer clusters. The embeddings are left as they are. Equal seeds give equal labels on one
+    machine; another one's arithmetic may move a row that lies between two clusters.
+
+    Raises:
+        ValueError: there is no row, or a value is not finite.
+    """
+    from sklearn.cluster import KMeans, MiniBatchKMeans
+    from sklearn.exceptions import ConvergenceWarning
+
+    rows = len(embeddings)
+    shared = {"n_clusters": min(num_clusters, rows), "n_init": n_init, "random_state": seed}
+    if rows < minibatch_rows:
+        method, estimator = "kmeans", KMeans(**shared)
+    else:
+        method, estimator = "minibatch", MiniBatchKMeans(**shared, batch_size=MINIBATCH_SIZE)
+    with warnings.catch_warnings():
+        # It says that rows repeat, which num_clusters tells.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        labels = estimator.fit(embeddings).labels_
+    return Clustering(labels, len(np.unique(labels)), method)
+
+
+def sample_clusters(
+    labels: NDArray[np.int32],
+    perplexities: NDArray[np.float64],
+    *,
+    rows_per_cluster: int,
+    percentiles: tuple[float, float],
+) -> NDArray[np.int64]:
+    """Up to ``rows_per_cluster`` positions of each cluster, by cluster, then by position.
+
+    A cluster of fewer rows is taken whole. Of another, the rows are eligible whose perplexity lies
+    within the cluster's ``percentiles`` (0 to 100, interpolated linearly, both ends included);
+    they are taken at even steps from the first on.
+
+    Raises:
+        ValueError: a perplexity is not finite.
+    """
+    if not np.isfinite(perplexities).all():
+        raise ValueError("perplexities must be finite")
+    by_cluster = np.argsort(labels, kind="stable")
+    starts = np.flatnonzero(np.diff(labels[by_cluster])) + 1
+    chosen = [
+        _sample_cluster(positions, perplexities[positions], rows_per_cluster, percentiles)
+        for positions in np.split(by_cluster, starts)
+    ]
+    return np.concatenate(chosen)
+
+
+def _sample_cluster(
+    positions: NDArray[np.int64],
+    perplexities: NDArray[np.float64],
+    number: int,
+    percentiles: tuple[float, float],
+) -> NDArray[np.int64]:
+    if len(positions) < number:
+        return positions
+    low, high = np.percentile(perplexities, percentiles)
+    eligible: NDArray[np.int64] = positions[(low <= perplexities) & (perplexities <= high)]
+    step = max(len(eligible) // number, 1)
+    return eligible[::step][:number]
+
+
+def sample_random(num_rows: int, count: int, seed: int) -> NDArray[np.int64]:
+    """``count`` of ``num_rows`` positions, each as likely as the other, ascending; all if fewer.
+
+    Under one seed a larger count holds the rows of a smaller one.
+    """
+    return np.sort(np.random.default_rng(seed).permutation(num_rows)[:count])
+
+
+def sample_difficult(ifd: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+    """Positions of the ``count`` highest IFD, the earlier of equals first, ascending.
+
+    The IFD is the base model's own, finite, and of rows that were kept (at most 1).
+    """
+    return np.sort(np.argsort(-ifd, kind="stable")[:count])

@@ -1,0 +1,57 @@
+"""A tuned model in bf16 that still knows what it learned.
+
+A fine-tuning step moves a weight by less than half a bf16 step, and a released checkpoint often
+sits on the bf16 grid: rounding to nearest takes most of the training back. Rounding up or down at
+random, in proportion to the distance, keeps every weight's expectation and so the model's gain.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cherry_vllm.store import read_json, write_json
+
+
+def export_bfloat16(model: Path, target: Path, *, seed: int) -> None:
+    """Writes a copy of the checkpoint ``model``, its floats stochastically rounded, to ``target``.
+
+    Files are converted one at a time. The same seed gives the same bits.
+    """
+    from safetensors.torch import load_file, save_file
+
+    scratch = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(scratch, ignore_errors=True)
+    shutil.copytree(model, scratch, ignore=shutil.ignore_patterns("*.safetensors", "adapter_*"))
+    generator = torch.Generator().manual_seed(seed)
+    for file in sorted(model.glob("*.safetensors")):
+        if not file.name.startswith("adapter_"):
+            tensors = load_file(file)
+            rounded = {name: round_stochastically(tensors[name], generator) for name in tensors}
+            save_file(rounded, scratch / file.name, metadata={"format": "pt"})
+    write_json(scratch / "config.json", _with_dtype(read_json(model / "config.json")))
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(scratch, target)
+
+
+def round_stochastically(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    """A float tensor in bf16, each value one of its two neighbours; other tensors unchanged.
+
+    The upper one is taken with probability (value - lower) / (upper - lower). Values that bf16 can
+    hold stay as they are.
+    """
+    if not tensor.is_floating_point():
+        return tensor
+    # bf16 is the upper half of fp32: a random number below the lower half's range carries over
+    # into the upper one as often as it should.
+    bits = tensor.float().contiguous().view(torch.int32)
+    noise = torch.randint(0, 1 << 16, bits.shape, dtype=torch.int32, generator=generator)
+    return ((bits + noise) & ~0xFFFF).view(torch.float32).to(torch.bfloat16)
+
+
+def _with_dtype(config: dict[str, object]) -> dict[str, object]:
+    return {key: value for key, value in config.items() if key != "torch_dtype"} | {
+        "dtype": "bfloat16"
+    }

@@ -1,0 +1,215 @@
+"""Fine-tuning a checkpoint on examples: weights in fp32, products in bf16, resumed after a kill."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from cherry_vllm.errors import UserError
+from cherry_vllm.progress import progress_bar
+from cherry_vllm.training.batches import LengthBatches, collate
+from cherry_vllm.training.examples import Example
+from cherry_vllm.training.trainer import AnswerTrainer, Divergence
+
+LOSS_COLUMNS = ("step", "epoch", "loss", "learning_rate", "grad_norm")
+
+
+def fine_tune(
+    checkpoint: Path,
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    num_epochs: int,
+    learning_rate: float,
+    lr_scheduler: str,
+    warmup_ratio: float,
+    weight_decay: float,
+    max_grad_norm: float,
+    global_batch_size: int,
+    micro_batch_tokens: int,
+    bf16: bool,
+    gradient_checkpointing: bool,
+    lora_rank: int,
+    lora_alpha: int,
+    lora_dropout: float,
+    fsdp: bool,
+    save_steps: float,
+    report_to: Sequence[str],
+    seed: int,
+    trust_remote_code: bool,
+) -> list[dict[str, float]]:
+    """Writes the tuned model, in fp32, to ``folder/model``; returns the loss of each step.
+
+    Weights and optimizer are held in fp32, because steps of this size vanish in bf16; ``bf16``
+    runs the matrix products in it; ``lora_rank`` above 0 trains adapters on every linear layer but
+    the head, merged at the end. A killed run goes on from the newest whole checkpoint in
+    ``folder/checkpoints``, which is removed at the end. An entry of the returned list has the keys
+    of :data:`LOSS_COLUMNS`; its loss is the mean over the step's answer tokens, in nats.
+
+    Raises:
+        UserError: the loss diverged, memory ran out, or a setting does not suit the machine.
+    """
+    on_cpu = not torch.cuda.is_available()
+    if fsdp and (on_cpu or "WORLD_SIZE" not in os.environ):
+        raise UserError(
+            "train.fsdp=true: needs GPUs and torchrun (elsewhere the trainer would quietly do "
+            "something else); leave it out"
+        )
+    arguments = TrainingArguments(
+        output_dir=str(folder / "checkpoints"),
+        num_train_epochs=num_epochs,
+        learning_rate=learning_rate,
+        lr_scheduler_type=lr_scheduler,
+        warmup_steps=warmup_ratio,
+        weight_decay=weight_decay,
+        max_grad_norm=max_grad_norm,
+        bf16=bf16,
+        gradient_checkpointing=gradient_checkpointing,
+        fsdp=fsdp or None,  # type: ignore[arg-type]
+        ddp_backend="gloo" if on_cpu and "WORLD_SIZE" in os.environ else None,
+        ddp_find_unused_parameters=False,
+        use_cpu=on_cpu,
+        save_steps=save_steps,
+        save_total_limit=2,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to=list(report_to) or "none",
+        run_name=folder.name,
+        disable_tqdm=True,
+        seed=seed,
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # one process never spreads over several devices
+    batches = _batches(
+        examples,
+        global_batch_size=global_batch_size,
+        micro_batch_tokens=micro_batch_tokens,
+        num_processes=arguments.world_size,
+        seed=seed,
+    )
+    arguments.gradient_accumulation_steps = batches.steps_per_update
+    model = load_model(checkpoint, trust_remote_code=trust_remote_code)
+    if lora_rank:
+        model = _add_adapters(model, r=lora_rank, lora_alpha=lora_alpha, lora_dropout=lora_dropout)
+    pad_token_id = tokenizer.pad_token_id
+    trainer = AnswerTrainer(
+        model,
+        examples,
+        batches,
+        args=arguments,
+        # Without a pad token any id serves: padding is masked and carries no loss.
+        data_collator=partial(collate, pad_token_id=0 if pad_token_id is None else pad_token_id),
+        callbacks=[Progress(), Divergence()],
+    )
+    trainer.remove_callback(PrinterCallback)
+    with _memory_errors_told():
+        trainer.train(resume_from_checkpoint=newest_whole_checkpoint(folder / "checkpoints"))
+    _save(trainer, checkpoint, tokenizer, folder, trust_remote_code=trust_remote_code)
+    history = trainer.state.log_history
+    return [{key: entry[key] for key in LOSS_COLUMNS} for entry in history if "loss" in entry]
+
+
+class Progress(TrainerCallback):
+    """A bar over optimizer steps, on the first process."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        self._bar = progress_bar(
+            "training", unit=" steps", total=state.max_steps, initial=state.global_step
+        )
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        logs = kwargs["logs"]
+        if "loss" in logs:
+            self._bar.set_postfix(loss=f"{logs['loss']:.4f}", refresh=False)
+            self._bar.update(state.global_step - self._bar.n)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        self._bar.close()
+
+
+def newest_whole_checkpoint(checkpoints: Path) -> str | None:
+    """The checkpoint with the most steps among those that were written to their end."""
+    whole = {}
+    for state in checkpoints.glob("checkpoint-*/trainer_state.json"):  # written last
+        try:
+            whole[int(json.loads(state.read_text())["global_step"])] = str(state.parent)
+        except (ValueError, KeyError):
+            continue
+    return whole[max(whole)] if whole else None
+
+
+def load_model(checkpoint: Path, *, trust_remote_code: bool) -> Any:
+    """The checkpoint's causal language model, in fp32 whatever it was saved in."""
+    return AutoModelForCausalLM.from_pretrained(
+        checkpoint, dtype=torch.float32, use_safetensors=True, trust_remote_code=trust_remote_code
+    )
+
+
+def _batches(examples: Sequence[Example], *, num_processes: int, **settings: Any) -> LengthBatches:
+    if len(examples) < num_processes:
+        raise UserError(
+            f"{len(examples)} rows to train on for {num_processes} processes; use fewer"
+        )
+    lengths = [len(example.token_ids) for example in examples]
+    return LengthBatches(lengths, num_processes=num_processes, **settings)
+
+
+def _add_adapters(model: Any, **settings: Any) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    model.enable_input_require_grads()  # else gradient checkpointing would cut the adapters off
+    config = LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM", **settings)
+    return get_peft_model(model, config)
+
+
+def _save(
+    trainer: AnswerTrainer,
+    checkpoint: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    trust_remote_code: bool,
+) -> None:
+    """Puts the whole model in ``folder/model`` at once, adapters merged in."""
+    scratch, target = folder / ".model.tmp", folder / "model"
+    for leftover in (scratch, target):
+        if trainer.is_world_process_zero():
+            shutil.rmtree(leftover, ignore_errors=True)
+    trainer.save_model(str(scratch))  # every process takes part
+    if not trainer.is_world_process_zero():
+        return
+    if (scratch / "adapter_config.json").is_file():
+        from peft import PeftModel
+
+        model = load_model(checkpoint, trust_remote_code=trust_remote_code)
+        merged = PeftModel.from_pretrained(model, scratch).merge_and_unload()
+        merged.save_pretrained(scratch)
+    tokenizer.save_pretrained(scratch)
+    os.replace(scratch, target)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+@contextmanager
+def _memory_errors_told() -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # torch raises several kinds
+        if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
+            raise
+        raise UserError(
+            "training ran out of memory; lower train.micro_batch_tokens or max_length, or set "
+            "train.gradient_checkpointing=true. The last good checkpoint is kept"
+        ) from None
