@@ -136,6 +136,7 @@ class SelectConfig:
     strategy: Strategy = Strategy.cherry
     fraction: float | None = None
     count: int | None = None
+    num_tokens: int | None = None
     order: Order = Order.input
     rule: Rule = Rule.exact
     output: str = MISSING

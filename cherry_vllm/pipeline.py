@@ -198,6 +198,7 @@ def select(scores_dir: Path, output: Path, **choice: Any) -> tuple[pl.DataFrame,
         {
             "scores": pl.read_parquet_metadata(source)["fingerprint"],
             "num_selected": chosen.height,
+            "num_answer_tokens": int(chosen["num_answer_tokens"].sum()),
             "num_usable": count_outcomes(scores)["usable"],
             **{key: getattr(value, "value", value) for key, value in choice.items()},
         },

@@ -15,6 +15,7 @@ class Strategy(Enum):
     cherry = "cherry"  # highest IFD
     low_ifd = "low_ifd"  # lowest IFD
     high_conditioned = "high_conditioned"  # highest conditioned score, the paper's "high CA"
+    longest = "longest"  # most answer tokens: what high IFD has to beat
     random = "random"
 
 
@@ -39,6 +40,7 @@ def select_rows(
     strategy: Strategy,
     fraction: float | None,
     count: int | None,
+    num_tokens: int | None = None,
     order: Order,
     rule: Rule,
     seed: int,
@@ -47,7 +49,8 @@ def select_rows(
 
     A row is usable if it has no ``drop_reason``. Of N usable rows ``fraction`` chooses
     floor(fraction x N), the product taken exactly: 0.07 of 100 is 7. ``count`` chooses that many
-    and takes precedence. Of equal scores the earlier row comes first.
+    and takes precedence; ``num_tokens``, which takes precedence over both, chooses as many as hold
+    no more answer tokens than that. Of equal scores the earlier row comes first.
 
     The reference's rules are for ``cherry``, and set the output order. ``data_by_ifd`` takes
     int(fraction * N) in floating point, the later of equal rows first, in input order;
@@ -62,8 +65,11 @@ def select_rows(
             f"use select.rule=exact with {strategy.value}"
         )
     usable = scores.filter(pl.col("drop_reason").is_null())
-    number = _number(usable.height, scores.height, fraction=fraction, count=count, rule=rule)
     ranked = _rank(usable, strategy, later_of_equals=rule is Rule.data_by_ifd, seed=seed)
+    if num_tokens is not None:
+        number = _number_within(ranked, num_tokens)
+    else:
+        number = _number(usable.height, scores.height, fraction=fraction, count=count, rule=rule)
     chosen = ranked.head(number)
     by_ifd = order is Order.ifd if rule is Rule.exact else rule is Rule.select_from_ifd_json
     return chosen.sort(["ifd", "row"], descending=[True, False]) if by_ifd else chosen.sort("row")
@@ -75,9 +81,23 @@ def _rank(
     """The usable rows, best first."""
     if strategy is Strategy.random:
         return usable[np.random.default_rng(seed).permutation(usable.height)]
-    column = "conditioned_score" if strategy is Strategy.high_conditioned else "ifd"
+    columns = {
+        Strategy.high_conditioned: "conditioned_score",
+        Strategy.longest: "num_answer_tokens",
+    }
+    column = columns.get(strategy, "ifd")
     highest_first = strategy is not Strategy.low_ifd
     return usable.sort([column, "row"], descending=[highest_first, later_of_equals])
+
+
+def _number_within(ranked: pl.DataFrame, num_tokens: int) -> int:
+    number = int((ranked["num_answer_tokens"].cast(pl.Int64).cum_sum() <= num_tokens).sum())
+    if number == 0:
+        raise UserError(
+            f"select.num_tokens={num_tokens} chooses no row of {ranked.height} usable ones; "
+            "ask for more"
+        )
+    return number
 
 
 def _number(

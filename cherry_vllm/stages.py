@@ -124,6 +124,7 @@ def select(config: Config, job: Job) -> Outcome:
         strategy=config.select.strategy,
         fraction=config.select.fraction,
         count=config.select.count,
+        num_tokens=config.select.num_tokens,
         order=config.select.order,
         rule=config.select.rule,
         seed=config.seed,
@@ -133,7 +134,11 @@ def select(config: Config, job: Job) -> Outcome:
         rows = pipeline.scan_rows(scores_dir)
         print(report.show_extremes(scores, rows, config.select.num_examples))
     print(f"{config.select.strategy.value}: {chosen.height} rows in {output}")
-    return Outcome(output, {"num_selected": chosen.height})
+    facts = {
+        "num_selected": chosen.height,
+        "num_answer_tokens": int(chosen["num_answer_tokens"].sum()),
+    }
+    return Outcome(output, facts)
 
 
 def fetch_demo(config: Config, _job: Job) -> Outcome:

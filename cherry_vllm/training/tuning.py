@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from cherry_vllm.errors import UserError
+from cherry_vllm.memory import keep_freed_memory
 from cherry_vllm.progress import progress_bar
 from cherry_vllm.training.batches import LengthBatches, collate
 from cherry_vllm.training.examples import Example
@@ -64,6 +65,8 @@ def fine_tune(
         UserError: the loss diverged, memory ran out, or a setting does not suit the machine.
     """
     on_cpu = not torch.cuda.is_available()
+    if on_cpu:
+        keep_freed_memory()
     if fsdp and (on_cpu or "WORLD_SIZE" not in os.environ):
         raise UserError(
             "train.fsdp=true: needs GPUs and torchrun (elsewhere the trainer would quietly do "
@@ -154,7 +157,12 @@ def newest_whole_checkpoint(checkpoints: Path) -> str | None:
 def load_model(checkpoint: Path, *, trust_remote_code: bool) -> Any:
     """The checkpoint's causal language model, in fp32 whatever it was saved in."""
     return AutoModelForCausalLM.from_pretrained(
-        checkpoint, dtype=torch.float32, use_safetensors=True, trust_remote_code=trust_remote_code
+        checkpoint,
+        dtype=torch.float32,
+        # On CPUs, plain attention trains faster than torch's fused one.
+        attn_implementation=None if torch.cuda.is_available() else "eager",
+        use_safetensors=True,
+        trust_remote_code=trust_remote_code,
     )
 
 
@@ -198,6 +206,7 @@ def _save(
         merged = PeftModel.from_pretrained(model, scratch).merge_and_unload()
         merged.save_pretrained(scratch)
     tokenizer.save_pretrained(scratch)
+    (scratch / "training_args.bin").unlink()  # a pickle
     os.replace(scratch, target)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
