@@ -24,6 +24,32 @@ def checkpoint() -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random checkpoint of two narrow layers, with the embedded one's tokenizer."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("tiny") / "tiny"
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def shipped_rows() -> list[dict[str, str]]:
     return [json.loads(line) for line in ROWS.read_text(encoding="utf-8").splitlines()]
 

@@ -1,0 +1,133 @@
+"""The whole method from the command line, and what the jobs of a sweep share."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from tests.conftest import ROWS, Cli, start
+
+SMALL = [
+    "engine=hf",
+    "engine.dtype=float32",
+    "max_length=128",
+    "shard_rows=10",
+    "sample.num_clusters=3",
+    "sample.count=6",
+    "pre_experience.global_batch_size=2",
+    "pre_experience.learning_rate=0.003",
+    "pre_experience.num_probe_rows=4",
+    "train.global_batch_size=2",
+    "train.num_epochs=1",
+    "select.fraction=0.2",
+]
+
+
+def command(tiny: Path, run_dir: Path, *more: str) -> list[str]:
+    places = [f"data.path={ROWS}", f"model.path={tiny}", f"run_dir={run_dir}"]
+    return ["pipeline", *places, *SMALL, *more]
+
+
+def stages_of(manifest: Path) -> dict[str, dict[str, Any]]:
+    stages = json.loads(manifest.read_text())["stages"]
+    return {stage["stage"]: stage for stage in stages}
+
+
+@pytest.fixture(scope="module")
+def run_dir(tiny: Path, cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("method") / "run"
+    done = cli(*command(tiny, folder))
+    assert done.returncode == 0, done.stderr
+    assert "cherry model:" in done.stdout
+    return folder
+
+
+def test_the_manifest_tells_the_whole_story(tiny: Path, run_dir: Path) -> None:
+    manifest = json.loads((run_dir / "pipeline.json").read_text())
+    assert manifest["config"]["model"]["path"] == str(tiny)
+    assert manifest["config"]["seed"] == 0
+    assert {"torch", "transformers", "scikit-learn"} <= manifest["versions"].keys()
+    stages = stages_of(run_dir / "pipeline.json")
+    assert list(stages) == ["sample", "train pre-experienced", "score", "select", "train cherry"]
+    for stage in stages.values():
+        assert Path(stage["artifact"]).exists()
+        assert stage["seconds"] >= 0
+    assert (
+        stages["train pre-experienced"]["facts"]["num_trained"]
+        == (stages["sample"]["facts"]["num_sampled"])
+    )
+    assert sum(stages["score"]["facts"].values()) == 26
+    selected = stages["select"]["facts"]["num_selected"]
+    assert selected == stages["train cherry"]["facts"]["num_rows"]
+    assert selected == int(0.2 * stages["score"]["facts"]["usable"])
+
+
+def test_the_scorer_is_the_tuned_model_and_keeps_its_gain(run_dir: Path) -> None:
+    gain = stages_of(run_dir / "pipeline.json")["score"]["gain"]
+    assert gain["tuned"] < gain["base"]
+    assert gain["kept"] == pytest.approx(1, abs=0.05)
+
+
+def test_again_nothing_is_done_again(tiny: Path, cli: Cli, run_dir: Path) -> None:
+    made = {
+        path: path.stat().st_mtime_ns
+        for pattern in ("models/*/train.json", "logprobs/*/*", "embeddings/*/*", "experience/*/*")
+        for path in run_dir.glob(pattern)
+    }
+    again = cli(*command(tiny, run_dir))
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("nothing to do") >= 6
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+
+
+def test_a_sweep_trains_from_one_scoring_run(tiny: Path, cli: Cli, run_dir: Path) -> None:
+    more = ["-m", "select.strategy=cherry,low_ifd,random", "select.num_examples=0"]
+    swept = cli(*command(tiny, run_dir, *more))
+    assert swept.returncode == 0, swept.stderr
+    assert len(list(run_dir.glob("models/pre_experience-*"))) == 1
+    assert len(list(run_dir.glob("logprobs/*"))) == 1
+    assert len(list(run_dir.glob("models/cherry-*"))) == 3  # the first is the single run's
+    manifests = sorted(run_dir.glob("*/pipeline.json"))
+    assert len(manifests) == 3
+    scores = {stages_of(path)["score"]["artifact"] for path in manifests}
+    models = {stages_of(path)["train cherry"]["artifact"] for path in manifests}
+    assert (len(scores), len(models)) == (1, 3)
+
+
+def test_every_way_to_gain_experience(tiny: Path, cli: Cli, run_dir: Path) -> None:
+    more = ["-m", "sample=difficulty,random,none", "sample.count=6"]
+    places = [f"data.path={ROWS}", f"model.path={tiny}", f"run_dir={run_dir}"]
+    small = [item for item in SMALL if not item.startswith("sample.")]
+    swept = cli("pipeline", *places, *small, *more)
+    assert swept.returncode == 0, swept.stderr
+    scored = {}
+    for path in run_dir.glob("*sample=*/pipeline.json"):
+        stages = stages_of(path)
+        strategy = json.loads(path.read_text())["config"]["sample"]["strategy"]
+        scored[strategy] = stages["score"]["artifact"]
+        assert ("train pre-experienced" in stages) is (strategy != "none")
+    assert set(scored) == {"difficulty", "random", "none"}
+    assert len(set(scored.values())) == 3
+    assert scored["none"].endswith("scores/base/scores.parquet")
+    base = pl.read_parquet(scored["none"]).filter(pl.col("drop_reason").is_null())
+    (meta,) = run_dir.glob("experience/difficulty-*/experience.meta.json")
+    hardest = base.sort("ifd", descending=True).head(6)["row"].sort().to_list()
+    assert json.loads(meta.read_text())["rows"] == hardest
+
+
+def test_kill_9_leaves_no_stage_behind_and_the_same_command_ends(
+    tiny: Path, cli: Cli, run_dir: Path, tmp_path: Path
+) -> None:
+    process = start(*command(tiny, tmp_path))
+    while process.poll() is None and not list(tmp_path.glob("models/pre_*/model/*.safetensors")):
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()  # returns once every process that holds its pipes is gone
+    done = cli(*command(tiny, tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "cherry.json").read_bytes() == (run_dir / "cherry.json").read_bytes()
