@@ -1,10 +1,10 @@
-# make setup | demo | test | lint | bench | clean
+# make setup | demo | demo-score | test | lint | bench | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo demo-score test lint bench clean
 
 setup: $(READY)
 
@@ -20,8 +20,12 @@ $(READY): pyproject.toml requirements/cpu.txt
 
 demo: $(READY)
 	$(BIN)/cherry-vllm fetch-demo
-	$(BIN)/cherry-vllm score +experiment=demo
-	$(BIN)/cherry-vllm select +experiment=demo
+	$(BIN)/cherry-vllm pipeline +experiment=demo
+
+demo-score: $(READY)
+	$(BIN)/cherry-vllm fetch-demo
+	$(BIN)/cherry-vllm score +experiment=demo_score
+	$(BIN)/cherry-vllm select +experiment=demo_score
 
 test: $(READY)
 	$(BIN)/cherry-vllm fetch-demo

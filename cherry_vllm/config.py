@@ -45,6 +45,7 @@ class ColumnsConfig:
 class DataConfig:
     path: Any = None  # str or list of str: OmegaConf has no such union
     format: DataFormat = DataFormat.auto
+    max_rows: int | None = None
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
 
 

@@ -87,7 +87,6 @@ def _download(package: Package, folder: Path) -> Path:
 def _convert(gguf: Path, target: Path) -> None:
     """A quantized GGUF file to a checkpoint in bf16 that every engine loads."""
     try:
-        import accelerate  # noqa: F401
         import gguf as reader  # noqa: F401
     except ImportError as error:
         raise UserError(f"fetch-demo: {error.name} is missing; install cherry-vllm[demo]") from None

@@ -112,7 +112,9 @@ def measure_gain(tuned: Path, experience: Path, scores: Path) -> dict[str, float
 
 
 def _with_data(config: Config, file: Path) -> Config:
-    return replace(config, data=replace(config.data, path=str(file), format=DataFormat.auto))
+    return replace(
+        config, data=replace(config.data, path=str(file), format=DataFormat.auto, max_rows=None)
+    )
 
 
 def _plain(value: Any) -> Any:

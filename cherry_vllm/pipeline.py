@@ -51,6 +51,7 @@ def read(
     data_format: DataFormat,
     columns: Columns,
     censure: Sequence[str],
+    max_rows: int | None = None,
     shard_rows: int,
 ) -> Shards:
     """Files to row shards. See :func:`sources.read_rows` for the arguments."""
@@ -60,13 +61,19 @@ def read(
         "format": data_format.value,
         "columns": columns._asdict(),
         "censure": list(censure),
+        "max_rows": max_rows,
         "shard_rows": shard_rows,
     }
     rows = Shards(run_dir / "rows", settings)
     if rows.is_complete():
         return rows
     frames = read_rows(
-        files, data_format=data_format, columns=columns, censure=censure, batch_rows=shard_rows
+        files,
+        data_format=data_format,
+        columns=columns,
+        censure=censure,
+        max_rows=max_rows,
+        batch_rows=shard_rows,
     )
     num_rows = num_shards = 0
     with progress_bar("reading") as bar:

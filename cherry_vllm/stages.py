@@ -154,9 +154,10 @@ def has_experience(config: Config) -> bool:
 
 
 def _find_input(config: Config) -> list[Path]:
-    for name in ("max_length", "shard_rows"):
-        if getattr(config, name) < 1:
-            raise UserError(f"{name}={getattr(config, name)}: give a number of at least 1")
+    least = {"max_length": config.max_length, "shard_rows": config.shard_rows}
+    for name, value in (least | {"data.max_rows": config.data.max_rows}).items():
+        if value is not None and value < 1:
+            raise UserError(f"{name}={value}: give a number of at least 1")
     path = config.data.path
     if path is None:
         raise UserError("data.path: not given; add data.path=... (a file, a glob or hf://...)")
@@ -179,6 +180,7 @@ def _read(config: Config, files: Sequence[Path]) -> Shards:
         data_format=config.data.format,
         columns=Columns(**asdict(config.data.columns)),
         censure=config.censure.phrases,
+        max_rows=config.data.max_rows,
         shard_rows=config.shard_rows,
     )
 

@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from cherry_vllm.method import measure_gain
 from tests.conftest import ROWS, Cli, start
 
 SMALL = [
@@ -118,6 +119,30 @@ def test_every_way_to_gain_experience(tiny: Path, cli: Cli, run_dir: Path) -> No
     (meta,) = run_dir.glob("experience/difficulty-*/experience.meta.json")
     hardest = base.sort("ifd", descending=True).head(6)["row"].sort().to_list()
     assert json.loads(meta.read_text())["rows"] == hardest
+
+
+def test_what_was_learned_reaches_the_scores_of_vllm(
+    checkpoint: Path, cli: Cli, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    places = [f"data.path={ROWS}", f"run_dir={tmp_path}", "max_length=96"]
+    recipe = ["train.num_epochs=3", "train.global_batch_size=8", "train.num_probe_rows=99"]
+    trained = cli("train", *places, f"model.path={checkpoint}", "train=pre_experience", *recipe)
+    assert trained.returncode == 0, trained.stderr
+    (tuned,) = tmp_path.glob("models/pre_experience-*")
+    meta = tmp_path / "experience.meta.json"
+    meta.write_text(json.dumps({"rows": list(range(26))}))
+    kept = {}
+    for copy, dtype in [("bfloat16", "auto"), ("model", "bfloat16")]:
+        scores_dir = tmp_path / copy
+        more = [f"model.path={tuned / copy}", f"scores_dir={scores_dir}", f"engine.dtype={dtype}"]
+        scored = cli("score", *places, "engine=vllm_eager", *more)
+        assert scored.returncode == 0, scored.stderr
+        caplog.clear()
+        experience, scores = meta.with_name("experience.json"), scores_dir / "scores.parquet"
+        gain = measure_gain(tuned, experience, scores)
+        kept[copy] = (gain["kept"], "of what training taught" in caplog.text)
+    assert kept["bfloat16"] == (pytest.approx(1, abs=0.1), False)  # rounded stochastically
+    assert kept["model"] == (pytest.approx(0.4, abs=0.4), True)  # rounded to nearest by vLLM
 
 
 def test_kill_9_leaves_no_stage_behind_and_the_same_command_ends(

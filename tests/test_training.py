@@ -367,7 +367,7 @@ def train_command(tiny: Path, run_dir: Path, *more: str) -> list[str]:
         f"model.path={tiny}",
         f"run_dir={run_dir}",
         "max_length=128",
-        "train.global_batch_size=4",
+        "train.global_batch_size=7",
         "train.learning_rate=0.001",
         *more,
     ]
@@ -393,7 +393,7 @@ def test_what_a_training_leaves(trained: Path) -> None:
     assert names == {"model", "losses.csv", "losses.png", "train.json"}
     facts = json.loads((folder / "train.json").read_text())
     assert facts["num_trained"] + sum(facts["dropped"].values()) == facts["num_rows"] == 26
-    assert facts["num_steps"] == 3 * math.ceil(facts["num_trained"] / 4)
+    assert facts["num_steps"] == 3 * math.ceil(facts["num_trained"] / 7)
     assert facts["probe"]["losses"]["model"] < facts["probe"]["losses"]["base"]
     assert len(facts["probe"]["rows"]) == 4
 

@@ -25,11 +25,13 @@ def read_rows(
     data_format: DataFormat,
     columns: Columns,
     censure: Sequence[str],
+    max_rows: int | None = None,
     batch_rows: int,
 ) -> Iterator[pl.DataFrame]:
     """Yields all rows of ``files``, in order, as frames of :data:`schema.ROWS`.
 
-    Every frame but the last has ``batch_rows`` rows. ``censure`` holds phrases; a row whose
+    Every frame but the last has ``batch_rows`` rows; of the input, only the first ``max_rows`` are
+    read. ``censure`` holds phrases; a row whose
     answer contains one, in any case, gets ``drop_reason`` "censured".
 
     Raises:
@@ -37,7 +39,7 @@ def read_rows(
     """
     frames = (frame for file in files for frame in _read_file(file, data_format, columns))
     first_row = 0
-    for frame in _rebatch(frames, batch_rows):
+    for frame in _rebatch(_head(frames, max_rows), batch_rows):
         yield (
             frame.with_columns(drop_reason=_drop_reason(censure))
             .with_row_index("row", offset=first_row)
@@ -54,6 +56,17 @@ def _read_file(file: Path, data_format: DataFormat, columns: Columns) -> Iterato
         data_format = detect_format(file)
     read = read_records if data_format in (DataFormat.json, DataFormat.jsonl) else read_table
     return read(file, data_format, columns)
+
+
+def _head(frames: Iterator[pl.DataFrame], max_rows: int | None) -> Iterator[pl.DataFrame]:
+    if max_rows is None:
+        yield from frames
+        return
+    for frame in frames:
+        yield frame.head(max_rows)
+        max_rows -= min(max_rows, frame.height)
+        if max_rows == 0:
+            return
 
 
 def _rebatch(frames: Iterator[pl.DataFrame], rows: int) -> Iterator[pl.DataFrame]:
