@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cherry_vllm import __version__, method, stages
 from cherry_vllm.config import CONF, Config, register
 from cherry_vllm.errors import UserError
+from cherry_vllm.evaluation.stages import judge
 from cherry_vllm.isolation import Isolation
 
 STAGES = {
@@ -28,6 +29,7 @@ STAGES = {
     "train": stages.train,
     "score": stages.score,
     "select": stages.select,
+    "judge": judge,
     "fetch-demo": stages.fetch_demo,
 }
 
@@ -44,6 +46,7 @@ stages:
   train       data and a model to a tuned model
   score       data and a model to IFD scores
   select      scores to cherry data
+  judge       two models' answers to verdicts
   fetch-demo  the demo's checkpoint and data
 
 `cherry-vllm STAGE --help` lists configuration groups and keys, `--cfg job` prints the
