@@ -48,7 +48,15 @@ def _answered(file: Path) -> Any:
 
 
 def run_pipeline(run_dir: Path, seed: int, overrides: Sequence[str], *choices: str) -> None:
-    command = [sys.executable, "-m", "cherry_vllm", "pipeline", "-m", f"seed={seed}", *choices]
+    command = [
+        sys.executable,
+        "-m",
+        "cherry_vllm",
+        "pipeline",
+        "-m",
+        f"seed=choice({seed})",
+        *choices,
+    ]
     command += [f"data.path={run_dir / 'pool.jsonl'}", f"run_dir={run_dir}", *overrides]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
@@ -59,7 +67,12 @@ def train_models(run_dir: Path, seed: int, fraction: float, overrides: Sequence[
     cherry = find_manifests(run_dir, seed)["cherry"]
     num_tokens = _facts(cherry, "select")["num_answer_tokens"]
     run_pipeline(
-        run_dir, seed, overrides, "select.strategy=random", f"select.num_tokens={num_tokens}"
+        run_dir,
+        seed,
+        overrides,
+        "select.strategy=random",
+        f"select.num_tokens={num_tokens}",
+        f"hydra.sweep.subdir=random-by-tokens-{seed}",
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -19,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cherry_vllm import __version__, method, stages
 from cherry_vllm.config import CONF, Config, register
 from cherry_vllm.errors import UserError
+from cherry_vllm.evaluation.stages import judge
 from cherry_vllm.isolation import Isolation
 
 STAGES = {
@@ -28,11 +30,19 @@ STAGES = {
     "train": stages.train,
     "score": stages.score,
     "select": stages.select,
+    "judge": judge,
     "fetch-demo": stages.fetch_demo,
 }
 
 # What is wrong with the place that a run writes to, not with the program.
-PLACE_ERRORS = (errno.EACCES, errno.EEXIST, errno.ENOSPC, errno.ENOTDIR, errno.EROFS)
+PLACE_ERRORS = (
+    errno.EACCES,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.ENOSPC,
+    errno.ENOTDIR,
+    errno.EROFS,
+)
 
 USAGE = """\
 usage: cherry-vllm STAGE [overrides]
@@ -44,6 +54,7 @@ stages:
   train       data and a model to a tuned model
   score       data and a model to IFD scores
   select      scores to cherry data
+  judge       two models' answers to verdicts
   fetch-demo  the demo's checkpoint and data
 
 `cherry-vllm STAGE --help` lists configuration groups and keys, `--cfg job` prints the
@@ -88,9 +99,10 @@ def _run_hydra(stage: str, overrides: list[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     # Hydra's parser wants its flags before the overrides; people write them anywhere.
     sweep = [word for word in overrides if word in ("-m", "--multirun")]
-    sys.argv = [sys.argv[0], *sweep, *(word for word in overrides if word not in sweep)]
+    overrides = [word for word in overrides if word not in sweep]
     register()
     try:
+        sys.argv = [sys.argv[0], *sweep, *overrides, *(_name_jobs(overrides) if sweep else [])]
         hydra.main(version_base="1.3", config_path=CONF, config_name="config")(run_stage)()
     except (HydraException, OmegaConfBaseException) as error:
         cause = f": {error.__cause__}" if error.__cause__ else ""
@@ -101,6 +113,14 @@ def _run_hydra(stage: str, overrides: list[str]) -> int:
         print("cherry-vllm: interrupted; the same command resumes", file=sys.stderr)
         return 130
     return 0
+
+
+def _name_jobs(overrides: list[str]) -> list[str]:
+    """Names a job's folder by what differs from job to job, and by nothing else."""
+    words = [word for word in overrides if not word.startswith("-")]
+    parsed = OverridesParser.create().parse_overrides(words)
+    shared = {item.key_or_group for item in parsed if not item.is_sweep_override()}
+    return [f"hydra.job.config.override_dirname.exclude_keys=[{','.join(sorted(shared))}]"]
 
 
 def _complain(message: str) -> int:

@@ -15,6 +15,7 @@ from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
+from cherry_vllm.evaluation.requests import Mode
 from cherry_vllm.experience.sampling import Sampling
 from cherry_vllm.selection import Order, Rule, Strategy
 from cherry_vllm.sources import DataFormat
@@ -145,6 +146,33 @@ class SelectConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class JudgePromptConfig:
+    system: str = MISSING
+    user: str = MISSING
+    question_with_input: str = MISSING
+
+
+@dataclass(kw_only=True, slots=True)
+class JudgeConfig:
+    mode: Mode = Mode.pairwise
+    first: str | None = None
+    second: str | None = None
+    reviews: Any = None  # str or list of str
+    against: str | None = None
+    base_url: str = MISSING
+    model: str | None = None
+    api_key_env: str | None = None
+    parameters: dict[str, Any] = field(default_factory=dict)
+    prompt: JudgePromptConfig = field(default_factory=JudgePromptConfig)
+    concurrency: int = MISSING
+    timeout_s: float = MISSING
+    max_tries: int = MISSING
+    backoff_s: float = MISSING
+    max_wait_s: float = MISSING
+    threshold: float = MISSING
+
+
+@dataclass(kw_only=True, slots=True)
 class DemoConfig:
     cache_dir: str = MISSING
 
@@ -165,6 +193,7 @@ class Config:
     pre_experience: TrainConfig = field(default_factory=TrainConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     select: SelectConfig = field(default_factory=SelectConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
     demo: DemoConfig = field(default_factory=DemoConfig)
 
 

@@ -37,8 +37,8 @@ class TextTemplate:
         Raises:
             UserError: a template holds other fields, or lacks one.
         """
-        _check_fields("prompt.without_input", without_input, {"instruction"})
-        _check_fields("prompt.with_input", with_input, {"instruction", "input"})
+        check_fields("prompt.without_input", without_input, {"instruction"})
+        check_fields("prompt.with_input", with_input, {"instruction", "input"})
         self._without_input = without_input
         self._with_input = with_input
         self._marker = marker
@@ -121,7 +121,7 @@ def build_template(
     return ChatTemplate(tokenizer, text, system=system, marker=marker) if chat else text
 
 
-def _check_fields(key: str, template: str, fields: set[str]) -> None:
+def check_fields(key: str, template: str, fields: set[str]) -> None:
     try:
         found = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
     except ValueError as error:

@@ -38,9 +38,9 @@ class Outcome(NamedTuple):
 
 def embed(config: Config, job: Job) -> Outcome:
     """Embeds the prompts of a data set with the base model, and measures their perplexity."""
-    files, checkpoint = _find_input(config), _find_model(config)
+    files, checkpoint = find_input(config), _find_model(config)
     with exclusive(Path(config.run_dir)):
-        embeddings, perplexities = _embed(config, job, _read(config, files), checkpoint)
+        embeddings, perplexities = _embed(config, job, read_input(config, files), checkpoint)
     print(f"embeddings: {embeddings.folder}  perplexities: {perplexities.folder}")
     return Outcome(embeddings.folder, {"num_shards": embeddings.num_shards})
 
@@ -52,9 +52,9 @@ def sample(config: Config, job: Job) -> Outcome:
             f"sample={config.sample.strategy.value}, sample.count={config.sample.count}: nothing "
             "to sample; without experience the base model scores"
         )
-    files = _find_input(config)
+    files = find_input(config)
     with exclusive(Path(config.run_dir)):
-        target = _sample(config, job, _read(config, files))
+        target = _sample(config, job, read_input(config, files))
     meta = read_json(target.with_suffix(".meta.json"))
     facts = {key: meta[key] for key in meta if key not in ("rows", "settings", "versions")}
     print(report.describe(f"sample={config.sample.strategy.value}", facts))
@@ -64,12 +64,12 @@ def sample(config: Config, job: Job) -> Outcome:
 
 def train(config: Config, _job: Job) -> Outcome:
     """Fine-tunes a model on a data set; under torchrun, in several processes."""
-    files, checkpoint = _find_input(config), _find_model(config)
+    files, checkpoint = find_input(config), _find_model(config)
     run_dir, recipe = Path(config.run_dir), plain(config.train)
     is_first = training.is_first_process()
     with exclusive(run_dir) if is_first else nullcontext():
         with training.first_process_first():
-            rows = _read(config, files)
+            rows = read_input(config, files)
         folder = training.train(
             run_dir,
             rows,
@@ -93,10 +93,10 @@ def train(config: Config, _job: Job) -> Outcome:
 
 def score(config: Config, job: Job) -> Outcome:
     """Scores a data set with a model and prints the summary."""
-    files, checkpoint = _find_input(config), _find_model(config)
+    files, checkpoint = find_input(config), _find_model(config)
     run_dir, scores_dir = Path(config.run_dir), Path(config.scores_dir)
     with exclusive(run_dir):
-        rows = _read(config, files)
+        rows = read_input(config, files)
         logprobs = pipeline.score(
             run_dir,
             scores_dir,
@@ -153,7 +153,8 @@ def has_experience(config: Config) -> bool:
     return config.sample.strategy is not Sampling.none and config.sample.count > 0
 
 
-def _find_input(config: Config) -> list[Path]:
+def find_input(config: Config) -> list[Path]:
+    """The files of ``data.path``."""
     least = {"max_length": config.max_length, "shard_rows": config.shard_rows}
     for name, value in (least | {"data.max_rows": config.data.max_rows}).items():
         if value is not None and value < 1:
@@ -173,7 +174,8 @@ def _find_model(config: Config) -> Path:
     return find_checkpoint(config.model.path)
 
 
-def _read(config: Config, files: Sequence[Path]) -> Shards:
+def read_input(config: Config, files: Sequence[Path]) -> Shards:
+    """The row shards of the input, read only where an earlier stage has not."""
     return pipeline.read(
         Path(config.run_dir),
         files,

@@ -5,7 +5,7 @@ from hydra.errors import ConfigCompositionException
 
 from cherry_vllm.config import CONF, HfConfig, VllmConfig, compose
 
-GROUPS = ("data", "censure", "prompt", "engine", "sample", "train")
+GROUPS = ("data", "censure", "prompt", "engine", "sample", "train", "judge")
 OPTIONS = [
     (group, file.stem) for group in GROUPS for file in sorted((Path(CONF) / group).glob("*.yaml"))
 ]
@@ -32,7 +32,14 @@ def test_every_experiment_composes_and_yields_to_the_command_line(file: Path) ->
 
 @pytest.mark.parametrize(
     "override",
-    ["max_lenght=3", "max_length=long", "select.strategy=best", "engine=tpu", "engine.batch=3"],
+    [
+        "max_lenght=3",
+        "max_length=long",
+        "select.strategy=best",
+        "engine=tpu",
+        "engine.batch=3",
+        "judge.api_key=x",
+    ],
 )
 def test_unknown_keys_and_wrong_types_are_refused(override: str) -> None:
     with pytest.raises(ConfigCompositionException):

@@ -1,0 +1,142 @@
+"""Answer files to pairs: what two models said to the same questions."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cherry_vllm.errors import UserError
+from cherry_vllm.store import fingerprint
+
+MAX_IDS_SHOWN = 3
+ONLY_TESTSET = "test set"  # the name of a test set that has none
+REQUIRED = ("question", "answer")
+OPTIONAL = ("input", "category", "testset")
+
+
+class Answer(NamedTuple):
+    """One line of an answer file; ``category`` is None where it has none."""
+
+    testset: str
+    id: str
+    category: str | None
+    question: str
+    input: str
+    answer: str
+
+
+class Pair(NamedTuple):
+    """The two answers to one question; ``first`` is the side that wins or loses."""
+
+    testset: str
+    id: str
+    category: str | None
+    question: str
+    input: str
+    first: str
+    second: str
+
+    @property
+    def key(self) -> str:
+        """Names the question with these two answers, whoever judged them and whatever its id."""
+        return fingerprint({"question": self.question, "answers": [self.first, self.second]})
+
+
+def read_pairs(first: Path, second: Path) -> list[Pair]:
+    """Pairs the answers of two JSON Lines files by id, in the order of the first file.
+
+    A line holds ``id``, ``question`` and ``answer``, and may hold ``input``, ``category`` and
+    ``testset``; ids are unique within a test set.
+
+    Raises:
+        UserError: a file is not readable or a line is broken, an id stands in one file only, or
+            the two files ask different things under one id.
+    """
+    left, right = _read_answers(first), _read_answers(second)
+    _check_same_ids(first, left, second, right)
+    _check_same_ids(second, right, first, left)
+    pairs = []
+    for place, answer in left.items():
+        other = right[place]
+        if (answer.question, answer.input) != (other.question, other.input):
+            raise UserError(
+                f"{second}: id {answer.id}: not the question that {first} has under this id; "
+                "let both models answer the same test set"
+            )
+        pairs.append(Pair(*answer[:-1], first=answer.answer, second=other.answer))
+    return pairs
+
+
+def _check_same_ids(file: Path, answers: dict[Any, Answer], other: Path, others: Any) -> None:
+    missing = [answer.id for place, answer in answers.items() if place not in others]
+    if missing:
+        shown = ", ".join(missing[:MAX_IDS_SHOWN]) + (", ..." if missing[MAX_IDS_SHOWN:] else "")
+        raise UserError(
+            f"{other}: no answer for {len(missing)} of the {len(answers)} ids of {file} ({shown}); "
+            "let both models answer the whole test set"
+        )
+
+
+def _read_answers(file: Path) -> dict[tuple[str, str], Answer]:
+    answers: dict[tuple[str, str], Answer] = {}
+    for number, line in enumerate(read_text(file).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            answer = _decode(line)
+        except ValueError as error:
+            raise UserError(f"{file}: line {number}: {error}; mend the line") from None
+        place = (answer.testset, answer.id)
+        if place in answers:
+            raise UserError(f"{file}: line {number}: id {answer.id} was there before; make it one")
+        answers[place] = answer
+    if not answers:
+        raise UserError(f"{file}: no answers; check judge.first and judge.second")
+    return answers
+
+
+def _decode(line: str) -> Answer:
+    """Raises ValueError with the reason if the line holds no answer."""
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"broken JSON ({error})") from None
+    if not isinstance(fields, dict):
+        raise ValueError("not a JSON object")
+    name = fields.get("id")
+    if not isinstance(name, str | int) or isinstance(name, bool):
+        raise ValueError("no field 'id' with a text or a whole number")
+    texts = {field: check_text(fields.get(field), field) for field in REQUIRED}
+    texts |= {
+        field: check_text(fields[field], field)
+        for field in OPTIONAL
+        if fields.get(field) is not None
+    }
+    return Answer(
+        testset=texts.get("testset", ONLY_TESTSET),
+        id=str(name),
+        category=texts.get("category"),
+        question=texts["question"],
+        input=texts.get("input", ""),
+        answer=texts["answer"],
+    )
+
+
+def check_text(value: Any, field: str) -> str:
+    """The value itself; ValueError with the reason if it is no text that a request can carry."""
+    if value is None:
+        raise ValueError(f"no field '{field}'")
+    if not isinstance(value, str):
+        raise ValueError(f"field '{field}' is {type(value).__name__}, not text")
+    if any("\ud800" <= char <= "\udfff" for char in value):
+        raise ValueError(f"field '{field}' holds a lone surrogate, which is no text")
+    return value
+
+
+def read_text(file: Path) -> str:
+    """A whole UTF-8 file; UserError if it cannot be read."""
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}; check the path") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not UTF-8 text ({error.reason}); convert it") from None
