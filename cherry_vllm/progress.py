@@ -5,6 +5,13 @@ import sys
 from tqdm import tqdm
 
 
+def hide_transformers_bars() -> None:
+    """Keeps transformers from drawing a bar for every file it reads or writes."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def progress_bar(stage: str, *, unit: str = " rows", **counts: int) -> tqdm:
     """A bar; in a log file, which has no line to redraw, one line every ten seconds."""
     interval = 0.5 if sys.stderr.isatty() else 10

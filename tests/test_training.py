@@ -281,6 +281,7 @@ def test_fine_tuning_is_adamw_on_the_mean_over_the_global_batch(
             torch.testing.assert_close(saved[name], value, atol=2e-5, rtol=0)
     assert sum(expected[num_steps // 2 :]) < sum(expected[: num_steps // 2])
     assert [entry["step"] for entry in losses] == list(range(1, num_steps + 1))
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["use_cache"]
     assert not (tmp_path / "checkpoints").exists()
     assert not list(tmp_path.rglob("*.bin"))  # nothing pickled is handed on
 
@@ -439,6 +440,8 @@ def test_two_processes_of_torchrun_give_the_losses_of_one(
     )
     assert done.returncode == 0, done.stderr
     np.testing.assert_allclose(losses_of(tmp_path), losses_of(trained), atol=2e-3)
+    (left,), (right,) = tmp_path.glob("models/*"), trained.glob("models/*")
+    assert left.name == right.name  # so that a pipeline goes on from what torchrun trained
 
 
 def test_mistakes_of_training_cost_one_line(tiny: Path, cli: Cli, tmp_path: Path) -> None:
@@ -449,6 +452,7 @@ def test_mistakes_of_training_cost_one_line(tiny: Path, cli: Cli, tmp_path: Path
         (["train.report_to=[nosuch]"], ["report_to=nosuch"]),
         (["train.fsdp=true"], ["train.fsdp=true", "torchrun"]),
         (["train.num_epoch=3"], ["num_epoch"]),
+        (["train.lr_scheduler=cosinus"], ["lr_scheduler=cosinus", "cosine"]),
     ]:
         done = cli(*train_command(tiny, tmp_path / "run"), *more)
         assert done.returncode == 2, done.stderr

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
 from cherry_vllm.engines import Span
+from cherry_vllm.progress import hide_transformers_bars
 
 
 class HfModel:
@@ -29,6 +30,7 @@ class HfModel:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self._batch_tokens = batch_tokens
+        hide_transformers_bars()
         model: Any = AutoModelForCausalLM.from_pretrained(
             model_path,
             dtype=dtype,

@@ -14,13 +14,15 @@ from transformers import (
     AutoModelForCausalLM,
     PreTrainedTokenizerBase,
     PrinterCallback,
+    SchedulerType,
     TrainerCallback,
     TrainingArguments,
+    set_seed,
 )
 
 from cherry_vllm.errors import UserError
 from cherry_vllm.memory import keep_freed_memory
-from cherry_vllm.progress import progress_bar
+from cherry_vllm.progress import hide_transformers_bars, progress_bar
 from cherry_vllm.training.batches import LengthBatches, collate
 from cherry_vllm.training.examples import Example
 from cherry_vllm.training.trainer import AnswerTrainer, Divergence
@@ -34,68 +36,27 @@ def fine_tune(
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     *,
-    num_epochs: int,
-    learning_rate: float,
-    lr_scheduler: str,
-    warmup_ratio: float,
-    weight_decay: float,
-    max_grad_norm: float,
     global_batch_size: int,
     micro_batch_tokens: int,
-    bf16: bool,
-    gradient_checkpointing: bool,
     lora_rank: int,
     lora_alpha: int,
     lora_dropout: float,
-    fsdp: bool,
-    save_steps: float,
-    report_to: Sequence[str],
     seed: int,
     trust_remote_code: bool,
+    **optimization: Any,
 ) -> list[dict[str, float]]:
     """Writes the tuned model, in fp32, to ``folder/model``; returns the loss of each step.
 
-    Weights and optimizer are held in fp32, because steps of this size vanish in bf16; ``bf16``
-    runs the matrix products in it; ``lora_rank`` above 0 trains adapters on every linear layer but
-    the head, merged at the end. A killed run goes on from the newest whole checkpoint in
-    ``folder/checkpoints``, which is removed at the end. An entry of the returned list has the keys
-    of :data:`LOSS_COLUMNS`; its loss is the mean over the step's answer tokens, in nats.
+    ``lora_rank`` above 0 trains adapters on every linear layer but the head, merged at the end;
+    ``optimization`` holds the arguments of :func:`training_arguments`. A killed run goes on from
+    the newest whole checkpoint in ``folder/checkpoints``, which is removed at the end. An entry of
+    the returned list has the keys of :data:`LOSS_COLUMNS`; its loss is the mean over the step's
+    answer tokens, in nats.
 
     Raises:
         UserError: the loss diverged, memory ran out, or a setting does not suit the machine.
     """
-    on_cpu = not torch.cuda.is_available()
-    if on_cpu:
-        keep_freed_memory()
-    if fsdp and (on_cpu or "WORLD_SIZE" not in os.environ):
-        raise UserError(
-            "train.fsdp=true: needs GPUs and torchrun (elsewhere the trainer would quietly do "
-            "something else); leave it out"
-        )
-    arguments = TrainingArguments(
-        output_dir=str(folder / "checkpoints"),
-        num_train_epochs=num_epochs,
-        learning_rate=learning_rate,
-        lr_scheduler_type=lr_scheduler,
-        warmup_steps=warmup_ratio,
-        weight_decay=weight_decay,
-        max_grad_norm=max_grad_norm,
-        bf16=bf16,
-        gradient_checkpointing=gradient_checkpointing,
-        fsdp=fsdp or None,  # type: ignore[arg-type]
-        ddp_backend="gloo" if on_cpu and "WORLD_SIZE" in os.environ else None,
-        ddp_find_unused_parameters=False,
-        use_cpu=on_cpu,
-        save_steps=save_steps,
-        save_total_limit=2,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        report_to=list(report_to) or "none",
-        run_name=folder.name,
-        disable_tqdm=True,
-        seed=seed,
-    )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # one process never spreads over several devices
+    arguments = training_arguments(folder, seed=seed, **optimization)
     batches = _batches(
         examples,
         global_batch_size=global_batch_size,
@@ -105,7 +66,9 @@ def fine_tune(
     )
     arguments.gradient_accumulation_steps = batches.steps_per_update
     model = load_model(checkpoint, trust_remote_code=trust_remote_code)
+    use_cache = model.config.use_cache  # the trainer turns it off for good
     if lora_rank:
+        set_seed(seed)
         model = _add_adapters(model, r=lora_rank, lora_alpha=lora_alpha, lora_dropout=lora_dropout)
     pad_token_id = tokenizer.pad_token_id
     trainer = AnswerTrainer(
@@ -120,9 +83,72 @@ def fine_tune(
     trainer.remove_callback(PrinterCallback)
     with _memory_errors_told():
         trainer.train(resume_from_checkpoint=newest_whole_checkpoint(folder / "checkpoints"))
+    model.config.use_cache = use_cache
     _save(trainer, checkpoint, tokenizer, folder, trust_remote_code=trust_remote_code)
     history = trainer.state.log_history
     return [{key: entry[key] for key in LOSS_COLUMNS} for entry in history if "loss" in entry]
+
+
+def training_arguments(
+    folder: Path,
+    *,
+    num_epochs: int,
+    learning_rate: float,
+    lr_scheduler: str,
+    warmup_ratio: float,
+    weight_decay: float,
+    max_grad_norm: float,
+    bf16: bool,
+    gradient_checkpointing: bool,
+    fsdp: bool,
+    save_steps: float,
+    report_to: Sequence[str],
+    seed: int,
+) -> TrainingArguments:
+    """The trainer's settings on this machine.
+
+    Weights and optimizer are in fp32, because steps of fine-tuning vanish in bf16; ``bf16`` runs
+    the matrix products in it. ``save_steps`` below 1 is a share of all steps.
+
+    Raises:
+        UserError: the scheduler is unknown, or there is nothing to shard over.
+    """
+    if lr_scheduler not in list(SchedulerType):
+        known = ", ".join(kind.value for kind in SchedulerType)
+        raise UserError(f"train.lr_scheduler={lr_scheduler}: choose from {known}")
+    on_cpu, is_distributed = not torch.cuda.is_available(), "WORLD_SIZE" in os.environ
+    if fsdp and (on_cpu or not is_distributed):
+        raise UserError(
+            "train.fsdp=true: needs GPUs and torchrun (elsewhere the trainer would quietly do "
+            "something else); leave it out"
+        )
+    if on_cpu:
+        keep_freed_memory()
+    arguments = TrainingArguments(
+        output_dir=str(folder / "checkpoints"),
+        num_train_epochs=num_epochs,
+        learning_rate=learning_rate,
+        lr_scheduler_type=lr_scheduler,
+        warmup_steps=warmup_ratio,
+        weight_decay=weight_decay,
+        max_grad_norm=max_grad_norm,
+        bf16=bf16,
+        gradient_checkpointing=gradient_checkpointing,
+        fsdp=fsdp or None,  # type: ignore[arg-type]
+        ddp_backend="gloo" if on_cpu and is_distributed else None,
+        ddp_find_unused_parameters=False,
+        use_cpu=on_cpu,
+        save_steps=save_steps,
+        save_total_limit=2,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to=list(report_to) or "none",
+        run_name=folder.name,
+        disable_tqdm=True,
+        seed=seed,
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # one process never spreads over several devices
+    return arguments
 
 
 class Progress(TrainerCallback):
@@ -156,6 +182,7 @@ def newest_whole_checkpoint(checkpoints: Path) -> str | None:
 
 def load_model(checkpoint: Path, *, trust_remote_code: bool) -> Any:
     """The checkpoint's causal language model, in fp32 whatever it was saved in."""
+    hide_transformers_bars()
     return AutoModelForCausalLM.from_pretrained(
         checkpoint,
         dtype=torch.float32,
