@@ -9,7 +9,7 @@ def hide_transformers_bars() -> None:
     """Keeps transformers from drawing a bar for every file it reads or writes."""
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def progress_bar(stage: str, *, unit: str = " rows", **counts: int) -> tqdm:

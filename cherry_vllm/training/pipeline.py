@@ -9,6 +9,7 @@ run_dir/models/NAME-FINGERPRINT/
 
 import logging
 import os
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -88,15 +89,13 @@ def train(
         eos_token_id=tokenizer.eos_token_id,
         max_length=max_length,
     )
-    log.info("%s: training on %s", folder, _count(examples, dropped))
-    usable = [example for example in examples if example is not None]
-    if not usable:
+    if dropped.total() == len(examples):
         raise UserError(f"no row to train on: {_count(examples, dropped)}")
+    log.info("%s: training on %s", folder, _count(examples, dropped))
     common = {"seed": seed, "trust_remote_code": trust_remote_code}
-    losses, seconds = _tune(checkpoint, usable, tokenizer, folder, **recipe, **common)
+    _tune(folder, checkpoint, examples, tokenizer, **recipe, **common)
     if not is_first_process():
         return folder
-    _write_losses(losses, folder)
     probe = probe_losses(
         examples,
         {"base": checkpoint, **_make_copies(folder, scorer_dtype, seed)},
@@ -104,26 +103,52 @@ def train(
         eos_token_id=tokenizer.eos_token_id,
         trust_remote_code=trust_remote_code,
     )
-    for copy, loss in probe["losses"].items():
-        if copy not in ("base", "model"):
-            warn_of_lost_gain(copy, probe["losses"]["base"], probe["losses"]["model"], loss)
-    write_json(
-        folder / "train.json",
-        {
-            "num_rows": len(examples),
-            "num_trained": len(usable),
-            "dropped": dict(dropped),
-            "num_tokens": sum(len(example.token_ids) for example in usable),
-            "num_answer_tokens": sum(len(ids) - start for ids, start in usable),
-            "num_steps": len(losses),
-            "seconds": seconds,
-            "probe": probe,
-            "settings": settings,
-            "machine": {key: recipe[key] for key in MACHINE_SETTINGS},
-            "versions": installed_versions(),
-        },
-    )
+    if "bfloat16" in probe["losses"]:
+        warn_of_lost_gain("the copy in bfloat16", *probe["losses"].values())
+    facts = {
+        **_measure(examples, dropped),
+        **read_json(folder / "tuned.json"),
+        "probe": probe,
+        "settings": settings,
+        "machine": {key: recipe[key] for key in MACHINE_SETTINGS},
+        "versions": installed_versions(),
+    }
+    write_json(folder / "train.json", facts)
+    (folder / "tuned.json").unlink()
     return folder
+
+
+def _tune(
+    folder: Path,
+    checkpoint: Path,
+    examples: Sequence[Example | None],
+    tokenizer: Any,
+    **settings: Any,
+) -> None:
+    """Leaves ``model/``, the loss curve and, once these are there, ``tuned.json``."""
+    if (folder / "tuned.json").is_file():
+        return
+    from cherry_vllm.training.tuning import fine_tune
+
+    started = time.monotonic()
+    usable = [example for example in examples if example is not None]
+    losses = fine_tune(checkpoint, usable, tokenizer, folder, **settings)
+    if is_first_process():
+        seconds = round(time.monotonic() - started, 1)
+        _write_losses(losses, folder)
+        write_json(folder / "tuned.json", {"num_steps": len(losses), "seconds": seconds})
+        shutil.rmtree(folder / "checkpoints")
+
+
+def _measure(examples: Sequence[Example | None], dropped: Counter[str]) -> dict[str, Any]:
+    usable = [example for example in examples if example is not None]
+    return {
+        "num_rows": len(examples),
+        "num_trained": len(usable),
+        "dropped": dict(dropped),
+        "num_tokens": sum(len(token_ids) for token_ids, _ in usable),
+        "num_answer_tokens": sum(len(token_ids) - start for token_ids, start in usable),
+    }
 
 
 def is_first_process() -> bool:
@@ -158,13 +183,6 @@ def scorer_checkpoint(folder: Path) -> Path:
     """The copy of a trained model that the scorer is to load."""
     rounded = folder / "bfloat16"
     return rounded if rounded.is_dir() else folder / "model"
-
-
-def _tune(*arguments: Any, **settings: Any) -> tuple[list[dict[str, float]], float]:
-    from cherry_vllm.training.tuning import fine_tune
-
-    started = time.monotonic()
-    return fine_tune(*arguments, **settings), round(time.monotonic() - started, 1)
 
 
 def _make_copies(folder: Path, scorer_dtype: str, seed: int) -> dict[str, Path]:

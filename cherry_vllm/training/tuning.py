@@ -21,7 +21,6 @@ from transformers import (
 )
 
 from cherry_vllm.errors import UserError
-from cherry_vllm.memory import keep_freed_memory
 from cherry_vllm.progress import hide_transformers_bars, progress_bar
 from cherry_vllm.training.batches import LengthBatches, collate
 from cherry_vllm.training.examples import Example
@@ -49,9 +48,8 @@ def fine_tune(
 
     ``lora_rank`` above 0 trains adapters on every linear layer but the head, merged at the end;
     ``optimization`` holds the arguments of :func:`training_arguments`. A killed run goes on from
-    the newest whole checkpoint in ``folder/checkpoints``, which is removed at the end. An entry of
-    the returned list has the keys of :data:`LOSS_COLUMNS`; its loss is the mean over the step's
-    answer tokens, in nats.
+    the newest whole checkpoint in ``folder/checkpoints``. An entry of the returned list has the
+    keys of :data:`LOSS_COLUMNS`; its loss is the mean over the step's answer tokens, in nats.
 
     Raises:
         UserError: the loss diverged, memory ran out, or a setting does not suit the machine.
@@ -122,8 +120,6 @@ def training_arguments(
             "train.fsdp=true: needs GPUs and torchrun (elsewhere the trainer would quietly do "
             "something else); leave it out"
         )
-    if on_cpu:
-        keep_freed_memory()
     arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"),
         num_train_epochs=num_epochs,
@@ -235,7 +231,6 @@ def _save(
     tokenizer.save_pretrained(scratch)
     (scratch / "training_args.bin").unlink()  # a pickle
     os.replace(scratch, target)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
 @contextmanager
