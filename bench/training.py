@@ -26,7 +26,7 @@ from typing import Any
 from bench.agreement import MODEL
 
 MAX_LENGTH = 512
-SETUPS = ("plain Trainer", "TRL SFTTrainer", "cherry-vllm, 4096", "cherry-vllm")
+SETUPS = ("plain Trainer", "TRL SFTTrainer", "cherry-vllm")
 
 
 def load_examples(data: Path, model: Path, rows: int) -> tuple[list[Any], Any]:
@@ -85,9 +85,12 @@ def train_plain(examples: list[Any], _tokenizer: Any, model: Path, folder: str) 
 
 def train_trl(examples: list[Any], tokenizer: Any, model: Path, folder: str) -> None:
     import torch
+    import pyarrow as pa
     from datasets import Dataset
     from transformers import AutoModelForCausalLM
     from trl import SFTConfig, SFTTrainer
+
+    from cherry_vllm.training.batches import NO_LOSS
 
     arguments = SFTConfig(
         **common_arguments(folder),
@@ -96,28 +99,25 @@ def train_trl(examples: list[Any], tokenizer: Any, model: Path, folder: str) -> 
         dataset_kwargs={"skip_prepare_dataset": True},
     )
     rows = [
-        {
-            "input_ids": ids,
-            "completion_mask": [int(place >= start) for place in range(len(ids))],
-        }
-        for ids, start in examples
+        {"input_ids": ids, "labels": [NO_LOSS] * start + ids[start:]} for ids, start in examples
     ]
     network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     trainer = SFTTrainer(
         network,
         arguments,
-        train_dataset=Dataset.from_list(rows),
+        # A name of its own: hashing fails beside some releases of pyarrow.
+        train_dataset=Dataset(pa.Table.from_pylist(rows), fingerprint="rows"),
         processing_class=tokenizer,
     )
     timed(trainer.train)
 
 
-def train_ours(examples: list[Any], tokenizer: Any, model: Path, folder: str, tokens: int) -> None:
+def train_ours(examples: list[Any], tokenizer: Any, model: Path, folder: str) -> None:
     from cherry_vllm.config import compose, plain
     from cherry_vllm.training import tuning
     from cherry_vllm.training.trainer import AnswerTrainer
 
-    recipe = plain(compose("train.num_epochs=1", f"train.micro_batch_tokens={tokens}").train)
+    recipe = plain(compose("train.num_epochs=1").train)
     for key in ("name", "scorer_dtype", "num_probe_rows"):
         recipe.pop(key)
     whole = AnswerTrainer.train
@@ -145,7 +145,7 @@ def run_one(setup: str, arguments: argparse.Namespace) -> None:
         elif setup == "TRL SFTTrainer":
             train_trl(*inputs)
         else:
-            train_ours(*inputs, tokens=4096 if setup.endswith("4096") else 1024)
+            train_ours(*inputs)
 
 
 def measure_ceiling(model: Path) -> float:
