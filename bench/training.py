@@ -84,8 +84,8 @@ def train_plain(examples: list[Any], _tokenizer: Any, model: Path, folder: str) 
 
 
 def train_trl(examples: list[Any], tokenizer: Any, model: Path, folder: str) -> None:
-    import torch
     import pyarrow as pa
+    import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM
     from trl import SFTConfig, SFTTrainer

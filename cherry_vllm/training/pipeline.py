@@ -78,7 +78,7 @@ def train(
     if (folder / "train.json").is_file():
         log.info("%s: trained before, nothing to do", folder)
         return folder
-    _check_trackers(recipe["report_to"])
+    check_trackers(recipe["report_to"])
     tokenizer = _load_tokenizer(checkpoint, trust_remote_code=trust_remote_code)
     builder = open_span_builder(
         checkpoint, prompt=prompt, max_length=max_length, trust_remote_code=trust_remote_code
@@ -116,6 +116,21 @@ def train(
     write_json(folder / "train.json", facts)
     (folder / "tuned.json").unlink()
     return folder
+
+
+def check_trackers(report_to: Sequence[str]) -> None:
+    """Raises a UserError for a tracker that is not installed here."""
+    if not report_to:
+        return
+    from transformers import integrations
+
+    available: list[str] = integrations.get_available_reporting_integrations()  # type: ignore
+    for name in report_to:
+        if name not in available:
+            raise UserError(
+                f"train.report_to={name}: not installed, or not known to transformers; here: "
+                f"{', '.join(available) or 'none'}"
+            )
 
 
 def _tune(
@@ -216,17 +231,3 @@ def _load_tokenizer(checkpoint: Path, *, trust_remote_code: bool) -> Any:
 def _count(examples: Sequence[Example | None], dropped: Counter[str]) -> str:
     reasons = "".join(f", {count} {reason}" for reason, count in sorted(dropped.items()))
     return f"{len(examples) - dropped.total()} of {len(examples)} rows{reasons}"
-
-
-def _check_trackers(report_to: Sequence[str]) -> None:
-    if not report_to:
-        return
-    from transformers import integrations
-
-    available: list[str] = integrations.get_available_reporting_integrations()  # type: ignore
-    for name in report_to:
-        if name not in available:
-            raise UserError(
-                f"train.report_to={name}: not installed, or not known to transformers; here: "
-                f"{', '.join(available) or 'none'}"
-            )
