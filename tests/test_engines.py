@@ -29,6 +29,7 @@ def hf(checkpoint: Path) -> HfEngine:
 def hf_engine(checkpoint: Path, batch_tokens: int) -> HfEngine:
     return HfEngine(
         checkpoint,
+        max_length=512,
         dtype="float32",
         device="cpu",
         batch_tokens=batch_tokens,
@@ -87,7 +88,9 @@ def test_scores_agree_with_the_slow_reference(
     builder = SpanBuilder(tokenizer, prompt, max_length=max_length, vocab_size=49152)
     rows = pl.DataFrame(shipped_rows).rename({"output": "answer"}).with_row_index("row")
     rows = rows.with_columns(pl.col("row").cast(pl.Int64), drop_reason=pl.lit(None, REASON))
-    scores = aggregate_logprobs(score_shard(rows, builder, hf, ignore).lazy()).collect()
+    scores = aggregate_logprobs(
+        score_shard(rows, ignore, builder=builder, engine=hf).lazy()
+    ).collect()
     seen: list[Any] = []
     for row, found in zip(shipped_rows, scores.iter_rows(named=True), strict=True):
         fields = (row["instruction"], row["input"], row["output"])
