@@ -39,6 +39,7 @@ def choose(
     *,
     fraction=None,
     count=None,
+    num_tokens=None,
     order="input",
     rule="exact",
     seed=0,
@@ -48,6 +49,7 @@ def choose(
         strategy=Strategy(strategy),
         fraction=fraction,
         count=count,
+        num_tokens=num_tokens,
         order=Order(order),
         rule=Rule(rule),
         seed=seed,
@@ -399,3 +401,20 @@ def test_known_suffixes_pass(name):
 def test_an_unknown_suffix_of_the_output_is_a_user_error(name):
     with pytest.raises(UserError, match=r"select\.output=.*\.json, \.jsonl, \.parquet"):
         check_suffix(Path(name))
+
+
+# --- by answer tokens
+
+TOKENS = SEVEN.with_columns(num_answer_tokens=pl.Series([5, 9, 2, 1, 7, 30, None], dtype=pl.UInt32))
+
+
+def test_longest_takes_the_longest_answers() -> None:
+    assert chosen_rows(TOKENS, "longest", count=2) == [1, 5]
+
+
+def test_a_token_budget_takes_rows_in_order_until_it_is_spent() -> None:
+    # The cherry order is 4, 1, 2, 5, 0, of 7, 9, 2, 30 and 5 answer tokens.
+    for budget, rows in [(7, [4]), (15, [4]), (16, [1, 4]), (18, [1, 2, 4]), (47, [1, 2, 4])]:
+        assert choose(TOKENS, count=5, num_tokens=budget)["row"].to_list() == rows
+    with pytest.raises(UserError, match=r"select\.num_tokens=6 chooses no row"):
+        choose(TOKENS, num_tokens=6)
