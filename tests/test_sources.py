@@ -54,6 +54,24 @@ def rows_of(*files, data_format=DataFormat.auto, columns=ALPACA, censure=(), bat
     return pl.concat(list(frames))
 
 
+@pytest.mark.parametrize(
+    ("max_rows", "heights"), [(1, [1]), (5, [5]), (7, [5, 2]), (99, [5, 5, 2])]
+)
+def test_only_the_first_rows_are_read_if_so_asked(tmp_path, max_rows, heights):
+    frames = list(
+        read_rows(
+            shards_of_twelve_rows(tmp_path),
+            data_format=DataFormat.auto,
+            columns=ALPACA,
+            censure=[],
+            max_rows=max_rows,
+            batch_rows=5,
+        )
+    )
+    assert [frame.height for frame in frames] == heights
+    assert pl.concat(frames)["row"].to_list() == list(range(sum(heights)))
+
+
 def complaint_about(*files, **options):
     with pytest.raises(UserError) as caught:
         rows_of(*files, **options)
