@@ -12,6 +12,7 @@ from sklearn.metrics import adjusted_rand_score
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cherry_vllm import pipeline
+from cherry_vllm.config import compose, plain
 from cherry_vllm.errors import UserError
 from cherry_vllm.experience import pipeline as experience
 from cherry_vllm.experience.sampling import cluster_embeddings
@@ -19,13 +20,7 @@ from cherry_vllm.sources import Columns, DataFormat
 from cherry_vllm.store import Shards
 from tests.conftest import ROWS, Cli
 
-PROMPT = {
-    "without_input": "{instruction}\n\n### Response:",
-    "with_input": "{instruction}\n{input}\n\n### Response:",
-    "marker": "### Response:",
-    "chat": False,
-    "system": None,
-}
+PROMPT = plain(compose("prompt=wizardlm").prompt)
 HF = {"name": "hf", "dtype": "float32", "device": "cpu", "batch_tokens": 512}
 USE: dict[str, Any] = {
     "prompt": PROMPT,
@@ -115,7 +110,6 @@ def test_vllm_gives_the_same_embeddings_and_clusters(
         f"model.path={checkpoint}",
         f"run_dir={tmp_path}",
         "prompt=wizardlm",
-        "prompt.with_input='{instruction}\\n{input}\\n\\n### Response:'",
         "engine=vllm_eager",
         "engine.dtype=float32",
         "max_length=64",
