@@ -129,7 +129,7 @@ def test_vllm_gives_the_same_embeddings_and_clusters(
     ]
     assert adjusted_rand_score(*labels) == 1
     (folder,) = (tmp_path / "perplexities").iterdir()
-    measured = pl.concat([pl.read_parquet(path) for path in sorted(folder.glob("part-*"))])
+    measured = pl.concat([pl.read_parquet(path) for path in sorted(folder.glob("part-*.parquet"))])
     expected = perplexities.scan().collect()["perplexity"].drop_nulls()
     np.testing.assert_allclose(measured["perplexity"].drop_nulls(), expected, rtol=1e-3)
 
