@@ -20,14 +20,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bench.agreement import MODEL
 from cherry_vllm.config import compose, plain
-from cherry_vllm.engines import Span, build_engine
+from cherry_vllm.engines import Span
 from cherry_vllm.spans import Pair, open_span_builder
 from cherry_vllm.store import fingerprint, read_json, write_json
+from cherry_vllm.training.probe import answer_loss
 
+FIELDS = ("instruction", "input", "output")
 STRATEGIES = ("cherry", "low_ifd", "high_conditioned", "longest", "random")
 
 
@@ -88,23 +88,16 @@ def find_manifests(run_dir: Path, seed: int) -> dict[str, dict[str, Any]]:
     return found
 
 
-def answer_loss(model: Path, records: Sequence[dict[str, Any]], overrides: Sequence[str]) -> float:
-    """The model's mean loss over the answer tokens of all records, in nats."""
+def answer_spans(
+    model: Path, records: Sequence[dict[str, Any]], overrides: Sequence[str]
+) -> list[Span]:
+    """The records as the scorer sees them after their instruction."""
     config = compose(*overrides)
     builder = open_span_builder(
         model, prompt=plain(config.prompt), max_length=config.max_length, trust_remote_code=False
     )
     columns = ([str(record.get(key) or "") for record in records] for key in FIELDS)
-    pairs = [pair for pair in builder.build(*columns) if isinstance(pair, Pair)]
-    spans: list[Span] = [pair.conditioned for pair in pairs]
-    hf = plain(compose("engine=hf", "engine.dtype=float32").engine)
-    engine = build_engine(
-        model_path=model, max_length=config.max_length, trust_remote_code=False, **hf
-    )
-    return -float(np.concatenate(engine.logprobs(spans, lambda _count: None)).mean())
-
-
-FIELDS = ("instruction", "input", "output")
+    return [pair.conditioned for pair in builder.build(*columns) if isinstance(pair, Pair)]
 
 
 def _artifact(manifest: dict[str, Any], stage: str) -> Path:
@@ -136,7 +129,10 @@ def evaluate(
         file = run_dir / "losses" / fingerprint(sets) / f"{model.parent.name}.json"
         if not file.is_file():
             losses = {
-                key: answer_loss(model, sets[key], overrides) for key in ("held-out", "other")
+                key: answer_loss(
+                    model, answer_spans(model, sets[key], overrides), trust_remote_code=False
+                )
+                for key in ("held-out", "other")
             }
             write_json(file, losses)
         table.append({"seed": seed, "model": name, **facts, **read_json(file)})

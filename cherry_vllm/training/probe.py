@@ -33,20 +33,26 @@ def probe_losses(
     rows = [usable[i] for i in sorted({i * len(usable) // num_rows for i in range(num_rows)})]
     chosen = [example for example in (examples[row] for row in rows) if example is not None]
     spans = [_without_eos(example, eos_token_id) for example in chosen]
-    losses = {}
-    for name, path in models.items() if spans else ():
-        engine = build_engine(
-            "hf",
-            path,
-            max_length=max(len(span.token_ids) for span in spans),
-            trust_remote_code=trust_remote_code,
-            dtype="float32",
-            device="auto",
-            batch_tokens=2048,
-        )
-        logprobs = engine.logprobs(spans, lambda _count: None)
-        losses[name] = -float(np.concatenate(logprobs).mean())
+    measured = models if spans else {}
+    losses = {
+        name: answer_loss(path, spans, trust_remote_code=trust_remote_code)
+        for name, path in measured.items()
+    }
     return {"rows": rows, "losses": losses}
+
+
+def answer_loss(model: Path, spans: Sequence[Span], *, trust_remote_code: bool) -> float:
+    """A model's mean loss over the answer tokens of all spans, in nats, computed in fp32."""
+    engine = build_engine(
+        "hf",
+        model,
+        max_length=max(len(span.token_ids) for span in spans),
+        trust_remote_code=trust_remote_code,
+        dtype="float32",
+        device="auto",
+        batch_tokens=2048,
+    )
+    return -float(np.concatenate(engine.logprobs(spans, lambda _count: None)).mean())
 
 
 def gain_kept(base: float, tuned: float, copy: float) -> float | None:
