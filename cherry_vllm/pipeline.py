@@ -18,28 +18,25 @@ from typing import Any
 
 import polars as pl
 
-from cherry_vllm.checkpoint import checkpoint_fingerprint
-from cherry_vllm.engines import MEMORY_SETTINGS, build_engine
+from cherry_vllm.engines import build_engine
 from cherry_vllm.errors import UserError
 from cherry_vllm.exports import check_suffix, find_records, write_records
 from cherry_vllm.ifd import aggregate_logprobs
+from cherry_vllm.inference import Inference
 from cherry_vllm.progress import progress_bar
 from cherry_vllm.report import count_outcomes, draw_scores
 from cherry_vllm.schema import SCHEMA_VERSION
 from cherry_vllm.scoring import score_shard
 from cherry_vllm.selection import select_rows
 from cherry_vllm.sources import Columns, DataFormat, read_rows
-from cherry_vllm.spans import open_span_builder
 from cherry_vllm.store import (
     ROW_GROUP_ROWS,
     Shards,
     atomic_path,
     file_sha256,
     read_json,
-    transform_shards,
     write_json,
 )
-from cherry_vllm.versions import installed_versions
 
 log = logging.getLogger(__name__)
 
@@ -91,54 +88,29 @@ def score(
     rows: Shards,
     checkpoint: Path,
     *,
-    prompt: dict[str, Any],
-    max_length: int,
-    engine: dict[str, Any],
-    trust_remote_code: bool,
     may_replace: bool,
+    **use: Any,
 ) -> Shards:
-    """Row shards to log-prob shards.
-
-    ``prompt`` holds the arguments of :func:`prompts.build_template`, ``engine`` those of
-    :func:`engines.build_engine`.
+    """Row shards to log-prob shards; ``use`` holds the settings of :class:`inference.Inference`.
 
     Raises:
         UserError: the model cannot be used, or cannot take ``max_length`` tokens; or scores of
         other settings lie in ``scores_dir``, and ``may_replace`` is False.
     """
-    settings = {
-        "schema_version": SCHEMA_VERSION,
-        "rows": rows.fingerprint,
-        "model": checkpoint_fingerprint(checkpoint),
-        "prompt": prompt,
-        "max_length": max_length,
-        "engine": {key: engine[key] for key in engine if key not in MEMORY_SETTINGS},
-    }
-    logprobs = Shards(run_dir / "logprobs", settings)
-    if not may_replace and _scores_fingerprint(scores_dir) not in (None, logprobs.fingerprint):
+    scoring = Inference(run_dir / "logprobs", rows, checkpoint, **use)
+    held = _scores_fingerprint(scores_dir)
+    if not may_replace and held not in (None, scoring.target.fingerprint):
         raise UserError(
             f"{scores_dir}: holds scores of other settings, which this sweep would replace; give "
             "each job a folder of its own, as in run_dir='runs/${max_length}'"
         )
-    if logprobs.is_complete():
-        log.info("%s: scored before, nothing to do", logprobs.folder)
-        return logprobs
-    builder = open_span_builder(
-        checkpoint, prompt=prompt, max_length=max_length, trust_remote_code=trust_remote_code
+    return scoring.run(
+        "scoring",
+        build_engine,
+        lambda builder, engine: partial(score_shard, builder=builder, engine=engine),
+        done="scored",
+        units_per_row=2,  # two passes
     )
-    missing = [index for index in range(rows.num_shards) if not logprobs.is_done(index)]
-    if missing:
-        log.info("loading %s", checkpoint)
-        runner = build_engine(
-            model_path=checkpoint,
-            max_length=max_length,
-            trust_remote_code=trust_remote_code,
-            **engine,
-        )
-        transform = partial(score_shard, builder=builder, engine=runner)
-        transform_shards("scoring", rows, logprobs, missing, transform, units_per_row=2)
-    logprobs.close(rows.num_shards, versions=installed_versions())
-    return logprobs
 
 
 def aggregate(scores_dir: Path, rows: Shards, logprobs: Shards) -> pl.DataFrame:

@@ -17,8 +17,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from cherry_vllm.checkpoint import checkpoint_fingerprint
-from cherry_vllm.engines import MEMORY_SETTINGS, build_embedder, build_engine
+from cherry_vllm.engines import build_embedder, build_engine
 from cherry_vllm.errors import UserError
 from cherry_vllm.experience.embedding import embed_shard, measure_shard
 from cherry_vllm.experience.sampling import (
@@ -29,83 +28,38 @@ from cherry_vllm.experience.sampling import (
     sample_random,
 )
 from cherry_vllm.exports import find_records, write_records
+from cherry_vllm.inference import Inference
 from cherry_vllm.schema import SCHEMA_VERSION
-from cherry_vllm.spans import open_span_builder
-from cherry_vllm.store import Shards, fingerprint, transform_shards, write_json
+from cherry_vllm.store import Shards, fingerprint, write_json
 from cherry_vllm.versions import installed_versions
 
 log = logging.getLogger(__name__)
 
 
-def embed(run_dir: Path, rows: Shards, checkpoint: Path, **settings: Any) -> Shards:
+def embed(run_dir: Path, rows: Shards, checkpoint: Path, **use: Any) -> Shards:
     """Row shards to shards of :data:`schema.EMBEDDINGS`.
 
-    ``settings``: ``prompt`` holds the arguments of :func:`prompts.build_template`, ``engine`` those
-    of :func:`engines.build_embedder`; ``max_length`` and ``trust_remote_code`` as in scoring.
+    ``use`` holds the settings of :class:`inference.Inference`.
 
     Raises:
         UserError: the model cannot be used, or cannot take ``max_length`` tokens.
     """
-    return _run_model(
-        "embedding", run_dir / "embeddings", rows, checkpoint, _open_embedder, **settings
+    return Inference(run_dir / "embeddings", rows, checkpoint, **use).run(
+        "embedding",
+        build_embedder,
+        lambda builder, embedder: partial(embed_shard, builder=builder, embedder=embedder),
+        done="embedded",
     )
 
 
-def measure_perplexity(run_dir: Path, rows: Shards, checkpoint: Path, **settings: Any) -> Shards:
+def measure_perplexity(run_dir: Path, rows: Shards, checkpoint: Path, **use: Any) -> Shards:
     """Row shards to shards of :data:`schema.PERPLEXITIES`; see :func:`embed`."""
-    return _run_model(
-        "perplexity", run_dir / "perplexities", rows, checkpoint, _open_engine, **settings
+    return Inference(run_dir / "perplexities", rows, checkpoint, **use).run(
+        "perplexity",
+        build_engine,
+        lambda builder, engine: partial(measure_shard, builder=builder, engine=engine),
+        done="measured",
     )
-
-
-def _open_embedder(builder: Any, *arguments: Any, **settings: Any) -> Any:
-    return partial(embed_shard, builder=builder, embedder=build_embedder(*arguments, **settings))
-
-
-def _open_engine(builder: Any, *arguments: Any, **settings: Any) -> Any:
-    return partial(measure_shard, builder=builder, engine=build_engine(*arguments, **settings))
-
-
-def _run_model(
-    label: str,
-    parent: Path,
-    rows: Shards,
-    checkpoint: Path,
-    open_model: Callable[..., Any],
-    *,
-    prompt: dict[str, Any],
-    max_length: int,
-    engine: dict[str, Any],
-    trust_remote_code: bool,
-) -> Shards:
-    settings = {
-        "schema_version": SCHEMA_VERSION,
-        "rows": rows.fingerprint,
-        "model": checkpoint_fingerprint(checkpoint),
-        "prompt": prompt,
-        "max_length": max_length,
-        "engine": {key: engine[key] for key in engine if key not in MEMORY_SETTINGS},
-    }
-    target = Shards(parent, settings)
-    if target.is_complete():
-        log.info("%s: made before, nothing to do", target.folder)
-        return target
-    builder = open_span_builder(
-        checkpoint, prompt=prompt, max_length=max_length, trust_remote_code=trust_remote_code
-    )
-    missing = [index for index in range(rows.num_shards) if not target.is_done(index)]
-    if missing:
-        log.info("loading %s", checkpoint)
-        transform = open_model(
-            builder,
-            model_path=checkpoint,
-            max_length=max_length,
-            trust_remote_code=trust_remote_code,
-            **engine,
-        )
-        transform_shards(label, rows, target, missing, transform)
-    target.close(rows.num_shards, versions=installed_versions())
-    return target
 
 
 def sample_diverse(
