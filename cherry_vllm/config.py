@@ -85,6 +85,7 @@ class VllmConfig(EngineConfig):
     max_num_batched_tokens: int = MISSING
     max_num_seqs: int = MISSING
     enforce_eager: bool = MISSING
+    enable_prefix_caching: bool = MISSING
     cpu_kv_cache_gib: int = MISSING
 
 

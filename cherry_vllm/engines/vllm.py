@@ -46,7 +46,7 @@ class FusedVllmEngine:
     """vLLM with :mod:`answer_model`: the LM head runs on answer rows alone, log-probs are floats."""
 
     def __init__(self, model_path: Path, *, max_length: int, **settings: Any) -> None:
-        """Takes what :class:`VllmEngine` takes.
+        """``settings`` are the keys of ``conf/engine/vllm_fused.yaml`` and ``trust_remote_code``.
 
         Raises:
             UserError: this vLLM has no such model class, or does not let it be replaced.
@@ -57,35 +57,52 @@ class FusedVllmEngine:
         self, spans: Sequence[Span], on_scored: Callable[[int], None]
     ) -> list[NDArray[np.float32]]:
         """See :class:`cherry_vllm.engines.Engine`."""
+        self._llm.reset_prefix_cache()  # or a run that was resumed would have other batches
+        found = self._encode(spans, on_scored, use_cache=True)
+        # A cached prefix that reaches into the answer has no hidden states there.
+        missing = [index for index, floats in enumerate(found) if np.isposinf(floats).any()]
+        again = self._encode([spans[index] for index in missing], _ignore, use_cache=False)
+        for index, floats in zip(missing, again, strict=True):
+            if np.isposinf(floats).any():
+                raise RuntimeError("vLLM left tokens of an answer out")
+            found[index] = floats
+        return found
+
+    def _encode(
+        self, spans: Sequence[Span], on_scored: Callable[[int], None], *, use_cache: bool
+    ) -> list[NDArray[np.float32]]:
         from vllm import PoolingParams
 
         from cherry_vllm.engines.answer_model import START, TASK
 
-        if not spans:
+        if not spans:  # which encode() refuses
             return []
+        params = [
+            PoolingParams(
+                task=TASK,
+                extra_kwargs={START: span.start},
+                skip_reading_prefix_cache=not use_cache,
+            )
+            for span in spans
+        ]
         outputs = self._llm.encode(
             [{"prompt_token_ids": span.token_ids} for span in spans],
-            [PoolingParams(task=TASK, extra_kwargs={START: span.start}) for span in spans],
+            params,
             pooling_task=TASK,
             use_tqdm=partial(_Progress, on_scored=on_scored),
         )
-        found = [output.outputs.data.numpy() for output in outputs]
-        for logprobs in found:
-            if np.isposinf(logprobs).any():
-                raise RuntimeError("vLLM left tokens of an answer out")
-        return found
+        return [output.outputs.data.numpy() for output in outputs]
 
 
 class VllmEmbedder:
     def __init__(
         self, model_path: Path, *, max_length: int, max_num_batched_tokens: int, **settings: Any
     ) -> None:
-        """Takes what :class:`VllmEngine` takes."""
-        # A prompt is pooled in one piece.
-        num_tokens = max(max_num_batched_tokens, max_length)
-        self._llm = _load(
-            model_path, max_length, _mean_pooling, max_num_batched_tokens=num_tokens, **settings
-        )
+        """Takes what the other two take."""
+        # A prompt is pooled in one piece: not in several steps, nor without a cached prefix.
+        settings |= {"max_num_batched_tokens": max(max_num_batched_tokens, max_length)}
+        settings |= {"enable_prefix_caching": False}
+        self._llm = _load(model_path, max_length, _mean_pooling, **settings)
 
     def embed(
         self, prompts: Sequence[list[int]], on_embedded: Callable[[int], None]
@@ -117,6 +134,7 @@ def _load(
     max_num_seqs: int,
     enforce_eager: bool,
     cpu_kv_cache_gib: int,
+    enable_prefix_caching: bool,
     trust_remote_code: bool,
 ) -> Any:
     """The engine in this process; ``use`` gives the arguments for what it is to do."""
@@ -134,7 +152,7 @@ def _load(
         max_num_batched_tokens=max_num_batched_tokens,
         max_num_seqs=max_num_seqs,
         enforce_eager=enforce_eager,
-        enable_prefix_caching=False,  # a cached prefix has neither log-probs nor states
+        enable_prefix_caching=enable_prefix_caching,
         trust_remote_code=trust_remote_code,
         **use(model_path),
     )
@@ -156,6 +174,7 @@ def _scoring_answers(model_path: Path) -> dict[str, Any]:
     import vllm
     from vllm.config import PoolerConfig
     from vllm.model_executor.models import ModelRegistry
+    from vllm.platforms import current_platform
 
     try:
         from cherry_vllm.engines import answer_model
@@ -168,10 +187,14 @@ def _scoring_answers(model_path: Path) -> dict[str, Any]:
             f"engine=vllm_fused: does not fit vLLM {vllm.__version__} and {model_path} "
             f"({type(error).__name__}: {error}); use engine=vllm"
         ) from None
+    # Prefixes are cached in whole blocks; 32 tokens are the least that attention on CPUs takes. The
+    # head makes logits in fp32 where that is free, which on CPUs it is not.
+    on_cpu = {"block_size": 32, "hf_overrides": {"head_dtype": "model"}}
     return {
         "runner": "pooling",
         "model_class_overrides": {architecture: wrapped},
         "pooler_config": PoolerConfig(task=answer_model.TASK, tok_pooling_type="ALL"),
+        **(on_cpu if current_platform.is_cpu() else {}),
     }
 
 
@@ -192,6 +215,10 @@ def _set_environment(cpu_kv_cache_gib: int) -> None:
         cores = sorted(os.sched_getaffinity(0))
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores)))
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(cpu_kv_cache_gib))
+
+
+def _ignore(_count: int) -> None:
+    pass
 
 
 class _Progress(tqdm):  # type: ignore[misc]
