@@ -1,12 +1,13 @@
 """Training throughput: this project's trainer beside plain transformers and TRL.
 
-    python -m bench.training --data FILE [--rows 128] [--repeats 2] [--model FOLDER]
+    python -m bench.training --data FILE [--rows 64] [--repeats 2] [--model FOLDER]
 
-Every set-up trains on the same rows, one optimizer step for each 128, in fp32 with bf16 products;
-each runs in a process of its own, in turns, so that a noisy machine disturbs all alike. Tokens are
-real ones, without padding. The ceiling is the machine's bf16 matrix product by 6 x parameters
-operations a token, which counts the LM head on every token. TRL is left out where it is not
-installed.
+Every set-up trains for two epochs on the same rows, one optimizer step each, in fp32 with bf16
+products; each runs in a process of its own, in turns, so that a noisy machine disturbs all alike.
+The second step is the one that counts; the first, in which layers are compiled, is shown beside it.
+Tokens are real ones, without padding. The ceiling is the machine's bf16 matrix product by 6 x
+parameters operations a token, which counts the LM head on every token. TRL is left out where it is
+not installed.
 """
 
 import argparse
@@ -18,24 +19,31 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+
 from bench.agreement import MODEL
+from cherry_vllm.checkpoint import load_tokenizer
+from cherry_vllm.config import compose, plain
+from cherry_vllm.spans import Pair, open_span_builder
+from cherry_vllm.training import tuning
+from cherry_vllm.training.batches import NO_LOSS, collate
+from cherry_vllm.training.examples import Example
+from cherry_vllm.training.trainer import AnswerTrainer
 
 MAX_LENGTH = 512
-SETUPS = ("plain Trainer", "TRL SFTTrainer", "cherry-vllm")
+MICRO_BATCH_ROWS = 8  # as people set a plain trainer up
+SETUPS = ("plain Trainer", "TRL SFTTrainer", "cherry-vllm", "cherry-vllm, not compiled")
 
 
 def load_examples(data: Path, model: Path, rows: int) -> tuple[list[Any], Any]:
     """The rows as this project trains on them, and the tokenizer."""
-    from cherry_vllm.checkpoint import load_tokenizer
-    from cherry_vllm.config import compose, plain
-    from cherry_vllm.spans import Pair, open_span_builder
-    from cherry_vllm.training.examples import Example
-
     with data.open(encoding="utf-8") as lines:
         records = [json.loads(line) for line in islice(lines, rows)]
     prompt = plain(compose().prompt)
@@ -49,18 +57,35 @@ def load_examples(data: Path, model: Path, rows: int) -> tuple[list[Any], Any]:
     return [Example([*span.token_ids, *end][:MAX_LENGTH], span.start) for span in pairs], tokenizer
 
 
-def common_arguments(folder: str) -> dict[str, Any]:
-    """Batch 128 in micro-batches of 8 rows, as people set a plain trainer up."""
+class Clock(TrainerCallback):
+    """When training began and when each optimizer step ended, in seconds."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_train_begin(self, *_args: Any, **_kwargs: Any) -> None:
+        self.times.append(time.monotonic())
+
+    def on_step_end(self, *_args: Any, **_kwargs: Any) -> None:
+        self.times.append(time.monotonic())
+
+    def report(self) -> None:
+        began, first, second = self.times
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        result = {"seconds": second - first, "first": first - began, "peak_gib": peak}
+        print(json.dumps(result), flush=True)
+
+
+def common_arguments(folder: str, num_rows: int) -> dict[str, Any]:
     return {
         "output_dir": folder,
-        "num_train_epochs": 1,
+        "num_train_epochs": 2,
         "learning_rate": 2e-5,
         "lr_scheduler_type": "cosine",
-        "per_device_train_batch_size": 8,
-        "gradient_accumulation_steps": 16,
+        "per_device_train_batch_size": MICRO_BATCH_ROWS,
+        "gradient_accumulation_steps": -(-num_rows // MICRO_BATCH_ROWS),
         "bf16": True,
         "use_cpu": True,
-        "logging_steps": 1,
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
@@ -68,32 +93,27 @@ def common_arguments(folder: str) -> dict[str, Any]:
     }
 
 
-def train_plain(examples: list[Any], _tokenizer: Any, model: Path, folder: str) -> None:
-    from functools import partial
-
-    import torch
-    from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
-
-    from cherry_vllm.training.batches import collate
-
-    arguments = TrainingArguments(**common_arguments(folder), remove_unused_columns=False)
-    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    collator = partial(collate, pad_token_id=0)
+def train_plain(examples: list[Example], model: Path, folder: str, clock: Clock) -> None:
+    arguments = common_arguments(folder, len(examples)) | {"remove_unused_columns": False}
     dataset: Any = examples
-    timed(Trainer(network, arguments, train_dataset=dataset, data_collator=collator).train)
+    Trainer(
+        AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
+        TrainingArguments(**arguments),
+        train_dataset=dataset,
+        data_collator=partial(collate, pad_token_id=0),
+        callbacks=[clock],
+    ).train()
 
 
-def train_trl(examples: list[Any], tokenizer: Any, model: Path, folder: str) -> None:
+def train_trl(
+    examples: list[Example], tokenizer: Any, model: Path, folder: str, clock: Clock
+) -> None:
     import pyarrow as pa
-    import torch
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM
     from trl import SFTConfig, SFTTrainer
 
-    from cherry_vllm.training.batches import NO_LOSS
-
     arguments = SFTConfig(
-        **common_arguments(folder),
+        **common_arguments(folder, len(examples)),
         max_length=MAX_LENGTH,
         gradient_checkpointing=False,
         dataset_kwargs={"skip_prepare_dataset": True},
@@ -101,58 +121,57 @@ def train_trl(examples: list[Any], tokenizer: Any, model: Path, folder: str) -> 
     rows = [
         {"input_ids": ids, "labels": [NO_LOSS] * start + ids[start:]} for ids, start in examples
     ]
-    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    trainer = SFTTrainer(
-        network,
+    SFTTrainer(
+        AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
         arguments,
         # A name of its own: hashing fails beside some releases of pyarrow.
         train_dataset=Dataset(pa.Table.from_pylist(rows), fingerprint="rows"),
         processing_class=tokenizer,
-    )
-    timed(trainer.train)
+        callbacks=[clock],
+    ).train()
 
 
-def train_ours(examples: list[Any], tokenizer: Any, model: Path, folder: str) -> None:
-    from cherry_vllm.config import compose, plain
-    from cherry_vllm.training import tuning
-    from cherry_vllm.training.trainer import AnswerTrainer
-
-    recipe = plain(compose("train.num_epochs=1").train)
+def train_ours(
+    examples: list[Example],
+    tokenizer: Any,
+    model: Path,
+    folder: str,
+    clock: Clock,
+    *,
+    compile_layers: bool,
+) -> None:
+    recipe = plain(compose("train.num_epochs=2", "train.save_steps=1000").train)
     for key in ("name", "scorer_dtype", "num_probe_rows"):
         recipe.pop(key)
+    recipe |= {"global_batch_size": len(examples), "compile_layers": compile_layers}
     whole = AnswerTrainer.train
-    AnswerTrainer.train = lambda self, **kwargs: timed(lambda: whole(self, **kwargs))  # type: ignore
+
+    def train(trainer: AnswerTrainer, **keywords: Any) -> Any:
+        trainer.add_callback(clock)
+        return whole(trainer, **keywords)
+
+    AnswerTrainer.train = train  # type: ignore[assignment, method-assign]
     tuning.fine_tune(
         model, examples, tokenizer, Path(folder), **recipe, seed=0, trust_remote_code=False
     )
 
 
-def timed(train: Any) -> Any:
-    started = time.monotonic()
-    result = train()
-    seconds = time.monotonic() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(json.dumps({"seconds": seconds, "peak_gib": peak}), flush=True)
-    return result
-
-
 def run_one(setup: str, arguments: argparse.Namespace) -> None:
     examples, tokenizer = load_examples(arguments.data, arguments.model, arguments.rows)
+    clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
-        inputs = (examples, tokenizer, arguments.model, folder)
         if setup == "plain Trainer":
-            train_plain(*inputs)
+            train_plain(examples, arguments.model, folder, clock)
         elif setup == "TRL SFTTrainer":
-            train_trl(*inputs)
+            train_trl(examples, tokenizer, arguments.model, folder, clock)
         else:
-            train_ours(*inputs)
+            inputs = (examples, tokenizer, arguments.model, folder, clock)
+            train_ours(*inputs, compile_layers=setup == "cherry-vllm")
+    clock.report()
 
 
 def measure_ceiling(model: Path) -> float:
     """Tokens per second if training were nothing but its matrix products at full speed."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
     network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
     parameters = sum(value.numel() for value in network.parameters())
     left = torch.randn(2048, 2048, dtype=torch.bfloat16)
@@ -167,7 +186,7 @@ def measure_ceiling(model: Path) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--rows", type=int, default=128)
+    parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--setup", choices=(*SETUPS, "ceiling"), help="run only this, here")
@@ -200,12 +219,14 @@ def report(results: dict[str, list[dict[str, float]]], tokens: int) -> None:
     }
     slowest = medians["plain Trainer"]
     print(f"{tokens} tokens; ceiling {ceiling:.0f} tokens/s")
-    print(f"{'':<20}{'tokens/s':>10}{'ratio':>8}{'ceiling':>9}{'peak GiB':>10}")
+    print(f"{'':<28}{'tokens/s':>10}{'ratio':>8}{'ceiling':>9}{'first s':>9}{'peak GiB':>10}")
     for name, seconds in medians.items():
         peak = max(one["peak_gib"] for one in results[name])
+        first = statistics.median(one["first"] for one in results[name])
         rate = tokens / seconds
         print(
-            f"{name:<20}{rate:>10.0f}{slowest / seconds:>8.2f}{rate / ceiling:>9.0%}{peak:>10.1f}"
+            f"{name:<28}{rate:>10.0f}{slowest / seconds:>8.2f}{rate / ceiling:>9.0%}"
+            f"{first:>9.0f}{peak:>10.1f}"
         )
 
 

@@ -124,6 +124,7 @@ class TrainConfig:
     micro_batch_tokens: int = MISSING
     bf16: bool = MISSING
     gradient_checkpointing: bool = MISSING
+    compile_layers: bool = MISSING
     lora_rank: int = MISSING
     lora_alpha: int = MISSING
     lora_dropout: float = MISSING

@@ -25,6 +25,8 @@ SMALL = [
     "pre_experience.num_probe_rows=4",
     "train.global_batch_size=2",
     "train.num_epochs=1",
+    "pre_experience.compile_layers=false",
+    "train.compile_layers=false",
     "select.fraction=0.2",
 ]
 
@@ -142,6 +144,7 @@ def test_what_was_learned_reaches_the_scores_of_vllm(
 ) -> None:
     places = [f"data.path={ROWS}", f"run_dir={tmp_path}", "max_length=96"]
     recipe = ["train.num_epochs=3", "train.global_batch_size=8", "train.num_probe_rows=99"]
+    recipe += ["train.compile_layers=false"]
     trained = cli("train", *places, f"model.path={checkpoint}", "train=pre_experience", *recipe)
     assert trained.returncode == 0, trained.stderr
     (tuned,) = tmp_path.glob("models/pre_experience-*")

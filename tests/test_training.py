@@ -44,6 +44,7 @@ RECIPE: dict[str, Any] = {
     "micro_batch_tokens": 256,
     "bf16": False,
     "gradient_checkpointing": False,
+    "compile_layers": False,
     "lora_rank": 0,
     "lora_alpha": 32,
     "lora_dropout": 0.0,
@@ -286,7 +287,15 @@ def test_fine_tuning_is_adamw_on_the_mean_over_the_global_batch(
     assert not list((tmp_path / "model").glob("*.bin"))  # nothing pickled is handed on
 
 
-@pytest.mark.parametrize("changes", [{"micro_batch_tokens": 50}, {"gradient_checkpointing": True}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"micro_batch_tokens": 50},
+        {"gradient_checkpointing": True},
+        {"compile_layers": True},
+        {"compile_layers": True, "gradient_checkpointing": True},
+    ],
+)
 def test_settings_of_the_machine_change_no_weight(
     tiny: Path, examples: list[Example], tmp_path: Path, changes: dict[str, Any]
 ) -> None:
@@ -377,6 +386,7 @@ def train_command(tiny: Path, run_dir: Path, *more: str) -> list[str]:
         "max_length=128",
         "train.global_batch_size=7",
         "train.learning_rate=0.001",
+        "train.compile_layers=false",
         *more,
     ]
 

@@ -79,7 +79,8 @@ def build_engine(
     if _is_vllm(name):
         from cherry_vllm.engines.vllm import FusedVllmEngine, VllmEngine
 
-        return {"vllm": VllmEngine, "vllm_fused": FusedVllmEngine}[name](model_path, **settings)
+        engine_class = FusedVllmEngine if name == "vllm_fused" else VllmEngine
+        return engine_class(model_path, **settings)
     from cherry_vllm.engines.hf import HfEngine
 
     return HfEngine(model_path, **settings)

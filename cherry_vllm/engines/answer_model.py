@@ -84,7 +84,7 @@ class AnswerPooler(Pooler):
         rows = torch.cat([torch.arange(part.rows.start, part.rows.stop) for part in parts])
         targets = torch.cat([part.targets for part in parts])
         found = self._logprobs(hidden_states, rows.to(device), targets.to(device, torch.long))
-        found_of_part = found.split([len(part.rows) for part in parts])
+        found_of_part = torch.split(found, [len(part.rows) for part in parts])
         states = pooling_metadata.pooling_states
         return [
             _collect(part, logprobs, state.hidden_states_cache)
@@ -108,8 +108,7 @@ class AnswerPooler(Pooler):
 def split_step(metadata: PoolingMetadata) -> Iterator[Part]:
     """The parts of prompts that a step computes, in the order of its rows."""
     cursor = metadata.get_pooling_cursor()
-    token_ids = metadata.prompt_token_ids_cpu
-    assert token_ids is not None  # get_pooling_updates asks for them
+    token_ids = metadata.get_prompt_token_ids_cpu()
     first_row = 0
     for line, (num_tokens, end, length) in enumerate(
         zip(
@@ -120,13 +119,14 @@ def split_step(metadata: PoolingMetadata) -> Iterator[Part]:
         )
     ):
         # The warm-up run has no start, and a last prompt that is longer than its token ids.
+        ids = token_ids[line]
         start = (metadata.pooling_params[line].extra_kwargs or {START: 1})[START]
         begin = end - num_tokens
         low = min(max(begin, start - 1), end)
-        high = max(low, min(end, length - 1, token_ids.shape[1] - 1))
+        high = max(low, min(end, length - 1, len(ids) - 1))
         yield Part(
             rows=range(first_row + low - begin, first_row + high - begin),
-            targets=token_ids[line, low + 1 : high + 1],
+            targets=ids[low + 1 : high + 1],
             first=low - (start - 1),
             num_answer_tokens=length - start,
             is_last=end == length,
@@ -141,7 +141,8 @@ def target_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
     num_elements = 2**18 * torch.get_num_threads() if is_on_cpu else 2**26
     num_rows = max(1, num_elements // logits.shape[1])
     found = []
-    for slice_, ids in zip(logits.split(num_rows), targets.split(num_rows), strict=True):
+    slices = zip(torch.split(logits, num_rows), torch.split(targets, num_rows), strict=True)
+    for slice_, ids in slices:
         exact = slice_.float()
         found.append(exact.gather(1, ids[:, None])[:, 0] - exact.logsumexp(-1))
     return torch.cat(found)

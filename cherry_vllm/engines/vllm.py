@@ -43,7 +43,7 @@ class VllmEngine:
 
 
 class FusedVllmEngine:
-    """vLLM with :mod:`answer_model`: the LM head runs on answer rows alone, log-probs are floats."""
+    """vLLM with :mod:`answer_model`: the LM head on answer rows alone, and no object per token."""
 
     def __init__(self, model_path: Path, *, max_length: int, **settings: Any) -> None:
         """``settings`` are the keys of ``conf/engine/vllm_fused.yaml`` and ``trust_remote_code``.

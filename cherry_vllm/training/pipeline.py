@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 MACHINE_SETTINGS = (
     "micro_batch_tokens",
     "gradient_checkpointing",
+    "compile_layers",
     "fsdp",
     "save_steps",
     "report_to",

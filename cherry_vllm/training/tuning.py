@@ -1,6 +1,7 @@
 """Fine-tuning a checkpoint on examples: weights in fp32, products in bf16, resumed after a kill."""
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     PreTrainedTokenizerBase,
@@ -19,12 +21,15 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cherry_vllm.errors import UserError
 from cherry_vllm.progress import hide_transformers_bars, progress_bar
 from cherry_vllm.training.batches import LengthBatches, collate
 from cherry_vllm.training.examples import Example
 from cherry_vllm.training.trainer import AnswerTrainer, Divergence
+
+log = logging.getLogger(__name__)
 
 LOSS_COLUMNS = ("step", "epoch", "loss", "learning_rate", "grad_norm")
 
@@ -37,6 +42,7 @@ def fine_tune(
     *,
     global_batch_size: int,
     micro_batch_tokens: int,
+    compile_layers: bool,
     lora_rank: int,
     lora_alpha: int,
     lora_dropout: float,
@@ -46,6 +52,8 @@ def fine_tune(
 ) -> list[dict[str, float]]:
     """Writes the tuned model, in fp32, to ``folder/model``; returns the loss of each step.
 
+    ``compile_layers`` has torch compile the decoder layer, once for all of them: it takes up to a
+    minute before the first step, and the layer's small operations no longer each pass over memory.
     ``lora_rank`` above 0 trains adapters on every linear layer but the head, merged at the end;
     ``optimization`` holds the arguments of :func:`training_arguments`. A killed run goes on from
     the newest whole checkpoint in ``folder/checkpoints``. An entry of the returned list has the
@@ -68,6 +76,8 @@ def fine_tune(
     if lora_rank:
         set_seed(seed)
         model = _add_adapters(model, r=lora_rank, lora_alpha=lora_alpha, lora_dropout=lora_dropout)
+    if compile_layers:
+        _compile_layers(model)
     pad_token_id = tokenizer.pad_token_id
     trainer = AnswerTrainer(
         model,
@@ -204,6 +214,15 @@ def _add_adapters(model: Any, **settings: Any) -> Any:
     model.enable_input_require_grads()  # else gradient checkpointing would cut the adapters off
     config = LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM", **settings)
     return get_peft_model(model, config)
+
+
+def _compile_layers(model: nn.Module) -> None:
+    if not torch.cuda.is_available() and shutil.which(os.environ.get("CXX", "g++")) is None:
+        log.warning("no C++ compiler: train.compile_layers has no effect, training is slower")
+        return
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):  # transformers' name for such a layer
+            module.compile(dynamic=True)
 
 
 def _save(
