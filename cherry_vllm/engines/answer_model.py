@@ -58,7 +58,7 @@ class Part(NamedTuple):
     is_last: bool
 
 
-class AnswerPooler(Pooler):
+class AnswerPooler(Pooler):  # type: ignore[misc]
     """Hidden states to log-probs, one part of a prompt at a time."""
 
     def __init__(self, compute_logits: Callable[[Tensor], Tensor | None]) -> None:
