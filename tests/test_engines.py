@@ -120,6 +120,7 @@ ENGINES = [
     for engine in ("hf", "vllm_eager")
     for dtype in ("float32", "bfloat16")
 ]
+ENGINES += [("vllm-bfloat16", "engine=vllm", "engine.enforce_eager=true", "engine.dtype=bfloat16")]
 
 
 @pytest.fixture(scope="module")
@@ -147,10 +148,17 @@ def spearman(left: pl.Series, right: pl.Series) -> float:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "tolerance", "correlation"), [("float32", 1e-3, 0.9999), ("bfloat16", 0.15, 0.98)]
+    ("engine", "tolerance", "correlation"),
+    [
+        ("vllm_eager-float32", 1e-3, 0.9999),
+        ("vllm_eager-bfloat16", 0.15, 0.98),
+        ("vllm-bfloat16", 0.15, 0.98),
+    ],
 )
-def test_vllm_agrees_with_hf(scored: Any, dtype: str, tolerance: float, correlation: float) -> None:
-    hf, vllm = scored[f"hf-{dtype}"], scored[f"vllm_eager-{dtype}"]
+def test_vllm_agrees_with_hf(
+    scored: Any, engine: str, tolerance: float, correlation: float
+) -> None:
+    hf, vllm = scored[f"hf-{engine.rpartition('-')[2]}"], scored[engine]
     assert vllm["num_answer_tokens"].equals(hf["num_answer_tokens"])
     assert vllm["ifd"].is_null().equals(hf["ifd"].is_null())
     both = pl.DataFrame({"hf": hf["ifd"], "vllm": vllm["ifd"]}).drop_nulls()

@@ -72,25 +72,19 @@ class FusedVllmEngine:
         self, spans: Sequence[Span], on_scored: Callable[[int], None], *, use_cache: bool
     ) -> list[NDArray[np.float32]]:
         from vllm import PoolingParams
+        from vllm.inputs.engine import tokens_input
 
         from cherry_vllm.engines.answer_model import START, TASK
 
-        if not spans:  # which encode() refuses
-            return []
-        params = [
-            PoolingParams(
+        for index, span in enumerate(spans):
+            params = PoolingParams(
                 task=TASK,
                 extra_kwargs={START: span.start},
                 skip_reading_prefix_cache=not use_cache,
             )
-            for span in spans
-        ]
-        outputs = self._llm.encode(
-            [{"prompt_token_ids": span.token_ids} for span in spans],
-            params,
-            pooling_task=TASK,
-            use_tqdm=partial(_Progress, on_scored=on_scored),
-        )
+            # Not LLM.encode(), which has a good deal to do for each request, and wants a tokenizer.
+            self._llm.llm_engine.add_request(str(index), tokens_input(span.token_ids), params)
+        outputs = self._llm.wait_for_completion(use_tqdm=partial(_Progress, on_scored=on_scored))
         return [output.outputs.data.numpy() for output in outputs]
 
 
@@ -181,7 +175,9 @@ def _scoring_answers(model_path: Path) -> dict[str, Any]:
 
         (architecture,) = read_json(model_path / "config.json")["architectures"]
         known = ModelRegistry.models[architecture]
-        wrapped = f"{answer_model.__name__}:{known.module_name}.{known.class_name}"
+        wrapped = known.class_name  # by an engine before this one
+        if known.module_name != answer_model.__name__:
+            wrapped = f"{known.module_name}.{known.class_name}"
     except (ImportError, AttributeError, KeyError, ValueError) as error:
         raise UserError(
             f"engine=vllm_fused: does not fit vLLM {vllm.__version__} and {model_path} "
@@ -192,7 +188,8 @@ def _scoring_answers(model_path: Path) -> dict[str, Any]:
     on_cpu = {"block_size": 32, "hf_overrides": {"head_dtype": "model"}}
     return {
         "runner": "pooling",
-        "model_class_overrides": {architecture: wrapped},
+        "skip_tokenizer_init": True,
+        "model_class_overrides": {architecture: f"{answer_model.__name__}:{wrapped}"},
         "pooler_config": PoolerConfig(task=answer_model.TASK, tok_pooling_type="ALL"),
         **(on_cpu if current_platform.is_cpu() else {}),
     }
