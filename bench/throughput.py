@@ -1,153 +1,240 @@
 """Rows and tokens per second of each engine, on the same rows and cores, in one run.
 
-    python -m bench.throughput [--rows 100] [--repeats 3] [--model FOLDER] [--data FILE]
+    python -m bench.throughput [--workload average|longest|wide] [--rows 100] [--repeats 3]
+                               [--data FILE] [--model FOLDER] [--setup NAME ...]
 
-Each engine runs in a process of its own, so its peak memory is its own. Loading and a first pass
-over the rows are not timed; the median of ``--repeats`` further passes is. The ceiling is what a
-large bf16 matrix product reaches on this machine, at 2 FLOPs per parameter and token.
+Each engine runs in a process of its own, so its peak memory is its own. All are loaded and warmed
+up by one pass first; then they take turns, pass by pass, so that a noisy machine disturbs all
+alike, and the medians are compared. Workloads: ``average`` takes the first rows of the data,
+``longest`` those with the longest answers, and ``wide`` made-up rows with questions of 300 tokens
+and answers of 60, for a random model with SmolLM2-135M's layers and a vocabulary of 151,936.
+
+The ceiling is what a large bf16 matrix product reaches on this machine, spent on nothing but the
+operations that IFD needs: every token of both passes through the layers, answer rows alone through
+the LM head, and causal attention.
 """
 
 import argparse
 import json
-import math
 import os
 import platform
 import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from cherry_vllm.checkpoint import load_tokenizer, read_limits
 from cherry_vllm.config import compose, plain
 from cherry_vllm.engines import Span, build_engine
-from cherry_vllm.prompts import build_template
 from cherry_vllm.sources import Columns, DataFormat, find_files, read_rows
-from cherry_vllm.spans import Pair, SpanBuilder
+from cherry_vllm.spans import Pair, open_span_builder
 
 DEMO = Path(compose().demo.cache_dir)
+MAX_LENGTH = 512
 SETUPS = {
     "hf, one row at a time": ("engine=hf", "engine.batch_tokens=1"),
     "hf, batched by length": ("engine=hf",),
-    "vllm, eager": ("engine=vllm_eager",),
-    "vllm, compiled": ("engine=vllm",),
+    "hf, larger batches": ("engine=hf", "engine.batch_tokens=4096"),
+    "vllm, eager": ("engine=vllm", "engine.enforce_eager=true"),
+    "vllm": ("engine=vllm",),
+    "vllm_fused, eager": ("engine=vllm_eager",),
+    "vllm_fused, no prefix cache": ("engine=vllm_fused", "engine.enable_prefix_caching=false"),
+    "vllm_fused": ("engine=vllm_fused",),
 }
+DEFAULT_SETUPS = ("hf, batched by length", "vllm", "vllm_fused")
 
 
-def build_spans(data: str, model: Path, num_rows: int, max_length: int) -> list[Span]:
-    """Both spans of the first ``num_rows`` rows that can be scored, as the score stage does."""
-    columns = Columns("instruction", "input", "output")
+def build_spans(data: str, model: Path, num_rows: int, *, longest: bool = False) -> list[Span]:
+    """Both spans of some rows that can be scored, as the score stage builds them."""
     frames = read_rows(
         find_files([data]),
         data_format=DataFormat.auto,
-        columns=columns,
+        columns=Columns("instruction", "input", "output"),
         censure=[],
-        batch_rows=num_rows,
+        batch_rows=10_000 if longest else num_rows,
     )
     rows = next(frames).filter(pl.col("drop_reason").is_null())
-    tokenizer = load_tokenizer(model, trust_remote_code=False)
-    builder = SpanBuilder(
-        tokenizer,
-        build_template(tokenizer, **plain(compose().prompt)),
-        max_length=max_length,
-        vocab_size=read_limits(model, trust_remote_code=False).vocab_size,
+    if longest:
+        rows = rows.sort(pl.col("answer").str.len_chars(), descending=True)
+    builder = open_span_builder(
+        model, prompt=plain(compose().prompt), max_length=MAX_LENGTH, trust_remote_code=False
     )
+    rows = rows.head(num_rows)
     built = builder.build(*(rows[name].to_list() for name in ("instruction", "input", "answer")))
     pairs = [pair for pair in built if isinstance(pair, Pair)]
     return [span for pair in pairs for span in (pair.conditioned, pair.direct)]
 
 
-def measure(setup: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Times one engine in this process."""
-    spans = build_spans(arguments.data, arguments.model, arguments.rows, arguments.max_length)
-    settings = plain(compose(*SETUPS[setup], "engine.dtype=bfloat16").engine)
+def make_up_spans(num_rows: int, vocab_size: int) -> list[Span]:
+    """Spans of random tokens, with questions five times as long as answers."""
+    generator = np.random.default_rng(0)
+    spans = []
+    for _ in range(num_rows):
+        question, marker, answer = (
+            generator.integers(10, vocab_size, count).tolist() for count in (300, 5, 60)
+        )
+        spans += [Span(question + answer, 300), Span(marker + answer, 5)]
+    return spans
+
+
+def make_wide_model(model: Path, folder: Path) -> Path:
+    """A random checkpoint like ``model`` but for its vocabulary."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(model, vocab_size=151_936)
+    torch.manual_seed(0)
+    network: Any = AutoModelForCausalLM
+    network.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+def serve(setup: str, model: Path) -> None:
+    """Loads an engine here, then scores the spans on stdin's first line once for each further."""
+    spans = [Span(*pair) for pair in json.loads(sys.stdin.readline())]
     started = time.perf_counter()
     engine = build_engine(
-        model_path=arguments.model,
-        max_length=arguments.max_length,
+        model_path=model,
+        max_length=MAX_LENGTH,
         trust_remote_code=False,
-        **settings,
+        **plain(compose(*SETUPS[setup], "engine.dtype=bfloat16").engine),
     )
-    loading = time.perf_counter() - started
-    seconds = []
-    for _ in range(1 + arguments.repeats):
+    answer({"load_s": time.perf_counter() - started})
+    for _ in sys.stdin:
         started = time.perf_counter()
         engine.logprobs(spans, lambda _count: None)
-        seconds.append(time.perf_counter() - started)
-    median = statistics.median(seconds[1:])
-    return {
-        "setup": setup,
-        "rows_per_s": len(spans) / 2 / median,
-        "tokens_per_s": sum(len(span.token_ids) for span in spans) / median,
-        "load_s": loading,
-        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-    }
+        seconds = time.perf_counter() - started
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        answer({"seconds": seconds, "peak_gib": peak})
+
+
+def answer(found: dict[str, float]) -> None:
+    print(json.dumps(found), flush=True)
+
+
+class Server:
+    """An engine in a process of its own, which waits for its turn."""
+
+    def __init__(self, setup: str, model: Path, spans: list[Span]) -> None:
+        command = [sys.executable, "-m", "bench.throughput", "--serve", setup]
+        self._process = subprocess.Popen(
+            [*command, "--model", str(model)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        self._send(json.dumps(spans))
+        self.load_s = self._receive()["load_s"]
+
+    def run(self) -> dict[str, float]:
+        """One pass over the spans."""
+        self._send("")
+        return self._receive()
+
+    def _send(self, line: str) -> None:
+        print(line, file=self._process.stdin, flush=True)
+
+    def _receive(self) -> dict[str, float]:
+        for line in self._process.stdout or ():
+            if line.startswith("{"):
+                found: dict[str, float] = json.loads(line)
+                return found
+        raise SystemExit(f"an engine ended with exit code {self._process.wait()}")
+
+
+def needed_flops(model: Path, spans: list[Span]) -> float:
+    """What IFD needs: layers on all tokens, the head on answer rows, causal attention."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(model)
+    network: Any = AutoModelForCausalLM.from_pretrained(model)
+    head = network.get_output_embeddings().weight
+    embeddings = {id(head), id(network.get_input_embeddings().weight)}
+    layers = sum(value.numel() for value in network.parameters() if id(value) not in embeddings)
+    width = config.num_attention_heads * config.head_dim
+    total = 0.0
+    for span in spans:
+        length = len(span.token_ids)
+        total += 2 * layers * length + 2 * head.numel() * span.num_answer_tokens
+        total += 4 * config.num_hidden_layers * width * length * (length + 1) / 2
+    return total
 
 
 def measure_ceiling() -> float:
-    """TFLOP/s of a bf16 matrix product of 4096 x 4096, the median of five."""
+    """FLOP/s of a bf16 matrix product of 4096 x 4096, the best of ten."""
     import torch
 
     left, right = (torch.randn(4096, 4096).bfloat16() for _ in range(2))
     seconds = []
-    for _ in range(6):
+    for _ in range(11):
         started = time.perf_counter()
         left @ right
         seconds.append(time.perf_counter() - started)
-    return float(2 * 4096**3 / statistics.median(seconds[1:]) / 1e12)
-
-
-def count_parameters(model: Path) -> int:
-    """Elements of all tensors in a checkpoint, from the headers of its files."""
-    from safetensors import safe_open
-
-    total = 0
-    for file in model.glob("*.safetensors"):
-        with safe_open(file, "numpy") as tensors:
-            shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118
-        total += sum(math.prod(shape) for shape in shapes)
-    return total
-
-
-def in_child(setup: str) -> dict[str, Any]:
-    """Runs :func:`measure` in a fresh process with this one's arguments."""
-    command = [sys.executable, "-m", "bench.throughput", *sys.argv[1:], "--only", setup]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
+    return 2 * 4096**3 / min(seconds)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--workload", choices=("average", "longest", "wide"), default="average")
     parser.add_argument("--rows", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--model", type=Path, default=DEMO / "SmolLM2-135M-Instruct")
     parser.add_argument("--data", default=str(DEMO / "alpaca_en_demo.json"))
-    parser.add_argument("--only", choices=SETUPS, help="measure one engine and print JSON")
+    parser.add_argument("--setup", choices=SETUPS, nargs="+", default=DEFAULT_SETUPS)
+    parser.add_argument("--serve", choices=SETUPS, help="for this command's own use")
     arguments = parser.parse_args()
-    if arguments.only:
-        print(json.dumps(measure(arguments.only, arguments)))
+    if arguments.serve:
+        serve(arguments.serve, arguments.model)
         return
-    tflops = measure_ceiling()
-    ceiling = tflops * 1e12 / (2 * count_parameters(arguments.model))
-    results = [in_child(setup) for setup in tqdm(SETUPS, desc="engines")]
-    base = results[0]["tokens_per_s"]
-    print(f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, {arguments.rows} rows")
-    print(f"{'':<24}{'rows/s':>8}{'tokens/s':>10}{'ratio':>8}{'load s':>8}{'peak GiB':>10}")
-    for found in results:
+    with tempfile.TemporaryDirectory() as folder:
+        model = arguments.model
+        if arguments.workload == "wide":
+            model = make_wide_model(model, Path(folder) / "wide")
+            spans = make_up_spans(arguments.rows, 151_936)
+        else:
+            longest = arguments.workload == "longest"
+            spans = build_spans(arguments.data, model, arguments.rows, longest=longest)
+        compare(model, spans, arguments)
+
+
+def compare(model: Path, spans: list[Span], arguments: argparse.Namespace) -> None:
+    """Loads all engines, has them take turns, and prints the table."""
+    ceilings = [measure_ceiling()]
+    servers = {
+        setup: Server(setup, model, spans) for setup in tqdm(arguments.setup, desc="loading")
+    }
+    passes: dict[str, list[dict[str, float]]] = {setup: [] for setup in servers}
+    for _ in tqdm(range(1 + arguments.repeats), desc="passes"):
+        for setup, server in servers.items():
+            passes[setup].append(server.run())
+        ceilings.append(measure_ceiling())
+    num_tokens = sum(len(span.token_ids) for span in spans)
+    tflops = statistics.median(ceilings) / 1e12
+    ceiling = num_tokens * tflops * 1e12 / needed_flops(model, spans)
+    cores = len(os.sched_getaffinity(0))
+    print(f"{platform.machine()}, {cores} cores; {arguments.workload}, {len(spans) // 2} rows")
+    print(f"{'':<30}{'rows/s':>8}{'tokens/s':>10}{'ratio':>8}{'ceiling':>9}{'load s':>8}", end="")
+    print(f"{'peak GiB':>10}   spread of passes")
+    base = None
+    for setup, found in passes.items():
+        seconds = [one["seconds"] for one in found[1:]]
+        median = statistics.median(seconds)
+        base = base or median
+        rate = num_tokens / median
         print(
-            f"{found['setup']:<24}{found['rows_per_s']:>8.2f}{found['tokens_per_s']:>10.0f}"
-            f"{found['tokens_per_s'] / base:>8.2f}{found['load_s']:>8.0f}{found['peak_gib']:>10.1f}"
+            f"{setup:<30}{len(spans) / 2 / median:>8.2f}{rate:>10.0f}{base / median:>8.2f}"
+            f"{rate / ceiling:>9.0%}{servers[setup].load_s:>8.0f}{found[-1]['peak_gib']:>10.1f}"
+            f"   {min(seconds):.1f} to {max(seconds):.1f} s"
         )
-    print(f"{'ceiling':<24}{'':>8}{ceiling:>10.0f}{ceiling / base:>8.2f}  ({tflops:.2f} TFLOP/s)")
+    print(f"{'ceiling':<30}{'':>8}{ceiling:>10.0f}  ({tflops:.2f} TFLOP/s)")
 
 
 if __name__ == "__main__":
