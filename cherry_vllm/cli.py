@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cherry_vllm import __version__, method, stages
 from cherry_vllm.config import CONF, Config, register
 from cherry_vllm.errors import UserError
-from cherry_vllm.evaluation.stages import judge
+from cherry_vllm.evaluation.stages import generate, judge
 from cherry_vllm.isolation import Isolation
 
 STAGES = {
@@ -30,6 +30,7 @@ STAGES = {
     "train": stages.train,
     "score": stages.score,
     "select": stages.select,
+    "generate": generate,
     "judge": judge,
     "fetch-demo": stages.fetch_demo,
 }
@@ -54,6 +55,7 @@ stages:
   train       data and a model to a tuned model
   score       data and a model to IFD scores
   select      scores to cherry data
+  generate    a test set and a model to its answers
   judge       two models' answers to verdicts
   fetch-demo  the demo's checkpoint and data
 

@@ -146,6 +146,31 @@ class SelectConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class QuestionColumnsConfig:
+    id: str | None = None
+    question: str = MISSING
+    input: str | None = None
+    category: str | None = None
+
+
+@dataclass(kw_only=True, slots=True)
+class TestsetConfig:
+    path: str | None = None
+    name: str | None = None
+    columns: QuestionColumnsConfig = field(default_factory=QuestionColumnsConfig)
+
+
+@dataclass(kw_only=True, slots=True)
+class GenerateConfig:
+    temperature: float = MISSING
+    top_p: float = MISSING
+    top_k: int = MISSING
+    max_new_tokens: int | None = None
+    shard_questions: int = MISSING
+    output: str = MISSING
+
+
+@dataclass(kw_only=True, slots=True)
 class JudgePromptConfig:
     system: str = MISSING
     user: str = MISSING
@@ -193,6 +218,8 @@ class Config:
     pre_experience: TrainConfig = field(default_factory=TrainConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     select: SelectConfig = field(default_factory=SelectConfig)
+    testset: TestsetConfig = field(default_factory=TestsetConfig)
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     demo: DemoConfig = field(default_factory=DemoConfig)
 

@@ -68,10 +68,10 @@ class PairRequests(_Requests):
 
     def build(self, pair: Pair) -> tuple[Request, Request]:
         """The request with the first answer as Assistant 1's, and with the second one as it."""
-        asked = (pair.question, pair.input)
+        first, second = str(pair.first), str(pair.second)
         return (
-            self._fill(*asked, answer_1=pair.first, answer_2=pair.second),
-            self._fill(*asked, answer_1=pair.second, answer_2=pair.first),
+            self._fill(pair.question, pair.input, answer_1=first, answer_2=second),
+            self._fill(pair.question, pair.input, answer_1=second, answer_2=first),
         )
 
 

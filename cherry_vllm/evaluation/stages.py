@@ -1,6 +1,7 @@
-"""The command `judge`: takes the typed configuration apart and hands plain arguments on."""
+"""The commands `generate` and `judge`: the typed configuration to plain arguments."""
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -8,21 +9,91 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cherry_vllm import report
 from cherry_vllm.config import Config, JudgeConfig
+from cherry_vllm.engines import Decoding
 from cherry_vllm.errors import UserError
-from cherry_vllm.evaluation import judging, rating, tables
+from cherry_vllm.evaluation import answering, judging, rating, tables, testsets
 from cherry_vllm.evaluation.answers import read_pairs
 from cherry_vllm.evaluation.endpoint import Endpoint, read_api_key
 from cherry_vllm.evaluation.requests import Mode, PairRequests, RatingRequests
 from cherry_vllm.evaluation.reviews import read_reviews
+from cherry_vllm.evaluation.testsets import QuestionColumns
 from cherry_vllm.evaluation.verdicts import Judgement
-from cherry_vllm.stages import Job, Outcome, find_input, read_input
+from cherry_vllm.schema import DropReason
+from cherry_vllm.stages import (
+    Job,
+    Outcome,
+    check_least,
+    find_input,
+    find_model,
+    model_use,
+    read_input,
+)
 from cherry_vllm.store import exclusive, file_sha256
 
 log = logging.getLogger(__name__)
 
 Work = Callable[[], tuple[list[Judgement], Counter[str]]]
 """Gives the judgements, and the reasons of requests that failed, counted."""
+
+
+def generate(config: Config, job: Job) -> Outcome:
+    """Has a model answer a test set and prints the counts."""
+    file, decoding = _find_testset(config), _decoding(config)
+    checkpoint, run_dir = find_model(config), Path(config.run_dir)
+    output = job.output_dir / config.generate.output
+    if output.suffix != ".jsonl":
+        raise UserError(f"generate.output={config.generate.output}: end it in .jsonl")
+    with exclusive(run_dir):
+        questions = testsets.read(
+            run_dir,
+            file,
+            name=config.testset.name,
+            columns=QuestionColumns(**asdict(config.testset.columns)),
+            shard_questions=config.generate.shard_questions,
+        )
+        answers = answering.answer(
+            run_dir,
+            questions,
+            checkpoint,
+            decoding=decoding,
+            seed=config.seed,
+            **model_use(config),
+        )
+        counts = answering.write_answers(output, questions, answers, model=str(checkpoint))
+    print(report.describe("generate", counts))
+    print(f"answers: {output}")
+    num_too_long = counts["dropped"].get(DropReason.PROMPT_TOO_LONG)
+    if num_too_long:
+        log.warning(
+            "max_length=%d: filled by the prompt of %d of %d questions, which have no answer; "
+            "raise it for all models alike",
+            config.max_length,
+            num_too_long,
+            counts["questions"],
+        )
+    return Outcome(output, counts)
+
+
+def _find_testset(config: Config) -> Path:
+    settings = config.generate
+    least = {"max_length": config.max_length, "generate.max_new_tokens": settings.max_new_tokens}
+    check_least({**least, "generate.shard_questions": settings.shard_questions})
+    if not config.testset.path:
+        raise UserError("testset.path: not given; add testset.path=... (a file of questions)")
+    return Path(config.testset.path)
+
+
+def _decoding(config: Config) -> Decoding:
+    settings = config.generate
+    if not 0 <= settings.temperature < math.inf:
+        raise UserError(f"generate.temperature={settings.temperature}: give 0 or more")
+    if not 0 < settings.top_p <= 1:
+        raise UserError(f"generate.top_p={settings.top_p}: give a number above 0 and up to 1")
+    if settings.top_k < 0:
+        raise UserError(f"generate.top_k={settings.top_k}: give 0, for all tokens, or more")
+    return Decoding(settings.temperature, settings.top_p, settings.top_k, settings.max_new_tokens)
 
 
 def judge(config: Config, job: Job) -> Outcome:
@@ -48,14 +119,15 @@ def _compare(config: Config, job: Job) -> Outcome:
             settings={**settings, "against": against, "seed": config.seed},
         )
     print(tables.show_tallies(tallies))
-    print(tables.show_position_bias(tallies[-1]))
+    total = next(row for row in reversed(tallies) if row.category is None)
+    print(tables.show_position_bias(total))
     if agreement:
         print(tables.show_agreement(agreement, str(against)))
     target = job.output_dir / "verdicts.parquet"
     print(f"verdicts: {target}")
     if failures:
         log.warning(tables.show_failures(failures))
-    return Outcome(target, tallies[-1]._asdict())
+    return Outcome(target, total._asdict())
 
 
 def _recorded(settings: JudgeConfig, _run_dir: Path) -> tuple[Work, dict[str, Any]]:
