@@ -141,6 +141,8 @@ class SelectConfig:
     num_tokens: int | None = None
     order: Order = Order.input
     rule: Rule = Rule.exact
+    ratings: str = MISSING
+    threshold: float | None = None
     output: str = MISSING
     num_examples: int = MISSING
 

@@ -20,6 +20,7 @@ import polars as pl
 
 from cherry_vllm.engines import build_engine
 from cherry_vllm.errors import UserError
+from cherry_vllm.evaluation.rating import read_ratings
 from cherry_vllm.exports import check_suffix, find_records, write_records
 from cherry_vllm.ifd import aggregate_logprobs
 from cherry_vllm.inference import Inference
@@ -27,13 +28,14 @@ from cherry_vllm.progress import progress_bar
 from cherry_vllm.report import count_outcomes, draw_scores
 from cherry_vllm.schema import SCHEMA_VERSION
 from cherry_vllm.scoring import score_shard
-from cherry_vllm.selection import select_rows
+from cherry_vllm.selection import add_ratings, count_unrated, select_rows
 from cherry_vllm.sources import Columns, DataFormat, read_rows
 from cherry_vllm.store import (
     ROW_GROUP_ROWS,
     Shards,
     atomic_path,
     file_sha256,
+    fingerprint,
     read_json,
     write_json,
 )
@@ -156,11 +158,13 @@ def _scores_fingerprint(scores_dir: Path) -> str | None:
     return str(read_json(manifest)["fingerprint"])
 
 
-def select(scores_dir: Path, output: Path, **choice: Any) -> tuple[pl.DataFrame, pl.DataFrame]:
+def select(
+    scores_dir: Path, output: Path, *, ratings: Path | None = None, **choice: Any
+) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Chooses rows by ``scores_dir/scores.parquet`` and writes them, with all their fields.
 
     ``choice`` holds the arguments of :func:`selection.select_rows`; the suffix of ``output`` is
-    its format. Returns the scores and the chosen ones among them.
+    its format; ``ratings`` are added to the scores. Returns the scores and the chosen ones.
 
     Raises:
         UserError: there are no scores yet, or the choice is empty or impossible.
@@ -170,6 +174,11 @@ def select(scores_dir: Path, output: Path, **choice: Any) -> tuple[pl.DataFrame,
     if not source.is_file():
         raise UserError(f"{source}: no such file; run `cherry-vllm score` with this run_dir first")
     scores = pl.read_parquet(source, glob=False)
+    rated: dict[str, Any] = {}
+    if ratings is not None:
+        origin = name_data(read_json(_rows_folder(scores_dir) / "complete.json")["settings"])
+        scores = add_ratings(scores, read_ratings(ratings, origin))
+        rated = {"ratings": file_sha256(ratings), "without_rating": count_unrated(scores)}
     chosen = select_rows(scores, **choice)
     write_records(find_records(scan_rows(scores_dir), chosen["row"]), output)
     write_json(
@@ -180,6 +189,7 @@ def select(scores_dir: Path, output: Path, **choice: Any) -> tuple[pl.DataFrame,
             "num_answer_tokens": int(chosen["num_answer_tokens"].sum()),
             "num_usable": count_outcomes(scores)["usable"],
             **{key: getattr(value, "value", value) for key, value in choice.items()},
+            **rated,
         },
     )
     return scores, chosen
@@ -187,5 +197,13 @@ def select(scores_dir: Path, output: Path, **choice: Any) -> tuple[pl.DataFrame,
 
 def scan_rows(scores_dir: Path) -> pl.LazyFrame:
     """The input rows (:data:`schema.ROWS`) that ``scores_dir/scores.parquet`` is about."""
-    folder = pl.read_parquet_metadata(scores_dir / "scores.parquet")["rows"]
-    return pl.scan_parquet(sorted((scores_dir / folder).glob("part-*.parquet")), glob=False)
+    return pl.scan_parquet(sorted(_rows_folder(scores_dir).glob("part-*.parquet")), glob=False)
+
+
+def name_data(settings: dict[str, Any]) -> str:
+    """Names the data that row numbers count in, by the settings of its row shards."""
+    return fingerprint({"files": settings["files"]})
+
+
+def _rows_folder(scores_dir: Path) -> Path:
+    return scores_dir / pl.read_parquet_metadata(scores_dir / "scores.parquet")["rows"]

@@ -14,6 +14,7 @@ from cherry_vllm.errors import UserError
 from cherry_vllm.experience import pipeline as experience
 from cherry_vllm.experience.sampling import Sampling
 from cherry_vllm.isolation import Isolation
+from cherry_vllm.selection import Strategy, count_unrated
 from cherry_vllm.sources import Columns, find_files
 from cherry_vllm.store import Shards, exclusive, read_json
 from cherry_vllm.training import pipeline as training
@@ -118,6 +119,7 @@ def select(config: Config, job: Job) -> Outcome:
     """Selects rows of a scored run and prints what was chosen."""
     scores_dir = Path(config.scores_dir)
     output = job.output_dir / config.select.output
+    by_rating = config.select.strategy is Strategy.rating
     scores, chosen = pipeline.select(
         scores_dir,
         output,
@@ -125,11 +127,15 @@ def select(config: Config, job: Job) -> Outcome:
         fraction=config.select.fraction,
         count=config.select.count,
         num_tokens=config.select.num_tokens,
+        ratings=Path(config.select.ratings) if by_rating else None,
+        threshold=config.select.threshold if by_rating else None,
         order=config.select.order,
         rule=config.select.rule,
         seed=config.seed,
     )
     print(report.summarize(scores, chosen.height))
+    if by_rating:
+        print(report.describe("usable rows without a rating", count_unrated(scores)))
     if config.select.num_examples and not job.is_sweep:
         rows = pipeline.scan_rows(scores_dir)
         print(report.show_extremes(scores, rows, config.select.num_examples))

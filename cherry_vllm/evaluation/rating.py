@@ -13,6 +13,7 @@ from typing import Any
 import polars as pl
 
 from cherry_vllm import __version__
+from cherry_vllm.errors import UserError
 from cherry_vllm.evaluation.asking import ask_all
 from cherry_vllm.evaluation.endpoint import Endpoint
 from cherry_vllm.evaluation.replies import Reply
@@ -77,9 +78,13 @@ def write(
     *,
     threshold: float,
     failures: Mapping[str, int],
+    origin: str,
     settings: Mapping[str, Any],
 ) -> dict[str, int]:
-    """Writes ``ratings.parquet`` and ``ratings.json``; returns the counts."""
+    """Writes ``ratings.parquet`` and ``ratings.json``; returns the counts.
+
+    ``origin`` names the data whose rows these are (:func:`pipeline.name_data`).
+    """
     reasons = ratings["reason"].drop_nulls().value_counts(sort=True).iter_rows()
     counts = {
         "rows": ratings.height,
@@ -88,7 +93,7 @@ def write(
         **dict(reasons),
     }
     with atomic_path(output_dir / "ratings.parquet") as path:
-        ratings.write_parquet(path, row_group_size=ROW_GROUP_ROWS)
+        ratings.write_parquet(path, row_group_size=ROW_GROUP_ROWS, metadata={"origin": origin})
     write_json(
         output_dir / "ratings.json",
         {
@@ -100,3 +105,39 @@ def write(
         },
     )
     return counts
+
+
+def read_ratings(file: Path, origin: str) -> pl.DataFrame:
+    """Ratings that :func:`write` left, or a Parquet file of one's own with ``row`` and ``rating``.
+
+    Raises:
+        UserError: the file is no such table, or its rows are not those of the data ``origin``.
+    """
+    try:
+        found = pl.read_parquet_metadata(file).get("origin", origin)
+        frame = pl.read_parquet(file, glob=False)
+    except FileNotFoundError:
+        raise UserError(
+            f"{file}: no such file; make it with `cherry-vllm judge judge=rating`, or name another "
+            "with select.ratings"
+        ) from None
+    except (pl.exceptions.PolarsError, OSError) as error:
+        fault = str(error).strip().splitlines()[0]
+        raise UserError(f"{file}: not readable ({fault}); give a ratings.parquet") from None
+    if found != origin:
+        raise UserError(f"{file}: ratings of other data than was scored; rate the same data.path")
+    schema = dict(frame.schema)
+    numbers = [schema.get(name, pl.Null()) for name in ("row", "rating")]
+    if not (numbers[0].is_integer() and numbers[1].is_numeric()):
+        raise UserError(f"{file}: no ratings; give a Parquet file with the numbers row and rating")
+    is_fault = (
+        pl.col("row").is_null() | pl.col("row").is_duplicated() | ~pl.col("rating").is_finite()
+    )
+    for row, rating in frame.filter(is_fault).select("row", "rating").head(1).iter_rows():
+        raise UserError(
+            f"{file}: row {row}, rating {rating}: give each row once, with a finite number or null"
+        )
+    reason = pl.col("reason") if "reason" in schema else pl.lit(None)
+    return frame.select(
+        pl.col("row").cast(pl.Int64), pl.col("rating").cast(pl.Float64), reason=reason
+    ).cast({"reason": pl.String})

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cherry_vllm import report
+from cherry_vllm import pipeline, report
 from cherry_vllm.config import Config, JudgeConfig
 from cherry_vllm.engines import Decoding
 from cherry_vllm.errors import UserError
@@ -175,6 +175,7 @@ def _rate(config: Config, job: Job) -> Outcome:
             ratings,
             threshold=settings.threshold,
             failures=failures,
+            origin=pipeline.name_data(rows.summary["settings"]),
             settings={"rows": rows.fingerprint, "base_url": settings.base_url, **request},
         )
     print(tables.show_ratings(counts, settings.threshold))
