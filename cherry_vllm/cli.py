@@ -5,6 +5,7 @@ Exit codes: 0 done; 2 the user's mistake, one line on stderr; 1 a fault of ours.
 
 import errno
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any, cast
@@ -72,7 +73,8 @@ def run_stage(config: DictConfig) -> None:
         is_sweep = settings.mode is RunMode.MULTIRUN
         output_dir = settings.runtime.output_dir if is_sweep else typed.run_dir
         isolate = Isolation(cast(dict[str, Any], OmegaConf.to_container(settings.job_logging)))
-        stage(typed, stages.Job(Path(output_dir), is_sweep, isolate))
+        words = ["cherry-vllm", os.environ["CHERRY_VLLM_STAGE"], *settings.overrides.task]
+        stage(typed, stages.Job(Path(output_dir), is_sweep, isolate, shlex.join(words)))
     except UserError as error:
         raise SystemExit(_complain(str(error))) from None
     except OSError as error:

@@ -83,5 +83,7 @@ class Inference:
             transform_shards(
                 label, self._rows, target, missing, transform, units_per_row=units_per_row
             )
-        target.close(self._rows.num_shards, versions=installed_versions())
+        target.close(
+            self._rows.num_shards, model=str(self._checkpoint), versions=installed_versions()
+        )
         return target

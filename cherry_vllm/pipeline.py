@@ -18,10 +18,17 @@ from typing import Any
 
 import polars as pl
 
+from cherry_vllm.cards import write_card
 from cherry_vllm.engines import build_engine
 from cherry_vllm.errors import UserError
 from cherry_vllm.evaluation.rating import read_ratings
-from cherry_vllm.exports import check_suffix, find_records, write_records
+from cherry_vllm.exports import (
+    PATTERN,
+    check_output,
+    find_records,
+    write_dataset,
+    write_records,
+)
 from cherry_vllm.ifd import aggregate_logprobs
 from cherry_vllm.inference import Inference
 from cherry_vllm.progress import progress_bar
@@ -159,17 +166,23 @@ def _scores_fingerprint(scores_dir: Path) -> str | None:
 
 
 def select(
-    scores_dir: Path, output: Path, *, ratings: Path | None = None, **choice: Any
+    scores_dir: Path,
+    output: Path,
+    *,
+    ratings: Path | None = None,
+    command: str = "",
+    **choice: Any,
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Chooses rows by ``scores_dir/scores.parquet`` and writes them, with all their fields.
 
     ``choice`` holds the arguments of :func:`selection.select_rows`; the suffix of ``output`` is
-    its format; ``ratings`` are added to the scores. Returns the scores and the chosen ones.
+    its format, and none that of a data set folder, whose card names the ``command``; ``ratings``
+    are added to the scores. Returns the scores and the chosen ones.
 
     Raises:
         UserError: there are no scores yet, or the choice is empty or impossible.
     """
-    check_suffix(output)
+    check_output(output)
     source = scores_dir / "scores.parquet"
     if not source.is_file():
         raise UserError(f"{source}: no such file; run `cherry-vllm score` with this run_dir first")
@@ -180,18 +193,28 @@ def select(
         scores = add_ratings(scores, read_ratings(ratings, origin))
         rated = {"ratings": file_sha256(ratings), "without_rating": count_unrated(scores)}
     chosen = select_rows(scores, **choice)
-    write_records(find_records(scan_rows(scores_dir), chosen["row"]), output)
-    write_json(
-        output.with_suffix(".meta.json"),
-        {
-            "scores": pl.read_parquet_metadata(source)["fingerprint"],
-            "num_selected": chosen.height,
-            "num_answer_tokens": int(chosen["num_answer_tokens"].sum()),
-            "num_usable": count_outcomes(scores)["usable"],
-            **{key: getattr(value, "value", value) for key, value in choice.items()},
-            **rated,
-        },
-    )
+    meta = {
+        "scores": pl.read_parquet_metadata(source)["fingerprint"],
+        "num_selected": chosen.height,
+        "num_answer_tokens": int(chosen["num_answer_tokens"].sum()),
+        "num_usable": count_outcomes(scores)["usable"],
+        **{key: getattr(value, "value", value) for key, value in choice.items()},
+        **rated,
+    }
+    records = find_records(scan_rows(scores_dir), chosen["row"])
+    if output.suffix:
+        write_records(records, output)
+    else:
+        card = partial(
+            write_card,
+            title=output.name,
+            pattern=PATTERN,
+            manifest=read_json(scores_dir / "score.json"),
+            choice=meta,
+            command=command,
+        )
+        write_dataset(records, output, card)
+    write_json(output.with_suffix(".meta.json"), meta)
     return scores, chosen
 
 

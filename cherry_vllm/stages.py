@@ -13,6 +13,7 @@ from cherry_vllm.config import Config, KMeansConfig, plain
 from cherry_vllm.errors import UserError
 from cherry_vllm.experience import pipeline as experience
 from cherry_vllm.experience.sampling import Sampling
+from cherry_vllm.exports import find_data
 from cherry_vllm.isolation import Isolation
 from cherry_vllm.selection import Strategy, count_unrated
 from cherry_vllm.sources import Columns, find_files
@@ -28,6 +29,7 @@ class Job(NamedTuple):
     output_dir: Path
     is_sweep: bool
     isolate: Isolation
+    command: str = ""  # what the user typed
 
 
 class Outcome(NamedTuple):
@@ -127,6 +129,7 @@ def select(config: Config, job: Job) -> Outcome:
         fraction=config.select.fraction,
         count=config.select.count,
         num_tokens=config.select.num_tokens,
+        command=job.command,
         ratings=Path(config.select.ratings) if by_rating else None,
         threshold=config.select.threshold if by_rating else None,
         order=config.select.order,
@@ -144,7 +147,7 @@ def select(config: Config, job: Job) -> Outcome:
         "num_selected": chosen.height,
         "num_answer_tokens": int(chosen["num_answer_tokens"].sum()),
     }
-    return Outcome(output, facts)
+    return Outcome(find_data(output), facts)
 
 
 def fetch_demo(config: Config, _job: Job) -> Outcome:

@@ -10,7 +10,7 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from cherry_vllm.errors import UserError
-from cherry_vllm.exports import check_suffix, write_records
+from cherry_vllm.exports import check_output, write_records
 from cherry_vllm.schema import SCORES
 from cherry_vllm.selection import Order, Rule, Strategy, add_ratings, count_unrated, select_rows
 
@@ -451,15 +451,15 @@ def test_what_parquet_cannot_hold_is_a_user_error_if_it_is_not_written(tmp_path,
         assert pl.read_parquet(output).height == len(texts)
 
 
-@pytest.mark.parametrize("name", ["cherry.json", "cherry.jsonl", "sub/cherry.v1.parquet"])
+@pytest.mark.parametrize("name", ["cherry.json", "cherry.jsonl", "sub/cherry.v1.parquet", "cherry"])
 def test_known_suffixes_pass(name):
-    check_suffix(Path(name))
+    check_output(Path(name))
 
 
-@pytest.mark.parametrize("name", ["cherry.csv", "cherry", "cherry.json.gz", "json", "cherry.txt"])
+@pytest.mark.parametrize("name", ["cherry.csv", "cherry.json.gz", "cherry.v2", "cherry.txt"])
 def test_an_unknown_suffix_of_the_output_is_a_user_error(name):
     with pytest.raises(UserError, match=r"select\.output=.*\.json, \.jsonl, \.parquet"):
-        check_suffix(Path(name))
+        check_output(Path(name))
 
 
 # --- by answer tokens

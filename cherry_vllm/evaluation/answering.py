@@ -94,9 +94,7 @@ def answer_shard(
     return pl.DataFrame(lines, schema=ANSWERS, orient="row")
 
 
-def write_answers(
-    output: Path, questions: Shards, answers: Shards, *, model: str
-) -> dict[str, Any]:
+def write_answers(output: Path, questions: Shards, answers: Shards) -> dict[str, Any]:
     """Writes one line of JSON per question, answered or not, and how it came; returns the counts.
 
     A question without an answer has a null one and a ``drop_reason``.
@@ -111,7 +109,7 @@ def write_answers(
     counts = count_answers(both)
     write_json(
         output.with_suffix(".meta.json"),
-        {"answers": answers.fingerprint, "model": model, "counts": counts, **answers.summary},
+        {"answers": answers.fingerprint, "counts": counts, **answers.summary},
     )
     return counts
 

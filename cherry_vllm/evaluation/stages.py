@@ -61,7 +61,7 @@ def generate(config: Config, job: Job) -> Outcome:
             seed=config.seed,
             **model_use(config),
         )
-        counts = answering.write_answers(output, questions, answers, model=str(checkpoint))
+        counts = answering.write_answers(output, questions, answers)
     print(report.describe("generate", counts))
     print(f"answers: {output}")
     num_too_long = counts["dropped"].get(DropReason.PROMPT_TOO_LONG)
