@@ -27,8 +27,8 @@ configs:
 INTRODUCTION = """
 # {title}
 
-{num_selected:,} of {num_rows:,} instruction rows, chosen by cherry-vllm {version}, which scores a row
-by its Instruction-Following Difficulty, IFD = s(A|Q) / s(A)
+{num_selected:,} of {num_rows:,} instruction rows, chosen by cherry-vllm {version}, which scores
+a row by its Instruction-Following Difficulty, IFD = s(A|Q) / s(A)
 ([arXiv 2308.12032](https://arxiv.org/abs/2308.12032)). Each has all fields of its source, whose
 licence holds for it.
 """
