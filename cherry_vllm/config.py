@@ -197,6 +197,9 @@ class JudgeConfig:
     backoff_s: float = MISSING
     max_wait_s: float = MISSING
     threshold: float = MISSING
+    fraction: float | None = None
+    count: int | None = None
+    aspects: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -183,10 +183,7 @@ def select(
         UserError: there are no scores yet, or the choice is empty or impossible.
     """
     check_output(output)
-    source = scores_dir / "scores.parquet"
-    if not source.is_file():
-        raise UserError(f"{source}: no such file; run `cherry-vllm score` with this run_dir first")
-    scores = pl.read_parquet(source, glob=False)
+    scores = read_scores(scores_dir)
     rated: dict[str, Any] = {}
     if ratings is not None:
         origin = name_data(read_json(_rows_folder(scores_dir) / "complete.json")["settings"])
@@ -194,7 +191,7 @@ def select(
         rated = {"ratings": file_sha256(ratings), "without_rating": count_unrated(scores)}
     chosen = select_rows(scores, **choice)
     meta = {
-        "scores": pl.read_parquet_metadata(source)["fingerprint"],
+        "scores": name_scores(scores_dir),
         "num_selected": chosen.height,
         "num_answer_tokens": int(chosen["num_answer_tokens"].sum()),
         "num_usable": count_outcomes(scores)["usable"],
@@ -216,6 +213,23 @@ def select(
         write_dataset(records, output, card)
     write_json(output.with_suffix(".meta.json"), meta)
     return scores, chosen
+
+
+def read_scores(scores_dir: Path) -> pl.DataFrame:
+    """The scores (:data:`schema.SCORES`) that a run left.
+
+    Raises:
+        UserError: there are none yet.
+    """
+    source = scores_dir / "scores.parquet"
+    if not source.is_file():
+        raise UserError(f"{source}: no such file; run `cherry-vllm score` with this run_dir first")
+    return pl.read_parquet(source, glob=False)
+
+
+def name_scores(scores_dir: Path) -> str:
+    """The fingerprint of what the scores of a folder were made from."""
+    return str(pl.read_parquet_metadata(scores_dir / "scores.parquet")["fingerprint"])
 
 
 def scan_rows(scores_dir: Path) -> pl.LazyFrame:

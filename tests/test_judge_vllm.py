@@ -18,7 +18,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from cherry_vllm.config import compose
 from tests.conftest import Cli, start
+from tests.test_exports import run_dir as scored_run  # noqa: F401
 from tests.test_judge_verdicts import FIRST, SECOND
 
 NUM_REQUESTS = 10  # five pairs, in both orders
@@ -229,6 +231,32 @@ def test_a_whole_round_from_two_models_to_a_table(
     counts = dict(zip(header, row[1:], strict=False))
     assert row[0] == "vicuna"
     assert sum(int(counts[kind]) for kind in KINDS) == int(counts["questions"]) == 3
+
+
+def test_the_server_rates_instructions_aspect_by_aspect(
+    endpoint: Endpoint,
+    cli: Cli,
+    scored_run: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    names = list(compose("judge=aspects").judge.aspects)
+    form = "\\n".join(f"{name}: [0-9]" for name in names)
+    done = cli(
+        "judge",
+        "judge=aspects",
+        "judge.count=2",
+        f"scores_dir={scored_run}",
+        *endpoint.options(tmp_path)[2:],
+        "judge.parameters.max_tokens=60",
+        f"+judge.parameters.structured_outputs.regex='{form}'",
+    )
+    assert done.returncode == 0, done.stderr
+    ratings = pl.read_parquet(tmp_path / "aspects.parquet")
+    assert ratings["side"].to_list() == ["top", "top", "least", "least"]
+    assert ratings["reason"].null_count() == 4
+    assert ratings.select(names).null_count().sum_horizontal().item() == 0
+    assert len(replies_of(tmp_path)) == ratings["request"].n_unique()
+    assert "Knowledge Required" in done.stdout
 
 
 def open_lines(file: Path) -> list[str]:

@@ -14,13 +14,13 @@ import polars as pl
 
 from cherry_vllm import __version__
 from cherry_vllm.errors import UserError
-from cherry_vllm.evaluation.asking import ask_all
+from cherry_vllm.evaluation.asking import ask_about_rows
 from cherry_vllm.evaluation.endpoint import Endpoint
 from cherry_vllm.evaluation.replies import Reply
-from cherry_vllm.evaluation.requests import RatingRequests, Request
+from cherry_vllm.evaluation.requests import RatingRequests
 from cherry_vllm.evaluation.scores import parse_rating
 from cherry_vllm.schema import Schema
-from cherry_vllm.store import ROW_GROUP_ROWS, atomic_path, fingerprint, write_json
+from cherry_vllm.store import ROW_GROUP_ROWS, atomic_path, write_json
 
 # One line per input row: ratings.parquet.
 RATINGS: Schema = {
@@ -47,18 +47,13 @@ def rate(
         UserError: the endpoint refuses the settings or is down, or no request has a reply.
     """
     known = rows.select("row", "instruction", "input", "answer", "drop_reason").collect()
-    bodies: dict[str, Request] = {}
-    names: dict[int, str] = {}
-    for row, *texts, drop_reason in known.iter_rows():
-        if drop_reason is None:
-            body = requests.build(*texts)
-            names[row] = fingerprint(body)
-            bodies[names[row]] = body
-    replies, failures = ask_all(run_dir, bodies, endpoint, concurrency=concurrency)
-    lines = [
-        (row, *_read_rating(drop_reason, replies.get(names.get(row, ""))), names.get(row))
-        for row, drop_reason in known.select("row", "drop_reason").iter_rows()
-    ]
+    asked = known.filter(pl.col("drop_reason").is_null()).drop("drop_reason")
+    bodies = {row: requests.build(*texts) for row, *texts in asked.iter_rows()}
+    replies, failures = ask_about_rows(run_dir, bodies, endpoint, concurrency=concurrency)
+    lines: list[tuple[Any, ...]] = []
+    for row, drop_reason in known.select("row", "drop_reason").iter_rows():
+        name, reply = replies.get(row, (None, None))
+        lines.append((row, *_read_rating(drop_reason, reply), name))
     return pl.DataFrame(lines, schema=RATINGS, orient="row"), failures
 
 

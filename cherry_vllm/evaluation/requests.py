@@ -14,6 +14,7 @@ class Mode(Enum):
 
     pairwise = "pairwise"  # two answers, scored against each other
     rating = "rating"  # one row of the data, rated by itself
+    aspects = "aspects"  # one instruction, rated aspect by aspect
 
 
 RESERVED = ("messages", "model", "n", "stream")
@@ -82,3 +83,24 @@ class RatingRequests(_Requests):
 
     def build(self, instruction: str, input: str, answer: str) -> Request:
         return self._fill(instruction, input, answer=answer)
+
+
+class AspectRequests(_Requests):
+    """Shows one instruction, and what each aspect means as {aspects}."""
+
+    fields = frozenset({"aspects"})
+
+    def __init__(self, *, aspects: Mapping[str, str], **texts: Any) -> None:
+        """``aspects`` holds the aspects' names and what they mean.
+
+        Raises:
+            UserError: there is none, or as for all requests.
+        """
+        super().__init__(**texts)
+        if not aspects:
+            raise UserError("judge.aspects: none given; name at least one, as conf/judge does")
+        self.aspects = list(aspects)
+        self._listed = "\n".join(f"- {name}: {meaning}" for name, meaning in aspects.items())
+
+    def build(self, instruction: str, input: str) -> Request:
+        return self._fill(instruction, input, aspects=self._listed)

@@ -13,10 +13,10 @@ from cherry_vllm import pipeline, report
 from cherry_vllm.config import Config, JudgeConfig
 from cherry_vllm.engines import Decoding
 from cherry_vllm.errors import UserError
-from cherry_vllm.evaluation import answering, judging, rating, tables, testsets
+from cherry_vllm.evaluation import answering, aspects, judging, rating, tables, testsets
 from cherry_vllm.evaluation.answers import read_pairs
 from cherry_vllm.evaluation.endpoint import Endpoint, read_api_key
-from cherry_vllm.evaluation.requests import Mode, PairRequests, RatingRequests
+from cherry_vllm.evaluation.requests import AspectRequests, Mode, PairRequests, RatingRequests
 from cherry_vllm.evaluation.reviews import read_reviews
 from cherry_vllm.evaluation.testsets import QuestionColumns
 from cherry_vllm.evaluation.verdicts import Judgement
@@ -98,8 +98,8 @@ def _decoding(config: Config) -> Decoding:
 
 def judge(config: Config, job: Job) -> Outcome:
     """Has two models' answers compared, or adds up recorded reviews, or has rows rated."""
-    run = _rate if config.judge.mode is Mode.rating else _compare
-    return run(config, job)
+    run = {Mode.pairwise: _compare, Mode.rating: _rate, Mode.aspects: _rate_aspects}
+    return run[config.judge.mode](config, job)
 
 
 def _compare(config: Config, job: Job) -> Outcome:
@@ -160,8 +160,7 @@ def _to_ask(settings: JudgeConfig, run_dir: Path) -> tuple[Work, dict[str, Any]]
 def _rate(config: Config, job: Job) -> Outcome:
     """Rates every row of a data set and prints the counts."""
     settings, run_dir = config.judge, Path(config.run_dir)
-    if settings.first or settings.second or settings.reviews or settings.against:
-        raise UserError("judge=rating: rates data.path; give no answers, reviews or judge.against")
+    _refuse_answers(settings, "data.path")
     files = find_input(config)
     request = _request_settings(settings)
     requests, endpoint = RatingRequests(**request), _connect(settings)
@@ -184,6 +183,40 @@ def _rate(config: Config, job: Job) -> Outcome:
     if failures:
         log.warning(tables.show_failures(failures))
     return Outcome(target, counts)
+
+
+def _rate_aspects(config: Config, job: Job) -> Outcome:
+    """Has instructions of high and of low IFD rated aspect by aspect, and prints the means."""
+    settings, run_dir, scores_dir = config.judge, Path(config.run_dir), Path(config.scores_dir)
+    _refuse_answers(settings, "the rows of a scored run")
+    request = _request_settings(settings) | {"aspects": settings.aspects}
+    scores = pipeline.read_scores(scores_dir)
+    sides = aspects.take_sides(scores, fraction=settings.fraction, count=settings.count)
+    requests, endpoint = AspectRequests(**request), _connect(settings)
+    with exclusive(run_dir):
+        texts = pipeline.scan_rows(scores_dir).select("row", "instruction", "input")
+        rows = sides.lazy().join(texts, on="row", maintain_order="left").collect()
+        ratings, failures = aspects.rate(
+            run_dir, rows, requests, endpoint, concurrency=settings.concurrency
+        )
+        summary = aspects.summarize(ratings, requests.aspects)
+        origin = {"scores": pipeline.name_scores(scores_dir), "base_url": settings.base_url}
+        aspects.write(
+            job.output_dir, ratings, summary, failures=failures, settings={**origin, **request}
+        )
+    print(aspects.show(summary))
+    target = job.output_dir / "aspects.parquet"
+    print(f"aspects: {target}  picture: {target.with_suffix('.png')}")
+    if failures:
+        log.warning(tables.show_failures(failures))
+    return Outcome(target, summary)
+
+
+def _refuse_answers(settings: JudgeConfig, rated: str) -> None:
+    if settings.first or settings.second or settings.reviews or settings.against:
+        raise UserError(
+            f"judge={settings.mode.value}: rates {rated}; give no answers, reviews or judge.against"
+        )
 
 
 def _request_settings(settings: JudgeConfig) -> dict[str, Any]:
