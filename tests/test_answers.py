@@ -293,7 +293,7 @@ def test_kill_9_and_the_same_command_end_in_the_same_bytes(
 
 
 def test_what_decides_an_answer_names_it_and_nothing_is_written_twice(
-    tiny: Path, testset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny: Path, testset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def folders() -> Iterator[Path]:
         return (tmp_path / "answers").iterdir()
@@ -302,12 +302,13 @@ def test_what_decides_an_answer_names_it_and_nothing_is_written_twice(
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("answers/*/*.parquet")}
     again = run_generate(*options(tiny, testset, tmp_path, "seed=5"))  # greedy draws nothing
     assert again == first
+    assert "replaced" not in caplog.text
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     changes = ("generate.max_new_tokens=3", "prompt=vicuna", "generate.temperature=0.5")
     for number, change in enumerate(changes, start=2):
         run_generate(*options(tiny, testset, tmp_path, change))
         assert len(list(folders())) == number
-    assert capsys.readouterr().out.count("answers:") == 5
+        assert caplog.text.count("answers of other settings are replaced") == number - 1
 
 
 # --- engines -----------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ run_dir/answers/FINGERPRINT/     answers, shard for shard
 """
 
 import json
+import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,9 @@ from cherry_vllm.engines import Decoding, Generator, build_generator
 from cherry_vllm.inference import Inference
 from cherry_vllm.schema import REASON, Schema
 from cherry_vllm.spans import SpanBuilder
-from cherry_vllm.store import Shards, atomic_path, write_json
+from cherry_vllm.store import Shards, atomic_path, read_json, write_json
+
+log = logging.getLogger(__name__)
 
 # One line per question, written by the answering stage.
 ANSWERS: Schema = {
@@ -102,13 +105,16 @@ def write_answers(output: Path, questions: Shards, answers: Shards) -> dict[str,
     source, found = questions.scan().collect(), answers.scan().collect()
     if not source["row"].equals(found["row"]):
         raise RuntimeError(f"{answers.folder}: {found.height} lines for {source.height} questions")
+    manifest = output.with_suffix(".meta.json")
+    if manifest.is_file() and read_json(manifest)["answers"] != answers.fingerprint:
+        log.warning("%s: answers of other settings are replaced; their shards stay", output)
     both = pl.concat([source.drop("row"), found.drop("row")], how="horizontal")
     with atomic_path(output) as path:
         lines = (json.dumps(line, ensure_ascii=False) for line in both.iter_rows(named=True))
         path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     counts = count_answers(both)
     write_json(
-        output.with_suffix(".meta.json"),
+        manifest,
         {"answers": answers.fingerprint, "counts": counts, **answers.summary},
     )
     return counts
