@@ -111,5 +111,21 @@ def read_limits(folder: Path, *, trust_remote_code: bool) -> Limits:
     return Limits(text.vocab_size, getattr(text, "max_position_embeddings", None))
 
 
+def read_stop_ids(folder: Path, tokenizer: Any, *, trust_remote_code: bool) -> list[int]:
+    """The tokens that end an answer: those that the tokenizer, the model and its own settings for
+    generation call end of text, which need not be the same.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    text = config.get_text_config()
+    settings = folder / "generation_config.json"
+    named = [tokenizer.eos_token_id, text.eos_token_id]
+    named += [read_json(settings).get("eos_token_id")] if settings.is_file() else []
+    lists = [name if isinstance(name, list) else [name] for name in named]
+    found = {token for tokens in lists for token in tokens if token is not None}
+    return sorted(token for token in found if token < text.vocab_size)
+
+
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -5,6 +5,7 @@ Exit codes: 0 done; 2 the user's mistake, one line on stderr; 1 a fault of ours.
 
 import errno
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cherry_vllm import __version__, method, stages
 from cherry_vllm.config import CONF, Config, register
 from cherry_vllm.errors import UserError
-from cherry_vllm.evaluation.stages import judge
+from cherry_vllm.evaluation.stages import generate, judge
 from cherry_vllm.isolation import Isolation
 
 STAGES = {
@@ -30,6 +31,7 @@ STAGES = {
     "train": stages.train,
     "score": stages.score,
     "select": stages.select,
+    "generate": generate,
     "judge": judge,
     "fetch-demo": stages.fetch_demo,
 }
@@ -54,6 +56,7 @@ stages:
   train       data and a model to a tuned model
   score       data and a model to IFD scores
   select      scores to cherry data
+  generate    a test set and a model to its answers
   judge       two models' answers to verdicts
   fetch-demo  the demo's checkpoint and data
 
@@ -70,7 +73,8 @@ def run_stage(config: DictConfig) -> None:
         is_sweep = settings.mode is RunMode.MULTIRUN
         output_dir = settings.runtime.output_dir if is_sweep else typed.run_dir
         isolate = Isolation(cast(dict[str, Any], OmegaConf.to_container(settings.job_logging)))
-        stage(typed, stages.Job(Path(output_dir), is_sweep, isolate))
+        words = ["cherry-vllm", os.environ["CHERRY_VLLM_STAGE"], *settings.overrides.task]
+        stage(typed, stages.Job(Path(output_dir), is_sweep, isolate, shlex.join(words)))
     except UserError as error:
         raise SystemExit(_complain(str(error))) from None
     except OSError as error:

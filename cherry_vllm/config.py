@@ -143,8 +143,35 @@ class SelectConfig:
     num_tokens: int | None = None
     order: Order = Order.input
     rule: Rule = Rule.exact
+    ratings: str = MISSING
+    threshold: float | None = None
     output: str = MISSING
     num_examples: int = MISSING
+
+
+@dataclass(kw_only=True, slots=True)
+class QuestionColumnsConfig:
+    id: str | None = None
+    question: str = MISSING
+    input: str | None = None
+    category: str | None = None
+
+
+@dataclass(kw_only=True, slots=True)
+class TestsetConfig:
+    path: str | None = None
+    name: str | None = None
+    columns: QuestionColumnsConfig = field(default_factory=QuestionColumnsConfig)
+
+
+@dataclass(kw_only=True, slots=True)
+class GenerateConfig:
+    temperature: float = MISSING
+    top_p: float = MISSING
+    top_k: int = MISSING
+    max_new_tokens: int | None = None
+    shard_questions: int = MISSING
+    output: str = MISSING
 
 
 @dataclass(kw_only=True, slots=True)
@@ -172,6 +199,9 @@ class JudgeConfig:
     backoff_s: float = MISSING
     max_wait_s: float = MISSING
     threshold: float = MISSING
+    fraction: float | None = None
+    count: int | None = None
+    aspects: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -195,6 +225,8 @@ class Config:
     pre_experience: TrainConfig = field(default_factory=TrainConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     select: SelectConfig = field(default_factory=SelectConfig)
+    testset: TestsetConfig = field(default_factory=TestsetConfig)
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     demo: DemoConfig = field(default_factory=DemoConfig)
 

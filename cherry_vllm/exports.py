@@ -1,20 +1,43 @@
-"""Chosen rows to a file that trainers read: a JSON array, JSON Lines or Parquet."""
+"""Chosen rows to what trainers read: a JSON array, JSON Lines, Parquet, or a data set folder."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
 
 from cherry_vllm.errors import UserError
-from cherry_vllm.store import atomic_path
+from cherry_vllm.store import atomic_folder, atomic_path
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
+# Of a data set folder.
+DATA = Path("data") / "train-00000-of-00001.parquet"
+PATTERN = "data/train-*.parquet"
+CARD = "README.md"
 
 
-def check_suffix(output: Path) -> None:
-    """Raises a UserError if the suffix names no format that can be written."""
-    if output.suffix not in SUFFIXES:
-        raise UserError(f"select.output={output.name}: end it in one of {', '.join(SUFFIXES)}")
+def check_output(output: Path) -> None:
+    """Raises a UserError if nothing can be written there.
+
+    The suffix names the format; without one a data set folder is written, which replaces nothing
+    but such a folder.
+    """
+    if not output.suffix:
+        parts = set(output.iterdir()) if output.is_dir() else {output}
+        if output.exists() and parts - {output / CARD, output / DATA.parent}:
+            raise UserError(
+                f"{output}: there is something else; name another folder with select.output"
+            )
+    elif output.suffix not in SUFFIXES:
+        raise UserError(
+            f"select.output={output.name}: end it in one of {', '.join(SUFFIXES)}, or leave the "
+            "suffix out for a data set folder"
+        )
+
+
+def find_data(output: Path) -> Path:
+    """The file that holds the rows of an output."""
+    return output if output.suffix else output / DATA
 
 
 def find_records(rows: pl.LazyFrame, wanted: pl.Series) -> pl.Series:
@@ -37,6 +60,14 @@ def write_records(records: pl.Series, output: Path) -> None:
             path.write_text("".join(f"{record}\n" for record in records), encoding="utf-8")
         else:
             path.write_text("[\n" + ",\n".join(records) + "\n]\n", encoding="utf-8")
+
+
+def write_dataset(records: pl.Series, output: Path, write_card: Callable[[Path], None]) -> None:
+    """Writes a folder that the usual loaders take for a data set: its rows and its card."""
+    with atomic_folder(output) as folder:
+        (folder / DATA).parent.mkdir()
+        _write_parquet(records, folder / DATA, output)
+        write_card(folder / CARD)
 
 
 def _write_parquet(records: pl.Series, path: Path, output: Path) -> None:

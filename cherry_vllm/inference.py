@@ -33,9 +33,11 @@ class Inference:
         max_length: int,
         engine: dict[str, Any],
         trust_remote_code: bool,
+        **parameters: Any,
     ) -> None:
         """``prompt`` holds the arguments of :func:`prompts.build_template`, ``engine`` those of
-        :func:`engines.build_engine` or :func:`engines.build_embedder`.
+        :func:`engines.build_engine` or :func:`engines.build_embedder`; ``parameters`` are what
+        else decides the results.
         """
         self._rows, self._checkpoint, self._prompt = rows, checkpoint, prompt
         self._limits: dict[str, Any] = {
@@ -50,6 +52,7 @@ class Inference:
             "prompt": prompt,
             "max_length": max_length,
             "engine": {key: engine[key] for key in engine if key not in MEMORY_SETTINGS},
+            **parameters,
         }
         self.target = Shards(parent, settings)
 
@@ -80,5 +83,7 @@ class Inference:
             transform_shards(
                 label, self._rows, target, missing, transform, units_per_row=units_per_row
             )
-        target.close(self._rows.num_shards, versions=installed_versions())
+        target.close(
+            self._rows.num_shards, model=str(self._checkpoint), versions=installed_versions()
+        )
         return target

@@ -18,22 +18,31 @@ from typing import Any
 
 import polars as pl
 
+from cherry_vllm.cards import write_card
 from cherry_vllm.engines import build_engine
 from cherry_vllm.errors import UserError
-from cherry_vllm.exports import check_suffix, find_records, write_records
+from cherry_vllm.evaluation.rating import read_ratings
+from cherry_vllm.exports import (
+    PATTERN,
+    check_output,
+    find_records,
+    write_dataset,
+    write_records,
+)
 from cherry_vllm.ifd import aggregate_logprobs
 from cherry_vllm.inference import Inference
 from cherry_vllm.progress import progress_bar
 from cherry_vllm.report import count_outcomes, draw_scores
 from cherry_vllm.schema import SCHEMA_VERSION
 from cherry_vllm.scoring import score_shard
-from cherry_vllm.selection import select_rows
+from cherry_vllm.selection import add_ratings, count_unrated, select_rows
 from cherry_vllm.sources import Columns, DataFormat, read_rows
 from cherry_vllm.store import (
     ROW_GROUP_ROWS,
     Shards,
     atomic_path,
     file_sha256,
+    fingerprint,
     read_json,
     write_json,
 )
@@ -156,36 +165,82 @@ def _scores_fingerprint(scores_dir: Path) -> str | None:
     return str(read_json(manifest)["fingerprint"])
 
 
-def select(scores_dir: Path, output: Path, **choice: Any) -> tuple[pl.DataFrame, pl.DataFrame]:
+def select(
+    scores_dir: Path,
+    output: Path,
+    *,
+    ratings: Path | None = None,
+    command: str = "",
+    **choice: Any,
+) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Chooses rows by ``scores_dir/scores.parquet`` and writes them, with all their fields.
 
     ``choice`` holds the arguments of :func:`selection.select_rows`; the suffix of ``output`` is
-    its format. Returns the scores and the chosen ones among them.
+    its format, and none that of a data set folder, whose card names the ``command``; ``ratings``
+    are added to the scores. Returns the scores and the chosen ones.
 
     Raises:
         UserError: there are no scores yet, or the choice is empty or impossible.
     """
-    check_suffix(output)
+    check_output(output)
+    scores = read_scores(scores_dir)
+    rated: dict[str, Any] = {}
+    if ratings is not None:
+        origin = name_data(read_json(_rows_folder(scores_dir) / "complete.json")["settings"])
+        scores = add_ratings(scores, read_ratings(ratings, origin))
+        rated = {"ratings": file_sha256(ratings), "without_rating": count_unrated(scores)}
+    chosen = select_rows(scores, **choice)
+    meta = {
+        "scores": name_scores(scores_dir),
+        "num_selected": chosen.height,
+        "num_answer_tokens": int(chosen["num_answer_tokens"].sum()),
+        "num_usable": count_outcomes(scores)["usable"],
+        **{key: getattr(value, "value", value) for key, value in choice.items()},
+        **rated,
+    }
+    records = find_records(scan_rows(scores_dir), chosen["row"])
+    if output.suffix:
+        write_records(records, output)
+    else:
+        card = partial(
+            write_card,
+            title=output.name,
+            pattern=PATTERN,
+            manifest=read_json(scores_dir / "score.json"),
+            choice=meta,
+            command=command,
+        )
+        write_dataset(records, output, card)
+    write_json(output.with_suffix(".meta.json"), meta)
+    return scores, chosen
+
+
+def read_scores(scores_dir: Path) -> pl.DataFrame:
+    """The scores (:data:`schema.SCORES`) that a run left.
+
+    Raises:
+        UserError: there are none yet.
+    """
     source = scores_dir / "scores.parquet"
     if not source.is_file():
         raise UserError(f"{source}: no such file; run `cherry-vllm score` with this run_dir first")
-    scores = pl.read_parquet(source, glob=False)
-    chosen = select_rows(scores, **choice)
-    write_records(find_records(scan_rows(scores_dir), chosen["row"]), output)
-    write_json(
-        output.with_suffix(".meta.json"),
-        {
-            "scores": pl.read_parquet_metadata(source)["fingerprint"],
-            "num_selected": chosen.height,
-            "num_answer_tokens": int(chosen["num_answer_tokens"].sum()),
-            "num_usable": count_outcomes(scores)["usable"],
-            **{key: getattr(value, "value", value) for key, value in choice.items()},
-        },
-    )
-    return scores, chosen
+    return pl.read_parquet(source, glob=False)
+
+
+def name_scores(scores_dir: Path) -> str:
+    """The fingerprint of what the scores of a folder were made from."""
+    return str(pl.read_parquet_metadata(scores_dir / "scores.parquet")["fingerprint"])
 
 
 def scan_rows(scores_dir: Path) -> pl.LazyFrame:
     """The input rows (:data:`schema.ROWS`) that ``scores_dir/scores.parquet`` is about."""
-    folder = pl.read_parquet_metadata(scores_dir / "scores.parquet")["rows"]
-    return pl.scan_parquet(sorted((scores_dir / folder).glob("part-*.parquet")), glob=False)
+    return pl.scan_parquet(sorted(_rows_folder(scores_dir).glob("part-*.parquet")), glob=False)
+
+
+def name_data(settings: dict[str, Any]) -> str:
+    """Names the data that row numbers count in, by the settings of its row shards."""
+    return fingerprint({"files": settings["files"]})
+
+
+def _rows_folder(scores_dir: Path) -> Path:
+    return scores_dir / pl.read_parquet_metadata(scores_dir / "scores.parquet")["rows"]

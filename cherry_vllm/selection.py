@@ -8,6 +8,8 @@ import polars as pl
 
 from cherry_vllm.errors import UserError
 
+NOT_RATED = "not rated"
+
 
 class Strategy(Enum):
     """Which usable rows come first."""
@@ -16,6 +18,7 @@ class Strategy(Enum):
     low_ifd = "low_ifd"  # lowest IFD
     high_conditioned = "high_conditioned"  # highest conditioned score, the paper's "high CA"
     longest = "longest"  # most answer tokens: what high IFD has to beat
+    rating = "rating"  # highest rating by a judge, as AlpaGasus chooses
     random = "random"
 
 
@@ -41,6 +44,7 @@ def select_rows(
     fraction: float | None,
     count: int | None,
     num_tokens: int | None = None,
+    threshold: float | None = None,
     order: Order,
     rule: Rule,
     seed: int,
@@ -51,6 +55,10 @@ def select_rows(
     floor(fraction x N), the product taken exactly: 0.07 of 100 is 7. ``count`` chooses that many
     and takes precedence; ``num_tokens``, which takes precedence over both, chooses as many as hold
     no more answer tokens than that. Of equal scores the earlier row comes first.
+
+    ``rating`` needs the columns of :func:`add_ratings`. A row without a rating, or with one below
+    ``threshold``, is not chosen; without ``fraction``, ``count`` and ``num_tokens`` all others
+    are.
 
     The reference's rules are for ``cherry``, and set the output order. ``data_by_ifd`` takes
     int(fraction * N) in floating point, the later of equal rows first, in input order;
@@ -66,13 +74,59 @@ def select_rows(
         )
     usable = scores.filter(pl.col("drop_reason").is_null())
     ranked = _rank(usable, strategy, later_of_equals=rule is Rule.data_by_ifd, seed=seed)
+    if strategy is Strategy.rating:
+        ranked = _reaching(ranked, threshold)
     if num_tokens is not None:
         number = _number_within(ranked, num_tokens)
+    elif strategy is Strategy.rating and fraction is None and count is None:
+        number = ranked.height
     else:
         number = _number(usable.height, scores.height, fraction=fraction, count=count, rule=rule)
+    if strategy is Strategy.rating and number > ranked.height:
+        raise UserError(
+            f"{number} rows are asked for, and {ranked.height} usable ones have a rating of "
+            f"{_at_least(threshold)}; ask for fewer, or change select.threshold"
+        )
     chosen = ranked.head(number)
     by_ifd = order is Order.ifd if rule is Rule.exact else rule is Rule.select_from_ifd_json
     return chosen.sort(["ifd", "row"], descending=[True, False]) if by_ifd else chosen.sort("row")
+
+
+def add_ratings(scores: pl.DataFrame, ratings: pl.DataFrame) -> pl.DataFrame:
+    """``scores`` with the columns ``rating`` and ``rating_reason``, which says why there is none.
+
+    ``ratings`` holds row, rating and reason; a row that it does not have is "not rated".
+    """
+    joined = scores.join(
+        ratings.select("row", "rating", rating_reason="reason"),
+        on="row",
+        how="left",
+        maintain_order="left",
+    )
+    is_unknown = pl.col("rating").is_null() & pl.col("rating_reason").is_null()
+    reason = pl.when(is_unknown).then(pl.lit(NOT_RATED)).otherwise("rating_reason")
+    return joined.with_columns(rating_reason=reason)
+
+
+def count_unrated(scores: pl.DataFrame) -> dict[str, int]:
+    """Why usable rows of a frame with ratings have none, counted."""
+    unrated = scores.filter(pl.col("drop_reason").is_null() & pl.col("rating").is_null())
+    return dict(unrated["rating_reason"].value_counts(sort=True).iter_rows())
+
+
+def _reaching(ranked: pl.DataFrame, threshold: float | None) -> pl.DataFrame:
+    rated = ranked.drop_nulls("rating")
+    reaching = rated if threshold is None else rated.filter(pl.col("rating") >= threshold)
+    if reaching.is_empty():
+        raise UserError(
+            f"no usable row has a rating of {_at_least(threshold)}; lower select.threshold, or "
+            "have the rows of this run rated"
+        )
+    return reaching
+
+
+def _at_least(threshold: float | None) -> str:
+    return "any kind" if threshold is None else f"at least {threshold:g}"
 
 
 def _rank(
@@ -84,6 +138,7 @@ def _rank(
     columns = {
         Strategy.high_conditioned: "conditioned_score",
         Strategy.longest: "num_answer_tokens",
+        Strategy.rating: "rating",
     }
     column = columns.get(strategy, "ifd")
     highest_first = strategy is not Strategy.low_ifd

@@ -73,6 +73,14 @@ class SpanBuilder:
         encoded = self._encode([self._template.render(*row).text for row in rows])
         return [self._check_prompt(token_ids) for token_ids in encoded]
 
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens left out."""
+        return str(
+            self._tokenizer.decode(
+                token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+        )
+
     def _check_prompt(self, token_ids: list[int]) -> list[int] | DropReason:
         if len(token_ids) >= self._max_length:
             return DropReason.PROMPT_TOO_LONG

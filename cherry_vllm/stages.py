@@ -1,7 +1,7 @@
 """The commands: each takes the typed configuration apart and hands plain arguments on."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +13,9 @@ from cherry_vllm.config import Config, KMeansConfig, plain
 from cherry_vllm.errors import UserError
 from cherry_vllm.experience import pipeline as experience
 from cherry_vllm.experience.sampling import Sampling
+from cherry_vllm.exports import find_data
 from cherry_vllm.isolation import Isolation
+from cherry_vllm.selection import Strategy, count_unrated
 from cherry_vllm.sources import Columns, find_files
 from cherry_vllm.store import Shards, exclusive, read_json
 from cherry_vllm.training import pipeline as training
@@ -27,6 +29,7 @@ class Job(NamedTuple):
     output_dir: Path
     is_sweep: bool
     isolate: Isolation
+    command: str = ""  # what the user typed
 
 
 class Outcome(NamedTuple):
@@ -38,7 +41,7 @@ class Outcome(NamedTuple):
 
 def embed(config: Config, job: Job) -> Outcome:
     """Embeds the prompts of a data set with the base model, and measures their perplexity."""
-    files, checkpoint = find_input(config), _find_model(config)
+    files, checkpoint = find_input(config), find_model(config)
     with exclusive(Path(config.run_dir)):
         embeddings, perplexities = _embed(config, job, read_input(config, files), checkpoint)
     print(f"embeddings: {embeddings.folder}  perplexities: {perplexities.folder}")
@@ -64,7 +67,7 @@ def sample(config: Config, job: Job) -> Outcome:
 
 def train(config: Config, _job: Job) -> Outcome:
     """Fine-tunes a model on a data set; under torchrun, in several processes."""
-    files, checkpoint = find_input(config), _find_model(config)
+    files, checkpoint = find_input(config), find_model(config)
     run_dir, recipe = Path(config.run_dir), plain(config.train)
     is_first = training.is_first_process()
     with exclusive(run_dir) if is_first else nullcontext():
@@ -93,7 +96,7 @@ def train(config: Config, _job: Job) -> Outcome:
 
 def score(config: Config, job: Job) -> Outcome:
     """Scores a data set with a model and prints the summary."""
-    files, checkpoint = find_input(config), _find_model(config)
+    files, checkpoint = find_input(config), find_model(config)
     run_dir, scores_dir = Path(config.run_dir), Path(config.scores_dir)
     with exclusive(run_dir):
         rows = read_input(config, files)
@@ -103,7 +106,7 @@ def score(config: Config, job: Job) -> Outcome:
             rows,
             checkpoint,
             may_replace=not job.is_sweep,
-            **_model_use(config),
+            **model_use(config),
         )
         scores = pipeline.aggregate(scores_dir, rows, logprobs)
     print(report.summarize(scores))
@@ -118,6 +121,7 @@ def select(config: Config, job: Job) -> Outcome:
     """Selects rows of a scored run and prints what was chosen."""
     scores_dir = Path(config.scores_dir)
     output = job.output_dir / config.select.output
+    by_rating = config.select.strategy is Strategy.rating
     scores, chosen = pipeline.select(
         scores_dir,
         output,
@@ -125,11 +129,16 @@ def select(config: Config, job: Job) -> Outcome:
         fraction=config.select.fraction,
         count=config.select.count,
         num_tokens=config.select.num_tokens,
+        command=job.command,
+        ratings=Path(config.select.ratings) if by_rating else None,
+        threshold=config.select.threshold if by_rating else None,
         order=config.select.order,
         rule=config.select.rule,
         seed=config.seed,
     )
     print(report.summarize(scores, chosen.height))
+    if by_rating:
+        print(report.describe("usable rows without a rating", count_unrated(scores)))
     if config.select.num_examples and not job.is_sweep:
         rows = pipeline.scan_rows(scores_dir)
         print(report.show_extremes(scores, rows, config.select.num_examples))
@@ -138,7 +147,7 @@ def select(config: Config, job: Job) -> Outcome:
         "num_selected": chosen.height,
         "num_answer_tokens": int(chosen["num_answer_tokens"].sum()),
     }
-    return Outcome(output, facts)
+    return Outcome(find_data(output), facts)
 
 
 def fetch_demo(config: Config, _job: Job) -> Outcome:
@@ -156,9 +165,7 @@ def has_experience(config: Config) -> bool:
 def find_input(config: Config) -> list[Path]:
     """The files of ``data.path``."""
     least = {"max_length": config.max_length, "shard_rows": config.shard_rows}
-    for name, value in (least | {"data.max_rows": config.data.max_rows}).items():
-        if value is not None and value < 1:
-            raise UserError(f"{name}={value}: give a number of at least 1")
+    check_least({**least, "data.max_rows": config.data.max_rows})
     path = config.data.path
     if path is None:
         raise UserError("data.path: not given; add data.path=... (a file, a glob or hf://...)")
@@ -168,7 +175,15 @@ def find_input(config: Config) -> list[Path]:
     return find_files(patterns)
 
 
-def _find_model(config: Config) -> Path:
+def check_least(numbers: Mapping[str, int | None]) -> None:
+    """Raises a UserError for a number below 1, by the key that it was given with."""
+    for name, value in numbers.items():
+        if value is not None and value < 1:
+            raise UserError(f"{name}={value}: give a number of at least 1")
+
+
+def find_model(config: Config) -> Path:
+    """The folder of ``model.path``."""
     if not config.model.path:
         raise UserError("model.path: not given; add model.path=... (a model folder or a hub id)")
     return find_checkpoint(config.model.path)
@@ -187,7 +202,7 @@ def read_input(config: Config, files: Sequence[Path]) -> Shards:
     )
 
 
-def _model_use(config: Config) -> dict[str, Any]:
+def model_use(config: Config) -> dict[str, Any]:
     """How a model is to be run over rows, for the stages that do so."""
     return {
         "prompt": plain(config.prompt),
@@ -199,7 +214,7 @@ def _model_use(config: Config) -> dict[str, Any]:
 
 def _embed(config: Config, job: Job, rows: Shards, checkpoint: Path) -> tuple[Shards, Shards]:
     """Both with an engine of their own, so each in a process of its own."""
-    arguments, use = (Path(config.run_dir), rows, checkpoint), _model_use(config)
+    arguments, use = (Path(config.run_dir), rows, checkpoint), model_use(config)
     embeddings = job.isolate(experience.embed, *arguments, **use)
     return embeddings, job.isolate(experience.measure_perplexity, *arguments, **use)
 
@@ -211,7 +226,7 @@ def _sample(config: Config, job: Job, rows: Shards) -> Path:
         return experience.sample_diverse(
             run_dir,
             rows,
-            *_embed(config, job, rows, _find_model(config)),
+            *_embed(config, job, rows, find_model(config)),
             count=settings.count,
             num_clusters=settings.num_clusters,
             percentiles=(low, high),

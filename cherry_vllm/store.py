@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,6 +47,31 @@ def atomic_path(target: Path) -> Iterator[Path]:
         _sync(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Yields a temporary folder that takes the place of ``target`` only if the block succeeds.
+
+    A kill at any moment leaves the old folder, the new one, or, between two renames, none.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary, old = (
+        target.with_name(f".{target.name}.{os.getpid()}.{suffix}") for suffix in ("tmp", "old")
+    )
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for path in [*temporary.rglob("*"), temporary]:
+            _sync(path)
+        if target.exists():
+            os.replace(target, old)
+        os.replace(temporary, target)
+        _sync(target.parent)
+    finally:
+        for folder in (temporary, old):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

@@ -169,6 +169,10 @@ def test_mistakes_cost_one_line_and_exit_code_2(
         (["score", f"data.path={checkpoint}/config.json", model], ["config.json", "data.format"]),
         (["score", data, model, f"run_dir={a_file}"], [str(a_file), "run_dir"]),
         (["select", f"run_dir={tmp_path / 'none'}"], ["scores.parquet", "cherry-vllm score"]),
+        (
+            ["select", f"run_dir={run_dir}", "select.strategy=rating"],
+            [str(run_dir / "ratings.parquet"), "judge=rating", "select.ratings"],
+        ),
         (["select", f"run_dir={run_dir}", "select.count=0"], ["select.count=0"]),
         (["select", f"run_dir={run_dir}", "select.count=99"], ["select.count=99", "usable"]),
         (["select", f"run_dir={run_dir}", "select.fraction=0.0001"], ["select.fraction"]),

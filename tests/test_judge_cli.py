@@ -124,8 +124,11 @@ def test_recorded_reviews_need_no_endpoint(
 ) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     run_judge(tmp_path, f"judge.reviews={REVIEWS}")
-    table = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert table[1][:9] == ["orchard", "7", "2", "3", "1", "1", "0", "2", "1.167"]
+    shown = capsys.readouterr().out
+    assert "position bias: 2 of 6 verdicts flip" in shown  # of all questions, not of a category
+    table = [line.split() for line in shown.splitlines()]
+    assert table[1][:9] == ["orchard", "7", "2", "3", "1", "1", "0", "0", "2"]
+    assert table[1][9] == "1.167"
     assert not (tmp_path / "replies.jsonl").exists()
 
 

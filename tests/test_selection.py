@@ -10,9 +10,9 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from cherry_vllm.errors import UserError
-from cherry_vllm.exports import check_suffix, write_records
+from cherry_vllm.exports import check_output, write_records
 from cherry_vllm.schema import SCORES
-from cherry_vllm.selection import Order, Rule, Strategy, select_rows
+from cherry_vllm.selection import Order, Rule, Strategy, add_ratings, count_unrated, select_rows
 
 # By row: the cherry order is 4, 1, 2, 5, 0; rows 3 and 6 are dropped.
 IFD = [0.1, 0.9, 0.5, 1.7, 0.95, 0.3, None]
@@ -31,6 +31,7 @@ def scores_of(ifd, conditioned=None, reasons=None):
 
 
 SEVEN = scores_of(IFD, CONDITIONED, REASONS)
+RATED = SEVEN.with_columns(rating=pl.lit(5.0))
 
 
 def choose(
@@ -40,6 +41,7 @@ def choose(
     fraction=None,
     count=None,
     num_tokens=None,
+    threshold=None,
     order="input",
     rule="exact",
     seed=0,
@@ -50,6 +52,7 @@ def choose(
         fraction=fraction,
         count=count,
         num_tokens=num_tokens,
+        threshold=threshold,
         order=Order(order),
         rule=Rule(rule),
         seed=seed,
@@ -93,7 +96,7 @@ def test_the_first_row_of_each_strategy(strategy, expected):
 @pytest.mark.parametrize("strategy", list(Strategy))
 @pytest.mark.parametrize("asked", [{"count": 5}, {"fraction": 1.0}])
 def test_all_usable_rows_can_be_chosen_and_no_other(strategy, asked):
-    assert chosen_rows(SEVEN, strategy.value, **asked) == [0, 1, 2, 4, 5]
+    assert chosen_rows(RATED, strategy.value, **asked) == [0, 1, 2, 4, 5]
 
 
 def test_chosen_lines_are_lines_of_the_scores():
@@ -165,7 +168,7 @@ def test_a_count_goes_before_a_fraction():
 )
 def test_choosing_no_row_is_a_user_error(strategy, asked):
     with pytest.raises(UserError, match="chooses no row of 5 usable"):
-        choose(SEVEN, strategy.value, **asked)
+        choose(RATED, strategy.value, **asked)
 
 
 @pytest.mark.parametrize("rule", ["exact", "data_by_ifd", "select_from_ifd_json"])
@@ -218,6 +221,62 @@ def test_random_rows_can_be_ordered_by_ifd():
     chosen = choose(distinct(100), "random", count=30, order="ifd", seed=5)
     assert chosen["ifd"].to_list() == sorted(chosen["ifd"], reverse=True)
     assert chosen["row"].to_list() != sorted(chosen["row"])
+
+
+# --- rating ------------------------------------------------------------------------------------
+
+
+def rated(ratings, reasons=None):
+    """The seven rows with ratings by row; None: without one."""
+    known = [(row, rating) for row, rating in enumerate(ratings) if rating != "absent"]
+    schema = {"row": pl.Int64, "rating": pl.Float64}
+    frame = pl.DataFrame(known, schema=schema, orient="row").with_columns(
+        reason=pl.Series([(reasons or {}).get(row) for row, _ in known], dtype=pl.String)
+    )
+    return add_ratings(SEVEN, frame)
+
+
+# The usable rows are 0, 1, 2, 4 and 5.
+MIXED = rated([4.5, None, 5, 5, 4, "absent", 5], {1: "failed"})
+
+
+def test_the_highest_rating_comes_first_and_equal_ones_by_row():
+    scores = rated([4, 5, 4.5, 5, 4.5, 5, 5])
+    assert chosen_rows(scores, "rating", count=2) == [1, 5]
+    assert chosen_rows(scores, "rating", count=3) == [1, 2, 5]
+    assert chosen_rows(scores, "rating", count=3, order="ifd") == [1, 2, 5]
+    assert chosen_rows(scores, "rating", fraction=0.8, threshold=4.5) == [1, 2, 4, 5]
+
+
+def test_without_a_number_all_that_reach_the_threshold_are_chosen():
+    assert chosen_rows(MIXED, "rating", threshold=4.5) == [0, 2]
+    assert chosen_rows(MIXED, "rating", threshold=None) == [0, 2, 4]
+
+
+def test_a_row_without_a_rating_is_never_chosen_and_always_counted():
+    assert count_unrated(MIXED) == {"failed": 1, "not rated": 1}
+    assert chosen_rows(MIXED, "rating", count=3) == [0, 2, 4]
+    low = rated([0, None, 0, 0, 0, 0, 0], {1: "unparsed"})  # a rating of 0 is one
+    assert chosen_rows(low, "rating", threshold=0) == [0, 2, 4, 5]
+    assert count_unrated(low) == {"unparsed": 1}
+    rows = MIXED.filter(pl.col("drop_reason").is_null())
+    assert rows["rating"].count() + sum(count_unrated(MIXED).values()) == rows.height == 5
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"count": 4}, "4 rows are asked for, and 3 usable ones have a rating of any kind"),
+        ({"fraction": 0.6, "threshold": 4.5}, "3 rows are asked for, and 2 usable .* at least 4.5"),
+        ({"threshold": 5.1}, "no usable row has a rating of at least 5.1"),
+        ({"count": 6}, "only 5 rows are usable"),
+        ({"fraction": 2.0}, "select.fraction=2.0"),
+        ({"rule": "data_by_ifd", "fraction": 0.5}, "select.rule=data_by_ifd"),
+    ],
+)
+def test_more_rows_than_ratings_reach_is_a_user_error(asked, words):
+    with pytest.raises(UserError, match=words):
+        choose(MIXED, "rating", **asked)
 
 
 # --- the reference's rules ---------------------------------------------------------------------
@@ -392,15 +451,15 @@ def test_what_parquet_cannot_hold_is_a_user_error_if_it_is_not_written(tmp_path,
         assert pl.read_parquet(output).height == len(texts)
 
 
-@pytest.mark.parametrize("name", ["cherry.json", "cherry.jsonl", "sub/cherry.v1.parquet"])
+@pytest.mark.parametrize("name", ["cherry.json", "cherry.jsonl", "sub/cherry.v1.parquet", "cherry"])
 def test_known_suffixes_pass(name):
-    check_suffix(Path(name))
+    check_output(Path(name))
 
 
-@pytest.mark.parametrize("name", ["cherry.csv", "cherry", "cherry.json.gz", "json", "cherry.txt"])
+@pytest.mark.parametrize("name", ["cherry.csv", "cherry.json.gz", "cherry.v2", "cherry.txt"])
 def test_an_unknown_suffix_of_the_output_is_a_user_error(name):
     with pytest.raises(UserError, match=r"select\.output=.*\.json, \.jsonl, \.parquet"):
-        check_suffix(Path(name))
+        check_output(Path(name))
 
 
 # --- by answer tokens

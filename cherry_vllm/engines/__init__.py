@@ -5,8 +5,9 @@ An engine turns spans into log-probabilities:
     token ids   [ p0 p1 p2 | a0 a1 a2 ]     start = 3
     returns                [ l0 l1 l2 ]     l0 = log P(a0 | p0 p1 p2), ...
 
-and an embedder turns prompts into vectors. Only ``engines/vllm.py`` imports vllm, and neither of
-the two is imported before it is built, so what needs no model starts in a second.
+an embedder turns prompts into vectors, and a generator continues them. Only ``engines/vllm.py``
+imports vllm, and neither of the two is imported before it is built, so what needs no model starts
+in a second.
 """
 
 from collections.abc import Callable, Sequence
@@ -59,6 +60,39 @@ class Embedder(Protocol):
         ...
 
 
+class Decoding(NamedTuple):
+    """How the tokens of an answer are chosen, and how many at most."""
+
+    temperature: float  # 0: greedy
+    top_p: float
+    top_k: int  # 0: of all
+    max_new_tokens: int | None  # None: as many as fit
+
+    def limit(self, prompt: Sequence[int], max_length: int) -> int:
+        """How many tokens may follow a prompt where both together take ``max_length``."""
+        room = max_length - len(prompt)
+        return room if self.max_new_tokens is None else min(room, self.max_new_tokens)
+
+
+class Continuation(NamedTuple):
+    """What a model wrote after a prompt, up to a stop token and without it."""
+
+    token_ids: list[int]
+    is_whole: bool  # a stop token came before the limit
+
+
+class Generator(Protocol):
+    def generate(
+        self, prompts: Sequence[list[int]], on_answered: Callable[[int], None], *, seed: int
+    ) -> list[Continuation]:
+        """Continues each prompt, which is token ids shorter than ``max_length``, in their order.
+
+        ``on_answered`` is called with numbers of prompts. ``seed`` decides what is drawn where the
+        temperature is above 0; the same prompts and seed give the same tokens.
+        """
+        ...
+
+
 def build_engine(
     name: str,
     model_path: Path,
@@ -103,6 +137,35 @@ def build_embedder(
     from cherry_vllm.engines.hf import HfEmbedder
 
     return HfEmbedder(model_path, **settings)
+
+
+def build_generator(
+    name: str,
+    model_path: Path,
+    *,
+    max_length: int,
+    trust_remote_code: bool,
+    decoding: Decoding,
+    stop_ids: Sequence[int],
+    **settings: Any,
+) -> Generator:
+    """As :func:`build_engine`, for answers, which any of ``stop_ids`` ends."""
+    settings |= {"max_length": max_length, "trust_remote_code": trust_remote_code}
+    settings |= {"decoding": decoding, "stop_ids": stop_ids}
+    if _is_vllm(name):
+        from cherry_vllm.engines.vllm import VllmGenerator
+
+        return VllmGenerator(model_path, **settings)
+    from cherry_vllm.engines.hf import HfGenerator
+
+    return HfGenerator(model_path, **settings)
+
+
+def until_stop(token_ids: Sequence[int], limit: int, stop_ids: Sequence[int]) -> Continuation:
+    """The first ``limit`` tokens, or those before the first stop token among them."""
+    kept = list(token_ids[:limit])
+    end = next((place for place, token in enumerate(kept) if token in stop_ids), None)
+    return Continuation(kept[:end], is_whole=end is not None)
 
 
 def _is_vllm(name: str) -> bool:

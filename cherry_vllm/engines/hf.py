@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
-from cherry_vllm.engines import Span
+from cherry_vllm.engines import Continuation, Decoding, Span, until_stop
 from cherry_vllm.progress import hide_transformers_bars
 
 
@@ -107,3 +107,47 @@ class HfEmbedder(HfModel):
             embeddings[batch] = (states.sum(1) / mask.sum(1, keepdim=True)).cpu().numpy()
             on_embedded(len(batch))
         return embeddings
+
+
+class HfGenerator(HfModel):
+    def __init__(
+        self,
+        model_path: Path,
+        *,
+        max_length: int,
+        decoding: Decoding,
+        stop_ids: Sequence[int],
+        **settings: Any,
+    ) -> None:
+        super().__init__(model_path, max_length=max_length, **settings)
+        self._max_length, self._decoding, self._stop_ids = max_length, decoding, stop_ids
+        names = ("temperature", "top_p", "top_k") if decoding.temperature else ()
+        # In place of the checkpoint's own, which may sample.
+        self._model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+            do_sample=bool(names),
+            eos_token_id=list(stop_ids) or None,
+            pad_token_id=0,
+            **{name: getattr(decoding, name) for name in names},
+        )
+
+    @torch.inference_mode()
+    def generate(
+        self, prompts: Sequence[list[int]], on_answered: Callable[[int], None], *, seed: int
+    ) -> list[Continuation]:
+        """See :class:`cherry_vllm.engines.Generator`."""
+        torch.manual_seed(seed)
+        limits = [self._decoding.limit(prompt, self._max_length) for prompt in prompts]
+        lengths = [len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True)]
+        found: dict[int, Continuation] = {}
+        for batch in self._batches(lengths):
+            # Padded on the left: every answer begins in the same column.
+            ids, mask = self._pad([prompts[index][::-1] for index in batch])
+            written = self._model.generate(
+                ids.flip(1),
+                attention_mask=mask.flip(1),
+                max_new_tokens=max(limits[index] for index in batch),
+            )[:, ids.shape[1] :].tolist()
+            for index, tokens in zip(batch, written, strict=True):
+                found[index] = until_stop(tokens, limits[index], self._stop_ids)
+            on_answered(len(batch))
+        return [found[index] for index in range(len(prompts))]

@@ -1,4 +1,4 @@
-"""vLLM, on GPU and CPU alike: scoring in two ways, and mean pooling for embeddings."""
+"""vLLM, on GPU and CPU alike: scoring in two ways, mean pooling for embeddings, answers."""
 
 import io
 import os
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cherry_vllm.checkpoint import checkpoint_dtype
-from cherry_vllm.engines import Span
+from cherry_vllm.engines import Continuation, Decoding, Span, until_stop
 from cherry_vllm.errors import UserError
 from cherry_vllm.store import read_json
 
@@ -114,6 +114,52 @@ class VllmEmbedder:
         for row, output in enumerate(outputs):
             embeddings[row] = output.outputs.data.float().numpy()
         return embeddings
+
+
+class VllmGenerator:
+    def __init__(
+        self,
+        model_path: Path,
+        *,
+        max_length: int,
+        decoding: Decoding,
+        stop_ids: Sequence[int],
+        **settings: Any,
+    ) -> None:
+        """Takes what :class:`VllmEngine` takes, and how to write an answer."""
+        self._llm = _load(model_path, max_length, _generating, **settings)
+        self._max_length, self._decoding, self._stop_ids = max_length, decoding, list(stop_ids)
+
+    def generate(
+        self, prompts: Sequence[list[int]], on_answered: Callable[[int], None], *, seed: int
+    ) -> list[Continuation]:
+        """See :class:`cherry_vllm.engines.Generator`."""
+        if not prompts:
+            return []
+        self._llm.reset_prefix_cache()
+        params = [self._params(prompt, seed + place) for place, prompt in enumerate(prompts)]
+        self._llm.enqueue(
+            [{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False
+        )
+        outputs = self._llm.wait_for_completion(use_tqdm=partial(_Progress, on_scored=on_answered))
+        return [
+            until_stop(output.outputs[0].token_ids, limit.max_tokens, self._stop_ids)
+            for output, limit in zip(outputs, params, strict=True)
+        ]
+
+    def _params(self, prompt: list[int], seed: int) -> Any:
+        from vllm import SamplingParams
+
+        temperature, top_p, top_k, _ = self._decoding
+        return SamplingParams(
+            max_tokens=self._decoding.limit(prompt, self._max_length),
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            seed=seed,
+            stop_token_ids=self._stop_ids,
+            detokenize=False,
+        )
 
 
 def _load(

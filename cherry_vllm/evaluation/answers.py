@@ -10,18 +10,21 @@ from cherry_vllm.store import fingerprint
 MAX_IDS_SHOWN = 3
 ONLY_TESTSET = "test set"  # the name of a test set that has none
 REQUIRED = ("question", "answer")
+NO_ANSWER = "drop_reason"  # holds why a line's answer is null
 OPTIONAL = ("input", "category", "testset")
 
 
 class Answer(NamedTuple):
-    """One line of an answer file; ``category`` is None where it has none."""
+    """One line of an answer file; ``category`` is None where it has none, and so is ``answer``
+    where the model could not be asked.
+    """
 
     testset: str
     id: str
     category: str | None
     question: str
     input: str
-    answer: str
+    answer: str | None
 
 
 class Pair(NamedTuple):
@@ -32,8 +35,13 @@ class Pair(NamedTuple):
     category: str | None
     question: str
     input: str
-    first: str
-    second: str
+    first: str | None
+    second: str | None
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether there are two answers to compare."""
+        return self.first is not None and self.second is not None
 
     @property
     def key(self) -> str:
@@ -45,7 +53,7 @@ def read_pairs(first: Path, second: Path) -> list[Pair]:
     """Pairs the answers of two JSON Lines files by id, in the order of the first file.
 
     A line holds ``id``, ``question`` and ``answer``, and may hold ``input``, ``category`` and
-    ``testset``; ids are unique within a test set.
+    ``testset``; ids are unique within a test set. A null answer needs a ``drop_reason``.
 
     Raises:
         UserError: a file is not readable or a line is broken, an id stands in one file only, or
@@ -105,7 +113,9 @@ def _decode(line: str) -> Answer:
     name = fields.get("id")
     if not isinstance(name, str | int) or isinstance(name, bool):
         raise ValueError("no field 'id' with a text or a whole number")
-    texts = {field: check_text(fields.get(field), field) for field in REQUIRED}
+    is_dropped = fields.get("answer") is None and isinstance(fields.get(NO_ANSWER), str)
+    required = REQUIRED[:1] if is_dropped else REQUIRED
+    texts = {field: check_text(fields.get(field), field) for field in required}
     texts |= {
         field: check_text(fields[field], field)
         for field in OPTIONAL
@@ -117,7 +127,7 @@ def _decode(line: str) -> Answer:
         category=texts.get("category"),
         question=texts["question"],
         input=texts.get("input", ""),
-        answer=texts["answer"],
+        answer=texts.get("answer"),
     )
 
 

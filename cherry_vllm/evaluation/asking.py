@@ -10,6 +10,7 @@ from cherry_vllm.evaluation.endpoint import Endpoint, RefusedError, RequestError
 from cherry_vllm.evaluation.replies import Replies, Reply
 from cherry_vllm.evaluation.requests import Request
 from cherry_vllm.progress import progress_bar
+from cherry_vllm.store import fingerprint
 
 MAX_FAILURES_IN_A_ROW = 20  # then the endpoint is down, and the rest would only wait for nothing
 
@@ -32,6 +33,16 @@ def ask_all(
         reason = next(iter(failures.values()))
         raise UserError(f"judge: none of {len(requests)} requests has a reply; first: {reason}")
     return {name: reply for name, reply in found.items() if reply}, Counter(failures.values())
+
+
+def ask_about_rows(
+    run_dir: Path, bodies: Mapping[int, Request], endpoint: Endpoint, *, concurrency: int
+) -> tuple[dict[int, tuple[str, Reply | None]], Counter[str]]:
+    """As :func:`ask_all`, by row: the request's fingerprint, and its reply if there is one."""
+    names = {row: fingerprint(body) for row, body in bodies.items()}
+    requests = {names[row]: body for row, body in bodies.items()}
+    replies, failures = ask_all(run_dir, requests, endpoint, concurrency=concurrency)
+    return {row: (name, replies.get(name)) for row, name in names.items()}, failures
 
 
 def _ask_missing(

@@ -17,7 +17,7 @@ from cherry_vllm import __version__
 from cherry_vllm.evaluation.answers import Pair
 from cherry_vllm.evaluation.asking import ask_all
 from cherry_vllm.evaluation.endpoint import Endpoint
-from cherry_vllm.evaluation.requests import PairRequests
+from cherry_vllm.evaluation.requests import PairRequests, Request
 from cherry_vllm.evaluation.reviews import read_reviews
 from cherry_vllm.evaluation.verdicts import (
     Agreement,
@@ -43,17 +43,27 @@ def judge(
 ) -> tuple[list[Judgement], Counter[str]]:
     """Has every pair judged in both orders, and counts the reasons of requests that failed.
 
+    Nothing is asked about a pair that lacks an answer.
+
     Raises:
         UserError: the endpoint refuses the settings or is down, or no request has a reply.
     """
-    built = [tuple((fingerprint(body), body) for body in requests.build(pair)) for pair in pairs]
+    built = [_named(requests.build(pair)) if pair.is_answered else [] for pair in pairs]
     bodies = {name: body for both in built for name, body in both}
     replies, failures = ask_all(run_dir, bodies, endpoint, concurrency=concurrency)
-    judgements = [
-        Judgement(pair, replies.get(name), replies.get(reverse), name, reverse)
-        for pair, ((name, _), (reverse, _)) in zip(pairs, built, strict=True)
-    ]
+    judgements = []
+    for pair, both in zip(pairs, built, strict=True):
+        if both:
+            (name, _), (reverse, _) = both
+            found = (replies.get(name), replies.get(reverse))
+            judgements.append(Judgement(pair, *found, name, reverse))
+        else:
+            judgements.append(Judgement(pair, None, None))
     return judgements, failures
+
+
+def _named(requests: Sequence[Request]) -> list[tuple[str, Request]]:
+    return [(fingerprint(body), body) for body in requests]
 
 
 def read_others(file: Path) -> pl.DataFrame:

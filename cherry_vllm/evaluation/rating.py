@@ -13,13 +13,14 @@ from typing import Any
 import polars as pl
 
 from cherry_vllm import __version__
-from cherry_vllm.evaluation.asking import ask_all
+from cherry_vllm.errors import UserError
+from cherry_vllm.evaluation.asking import ask_about_rows
 from cherry_vllm.evaluation.endpoint import Endpoint
 from cherry_vllm.evaluation.replies import Reply
-from cherry_vllm.evaluation.requests import RatingRequests, Request
+from cherry_vllm.evaluation.requests import RatingRequests
 from cherry_vllm.evaluation.scores import parse_rating
 from cherry_vllm.schema import Schema
-from cherry_vllm.store import ROW_GROUP_ROWS, atomic_path, fingerprint, write_json
+from cherry_vllm.store import ROW_GROUP_ROWS, atomic_path, write_json
 
 # One line per input row: ratings.parquet.
 RATINGS: Schema = {
@@ -46,18 +47,13 @@ def rate(
         UserError: the endpoint refuses the settings or is down, or no request has a reply.
     """
     known = rows.select("row", "instruction", "input", "answer", "drop_reason").collect()
-    bodies: dict[str, Request] = {}
-    names: dict[int, str] = {}
-    for row, *texts, drop_reason in known.iter_rows():
-        if drop_reason is None:
-            body = requests.build(*texts)
-            names[row] = fingerprint(body)
-            bodies[names[row]] = body
-    replies, failures = ask_all(run_dir, bodies, endpoint, concurrency=concurrency)
-    lines = [
-        (row, *_read_rating(drop_reason, replies.get(names.get(row, ""))), names.get(row))
-        for row, drop_reason in known.select("row", "drop_reason").iter_rows()
-    ]
+    asked = known.filter(pl.col("drop_reason").is_null()).drop("drop_reason")
+    bodies = {row: requests.build(*texts) for row, *texts in asked.iter_rows()}
+    replies, failures = ask_about_rows(run_dir, bodies, endpoint, concurrency=concurrency)
+    lines: list[tuple[Any, ...]] = []
+    for row, drop_reason in known.select("row", "drop_reason").iter_rows():
+        name, reply = replies.get(row, (None, None))
+        lines.append((row, *_read_rating(drop_reason, reply), name))
     return pl.DataFrame(lines, schema=RATINGS, orient="row"), failures
 
 
@@ -77,9 +73,13 @@ def write(
     *,
     threshold: float,
     failures: Mapping[str, int],
+    origin: str,
     settings: Mapping[str, Any],
 ) -> dict[str, int]:
-    """Writes ``ratings.parquet`` and ``ratings.json``; returns the counts."""
+    """Writes ``ratings.parquet`` and ``ratings.json``; returns the counts.
+
+    ``origin`` names the data whose rows these are (:func:`pipeline.name_data`).
+    """
     reasons = ratings["reason"].drop_nulls().value_counts(sort=True).iter_rows()
     counts = {
         "rows": ratings.height,
@@ -88,7 +88,7 @@ def write(
         **dict(reasons),
     }
     with atomic_path(output_dir / "ratings.parquet") as path:
-        ratings.write_parquet(path, row_group_size=ROW_GROUP_ROWS)
+        ratings.write_parquet(path, row_group_size=ROW_GROUP_ROWS, metadata={"origin": origin})
     write_json(
         output_dir / "ratings.json",
         {
@@ -100,3 +100,39 @@ def write(
         },
     )
     return counts
+
+
+def read_ratings(file: Path, origin: str) -> pl.DataFrame:
+    """Ratings that :func:`write` left, or a Parquet file of one's own with ``row`` and ``rating``.
+
+    Raises:
+        UserError: the file is no such table, or its rows are not those of the data ``origin``.
+    """
+    try:
+        found = pl.read_parquet_metadata(file).get("origin", origin)
+        frame = pl.read_parquet(file, glob=False)
+    except FileNotFoundError:
+        raise UserError(
+            f"{file}: no such file; make it with `cherry-vllm judge judge=rating`, or name another "
+            "with select.ratings"
+        ) from None
+    except (pl.exceptions.PolarsError, OSError) as error:
+        fault = str(error).strip().splitlines()[0]
+        raise UserError(f"{file}: not readable ({fault}); give a ratings.parquet") from None
+    if found != origin:
+        raise UserError(f"{file}: ratings of other data than was scored; rate the same data.path")
+    schema = dict(frame.schema)
+    numbers = [schema.get(name, pl.Null()) for name in ("row", "rating")]
+    if not (numbers[0].is_integer() and numbers[1].is_numeric()):
+        raise UserError(f"{file}: no ratings; give a Parquet file with the numbers row and rating")
+    is_fault = (
+        pl.col("row").is_null() | pl.col("row").is_duplicated() | ~pl.col("rating").is_finite()
+    )
+    for row, rating in frame.filter(is_fault).select("row", "rating").head(1).iter_rows():
+        raise UserError(
+            f"{file}: row {row}, rating {rating}: give each row once, with a finite number or null"
+        )
+    reason = pl.col("reason") if "reason" in schema else pl.lit(None)
+    return frame.select(
+        pl.col("row").cast(pl.Int64), pl.col("rating").cast(pl.Float64), reason=reason
+    ).cast({"reason": pl.String})

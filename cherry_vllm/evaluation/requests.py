@@ -14,6 +14,7 @@ class Mode(Enum):
 
     pairwise = "pairwise"  # two answers, scored against each other
     rating = "rating"  # one row of the data, rated by itself
+    aspects = "aspects"  # one instruction, rated aspect by aspect
 
 
 RESERVED = ("messages", "model", "n", "stream")
@@ -68,10 +69,10 @@ class PairRequests(_Requests):
 
     def build(self, pair: Pair) -> tuple[Request, Request]:
         """The request with the first answer as Assistant 1's, and with the second one as it."""
-        asked = (pair.question, pair.input)
+        first, second = str(pair.first), str(pair.second)
         return (
-            self._fill(*asked, answer_1=pair.first, answer_2=pair.second),
-            self._fill(*asked, answer_1=pair.second, answer_2=pair.first),
+            self._fill(pair.question, pair.input, answer_1=first, answer_2=second),
+            self._fill(pair.question, pair.input, answer_1=second, answer_2=first),
         )
 
 
@@ -82,3 +83,24 @@ class RatingRequests(_Requests):
 
     def build(self, instruction: str, input: str, answer: str) -> Request:
         return self._fill(instruction, input, answer=answer)
+
+
+class AspectRequests(_Requests):
+    """Shows one instruction, and what each aspect means as {aspects}."""
+
+    fields = frozenset({"aspects"})
+
+    def __init__(self, *, aspects: Mapping[str, str], **texts: Any) -> None:
+        """``aspects`` holds the aspects' names and what they mean.
+
+        Raises:
+            UserError: there is none, or as for all requests.
+        """
+        super().__init__(**texts)
+        if not aspects:
+            raise UserError("judge.aspects: none given; name at least one, as conf/judge does")
+        self.aspects = list(aspects)
+        self._listed = "\n".join(f"- {name}: {meaning}" for name, meaning in aspects.items())
+
+    def build(self, instruction: str, input: str) -> Request:
+        return self._fill(instruction, input, aspects=self._listed)

@@ -6,7 +6,7 @@ one line or on two. Numbers inside a sentence are never scores.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 MAX_SCORE = 10
@@ -36,6 +36,7 @@ LEAD = rf"(?:{HEADING}|\|)?\s*"
 # After a named score comes a stop, a dash, the other assistant or nothing: "8 steps" is no score.
 END = r"(?=\s*$|\s*[.,:;|](?!\s*\d)|\s+[\u2013\u2014(-](?!\s*\d)|\s+(?:and\s+)?Assistant\s)"
 BETWEEN = r"[\s.,;|]*(?:and\s+)?"
+ASPECT = r"(?:\|\s*|\d[.)]\s*)?{}(?:\s+(?:score|rating))?\s*[:=|\u2013-]\s*" + SCORE
 FIRST_NAMED = re.compile(LEAD + NAMED_1 + END, re.IGNORECASE)
 SECOND_NAMED = re.compile(LEAD + NAMED_2 + END, re.IGNORECASE)
 BOTH_NAMED = re.compile(LEAD + NAMED_1 + BETWEEN + NAMED_2 + END, re.IGNORECASE)
@@ -74,6 +75,24 @@ def parse_rating(reply: str, *, is_whole: bool = True) -> float | None:
     headed = [HEADED_RATING.fullmatch(line) for line in lines]
     found = {float(match[1]) for match in (bare if any(bare) else headed) if match}
     return found.pop() if len(found) == 1 and max(found) <= MAX_RATING else None
+
+
+def parse_aspects(
+    reply: str, aspects: Sequence[str], *, is_whole: bool = True
+) -> list[float] | None:
+    """The ratings of all aspects, from 0 to 10, each from a line that begins with its name.
+
+    None where one is missing, or has two values.
+    """
+    lines = _lines(reply, is_whole=is_whole)
+    ratings: list[float] = []
+    for name in aspects:
+        pattern = re.compile(ASPECT.replace("{}", re.escape(name)) + END, re.IGNORECASE)
+        found = {float(match[1]) for match in map(pattern.match, lines) if match}
+        if len(found) != 1 or max(found) > MAX_SCORE:
+            return None
+        ratings += found
+    return ratings
 
 
 def _lines(reply: str, *, is_whole: bool) -> list[str]:

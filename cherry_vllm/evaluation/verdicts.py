@@ -26,6 +26,7 @@ class Verdict(StrEnum):
     LOSS = "loss"
     UNPARSED = "unparsed"  # a reply without two scores that can be told for certain
     FAILED = "failed"  # a request without a reply
+    UNANSWERED = "unanswered"  # a model without an answer, so nothing was asked
 
 
 DECIDED = [Verdict.WIN, Verdict.TIE, Verdict.LOSS]
@@ -89,6 +90,8 @@ def _row(judgement: Judgement) -> tuple[str | float | None, ...]:
     in_order, reverse = (found or (None, None) for found in scores)
     missing = Verdict.UNPARSED if None in scores else None
     verdict = Verdict.FAILED if None in replies else missing
+    if not pair.is_answered:
+        verdict = Verdict.UNANSWERED
     names = (pair.testset, pair.id, pair.category, pair.question, pair.key, *judgement[3:])
     return (*names, *in_order, *reversed(reverse), verdict and verdict.value)
 
@@ -104,6 +107,7 @@ class Tally(NamedTuple):
     loss: int
     unparsed: int
     failed: int
+    unanswered: int
     winning_score: float | None  # (win - loss) / (win + tie + loss) + 1
     interval: tuple[float, float] | None  # 95%, by bootstrap over the questions
     position_bias: float | None  # share of the decided questions whose verdict flips

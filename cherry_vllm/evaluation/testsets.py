@@ -1,0 +1,132 @@
+"""Test sets to questions: each published set calls its fields by other names."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from cherry_vllm.errors import UserError
+from cherry_vllm.evaluation.answers import check_text, read_text
+from cherry_vllm.schema import SCHEMA_VERSION, Schema
+from cherry_vllm.store import Shards, file_sha256
+
+# One line per question.
+QUESTIONS: Schema = {
+    "row": pl.Int64,  # 0-based position in the test set
+    "testset": pl.String,
+    "id": pl.String,
+    "category": pl.String,  # null where the set has none
+    "question": pl.String,
+    "input": pl.String,  # "" where there is none
+}
+
+
+class QuestionColumns(NamedTuple):
+    """Where a record has the four fields, None for nowhere: names joined by dots, through objects
+    and lists, as in "instances.0.input".
+    """
+
+    id: str | None
+    question: str
+    input: str | None
+    category: str | None
+
+
+def read(
+    run_dir: Path, file: Path, *, name: str | None, columns: QuestionColumns, shard_questions: int
+) -> Shards:
+    """A test set to shards of :data:`QUESTIONS`. See :func:`read_questions` for the arguments."""
+    questions = read_questions(file, name=name, columns=columns)
+    settings = {
+        "schema_version": SCHEMA_VERSION,
+        "file": file_sha256(file),
+        "testset": questions["testset"][0],
+        "columns": columns._asdict(),
+        "shard_questions": shard_questions,
+    }
+    shards = Shards(run_dir / "questions", settings)
+    if not shards.is_complete():
+        parts = list(questions.iter_slices(shard_questions))
+        for index, part in enumerate(parts):
+            shards.write(index, part)
+        shards.close(len(parts), num_rows=questions.height, file=str(file))
+    return shards
+
+
+def read_questions(file: Path, *, name: str | None, columns: QuestionColumns) -> pl.DataFrame:
+    """The questions of a file of JSON Lines, or of a JSON array, as a frame of QUESTIONS.
+
+    ``name`` is that of the test set, or None for the file's own. Without a column for it, a
+    question's id is its position.
+
+    Raises:
+        UserError: the file is not readable, holds no question, or a record is broken, has no
+            question or an id that was there before.
+    """
+    rows: list[tuple[int, str, str, str | None, str, str]] = []
+    seen: set[str] = set()
+    for place, record in _records(file):
+        try:
+            line = _decode(record, len(rows), columns)
+        except ValueError as error:
+            raise UserError(f"{file}: {place}: {error}; mend it, or set testset.columns") from None
+        if line[0] in seen:
+            raise UserError(f"{file}: {place}: id {line[0]} was there before; make it one")
+        seen.add(line[0])
+        rows.append((len(rows), name or file.stem, *line))
+    if not rows:
+        raise UserError(f"{file}: no questions; check testset.path")
+    return pl.DataFrame(rows, schema=QUESTIONS, orient="row")
+
+
+def _records(file: Path) -> list[tuple[str, Any]]:
+    """Each record with its place in the file."""
+    text = read_text(file)
+    try:
+        if text.lstrip().startswith("["):
+            return [(f"record {index}", record) for index, record in enumerate(json.loads(text))]
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}: broken JSON ({error}); mend the file") from None
+    return [
+        (f"line {number}", line)
+        for number, line in enumerate(text.split("\n"), start=1)
+        if line.strip()
+    ]
+
+
+def _decode(
+    record: Any, position: int, columns: QuestionColumns
+) -> tuple[str, str | None, str, str]:
+    """Id, category, question and input; ValueError with the reason if there is no question."""
+    if isinstance(record, str):
+        try:
+            record = json.loads(record)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"broken JSON ({error})") from None
+    if not isinstance(record, dict):
+        raise ValueError("not a JSON object")
+    question = check_text(_find(record, columns.question), columns.question)
+    if not question.strip():
+        raise ValueError(f"field '{columns.question}' is blank")
+    name = position if columns.id is None else _find(record, columns.id)
+    if not isinstance(name, str | int) or isinstance(name, bool):
+        raise ValueError(f"no field '{columns.id}' with a text or a whole number")
+    extra, category = (
+        None if found is None else check_text(found, str(column))
+        for column in (columns.input, columns.category)
+        for found in [column and _find(record, column)]
+    )
+    return str(name), category, question, extra or ""
+
+
+def _find(record: Any, column: str) -> Any:
+    """What a record holds at a dotted name; None where it holds nothing."""
+    found = record
+    for name in column.split("."):
+        if isinstance(found, list) and name.isdecimal():
+            found = found[int(name)] if int(name) < len(found) else None
+        else:
+            found = found.get(name) if isinstance(found, dict) else None
+    # Some publish a single turn as a list of one.
+    return found[0] if isinstance(found, list) and len(found) == 1 else found
