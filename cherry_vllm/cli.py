@@ -22,6 +22,7 @@ from cherry_vllm.config import CONF, Config, register
 from cherry_vllm.errors import UserError
 from cherry_vllm.evaluation.stages import judge
 from cherry_vllm.isolation import Isolation
+from cherry_vllm.reporting.stages import report
 
 STAGES = {
     "pipeline": method.run,
@@ -31,6 +32,7 @@ STAGES = {
     "score": stages.score,
     "select": stages.select,
     "judge": judge,
+    "report": report,
     "fetch-demo": stages.fetch_demo,
 }
 
@@ -55,6 +57,7 @@ stages:
   score       data and a model to IFD scores
   select      scores to cherry data
   judge       two models' answers to verdicts
+  report      a run to one page and its pictures
   fetch-demo  the demo's checkpoint and data
 
 `cherry-vllm STAGE --help` lists configuration groups and keys, `--cfg job` prints the

@@ -173,6 +173,14 @@ class JudgeConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class ReportConfig:
+    fraction: float = MISSING
+    max_embeddings: int = MISSING
+    num_clusters: int = MISSING
+    num_examples: int = MISSING
+
+
+@dataclass(kw_only=True, slots=True)
 class DemoConfig:
     cache_dir: str = MISSING
 
@@ -194,6 +202,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     select: SelectConfig = field(default_factory=SelectConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
     demo: DemoConfig = field(default_factory=DemoConfig)
 
 

@@ -24,7 +24,7 @@ from cherry_vllm.exports import check_suffix, find_records, write_records
 from cherry_vllm.ifd import aggregate_logprobs
 from cherry_vllm.inference import Inference
 from cherry_vllm.progress import progress_bar
-from cherry_vllm.report import count_outcomes, draw_scores
+from cherry_vllm.report import count_outcomes
 from cherry_vllm.schema import SCHEMA_VERSION
 from cherry_vllm.scoring import score_shard
 from cherry_vllm.selection import select_rows
@@ -133,8 +133,7 @@ def aggregate(scores_dir: Path, rows: Shards, logprobs: Shards) -> pl.DataFrame:
     num_rows = rows.summary["num_rows"]
     if scores.height != num_rows:
         raise RuntimeError(f"{target}: {scores.height} lines for {num_rows} input rows")
-    with atomic_path(scores_dir / "ifd.png") as path:
-        draw_scores(scores, path)
+    _draw(scores, scores_dir / "ifd.png")
     write_json(
         manifest,
         {
@@ -146,6 +145,13 @@ def aggregate(scores_dir: Path, rows: Shards, logprobs: Shards) -> pl.DataFrame:
         },
     )
     return scores
+
+
+def _draw(scores: pl.DataFrame, target: Path) -> None:
+    from cherry_vllm.reporting.figures import draw_ifd, draw_scores, save_png
+
+    with atomic_path(target) as path:
+        save_png(path, draw_ifd(scores), draw_scores(scores))
 
 
 def _scores_fingerprint(scores_dir: Path) -> str | None:
