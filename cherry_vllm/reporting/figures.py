@@ -22,6 +22,7 @@ PNG_SCALE = 2
 HEIGHT = 300
 MAP_HEIGHT = 420
 BAR_STEP = 26  # pixels of a horizontal bar and its gap
+VERDICT_STEP = 44  # its names have two lines
 BINS_PER_UNIT = 40  # of IFD: an edge lies at 1
 MAX_POINTS = 5_000  # a scatter of more shows a sample
 TREND_BUCKETS = 12
@@ -267,7 +268,7 @@ def draw_length(scores: pl.DataFrame, selection: Selection | None = None) -> Fig
                 "num_answer_tokens:Q",
                 title="answer tokens, logarithmic",
                 scale=alt.Scale(type="log", nice=False, padding=8),
-                axis=alt.Axis(tickCount=5, format="~s"),
+                axis=alt.Axis(format="~s", grid=False),
             ),
             y=alt.Y(
                 "ifd:Q",
@@ -361,7 +362,7 @@ def draw_words(shares: pl.DataFrame, fraction: float) -> Figure:
         .encode(
             x=alt.X(
                 "signed:Q",
-                title="share of the instructions that begin so",
+                title="share of instructions",
                 axis=alt.Axis(labelExpr="format(abs(datum.value), '~%')", tickCount=6),
             ),
             y=alt.Y("word:N", sort=order["word"].to_list(), title=None),
@@ -462,22 +463,32 @@ def draw_winning_score(points: pl.DataFrame) -> Figure:
     return Figure("winning_score", "Winning score against data size", caption, chart, key)
 
 
-def _verdict_label(row: Mapping[str, Any], name: str | None) -> str:
-    counts = f"{row['testset'] or 'all'}  {row['win']} / {row['tie']} / {row['loss']}"
-    return f"{name}  {counts}" if name else counts
+def _verdict_lines(jobs: Sequence[Job]) -> list[tuple[str, str, int, int]]:
+    """A name, a verdict, its count and its place in the bar, for every test set of every job.
+
+    The third line of a name tells apart what the first two, which are shown, may not.
+    """
+    lines = []
+    for job in jobs:
+        for folder, judgement in job.judgements.items():
+            rows = f", {job.selection['num_selected']:,} rows" if job.selection else ""
+            head = f"{job.series}{rows}" if len(jobs) > 1 else ""
+            for row in judgement["figures"]:
+                if row["category"] is None:
+                    counts = " / ".join(f"{row[verdict]:,}" for verdict in VERDICT_KEY)
+                    name = f"{head}\n{row['testset'] or 'all'} {counts}\n{folder}"
+                    lines += [
+                        (name, verdict, row[verdict], place)
+                        for place, verdict in enumerate(VERDICT_KEY)
+                    ]
+    return lines
 
 
 def draw_verdicts(jobs: Sequence[Job]) -> Figure:
     """Shares of wins, ties and losses on every test set (paper, Figure 2)."""
-    judgements = [item for job in jobs for item in job.judgements.items()]
-    lines = [
-        (_verdict_label(row, name if len(judgements) > 1 else None), verdict, row[verdict], place)
-        for name, judgement in judgements
-        for row in judgement["figures"]
-        if row["category"] is None
-        for place, verdict in enumerate(VERDICT_KEY)
-    ]
-    frame = pl.DataFrame(lines, schema=["group", "verdict", "questions", "place"], orient="row")
+    frame = pl.DataFrame(
+        _verdict_lines(jobs), schema=["group", "verdict", "questions", "place"], orient="row"
+    )
     labels = frame["group"].unique(maintain_order=True).to_list()
     bars = (
         alt.Chart(_data(frame))
@@ -486,20 +497,24 @@ def draw_verdicts(jobs: Sequence[Job]) -> Figure:
             x=alt.X(
                 "questions:Q",
                 stack="normalize",
-                title="share of the decided questions",
+                title="share of questions",
                 axis=alt.Axis(format="%", tickCount=5),
             ),
-            y=alt.Y("group:N", sort=labels, title=None),
+            y=alt.Y(
+                "group:N",
+                sort=labels,
+                title=None,
+                axis=alt.Axis(labelExpr="slice(split(datum.label, '\\n'), 0, 2)"),
+            ),
             color=_color("verdict", VERDICT_KEY),
             order="place:Q",
             tooltip=["group:N", "verdict:N", "questions:Q"],
         )
     )
-    totals = [_total(judgement) for _, judgement in judgements]
+    totals = [_total(judgement) for job in jobs for judgement in job.judgements.values()]
     unclear = sum(total["unparsed"] + total["failed"] for total in totals)
-    caption = (
-        "Questions won, level and lost by the first model, each judged in both orders. "
-        f"{unclear:,} without a verdict are left out."
-    )
-    bars = bars.properties(height=max(90, BAR_STEP * len(labels)))
+    caption = "Questions won / level / lost by the first model, each judged in both orders."
+    if unclear:
+        caption += f" {unclear:,} without a verdict are left out."
+    bars = bars.properties(height=max(90, VERDICT_STEP * len(labels)))
     return Figure("verdicts", "Wins, ties and losses", caption, bars, VERDICT_KEY)

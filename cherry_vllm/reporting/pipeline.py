@@ -43,7 +43,7 @@ class Scored(NamedTuple):
     rows: pl.LazyFrame | None  # of ROWS
     embeddings: pl.LazyFrame | None
     selection: Selection | None  # of the run itself
-    cuts: dict[str, float]  # of all selections by IFD, the run's own and a sweep's
+    cuts: dict[str, float]  # of that selection or, without one, of a sweep's
 
 
 def report(
@@ -116,11 +116,9 @@ def _load(run_dir: Path, folder: Path, page: Page, meta_name: str) -> Scored:
         for job in page.jobs
         if (selection := find_selection(run_dir / job.name / meta_name, scores, made_by))
     }
-    cuts = {
-        f"{selection.rows.height:,} rows": selection.cut
-        for selection in sorted(found.values(), key=lambda item: item.rows.height)
-        if selection.cut is not None
-    }
+    own = found.get(".")
+    shown = [own] if own else sorted(found.values(), key=lambda item: item.rows.height)
+    cuts = {f"{item.rows.height:,} rows": item.cut for item in shown if item.cut is not None}
     return Scored(
         folder=folder,
         manifest=read_json(folder / "score.json"),
@@ -128,7 +126,7 @@ def _load(run_dir: Path, folder: Path, page: Page, meta_name: str) -> Scored:
         ranked=mark_sides(scores, page.fraction),
         rows=find_rows(folder),
         embeddings=find_embeddings(run_dir, folder),
-        selection=found.get("."),
+        selection=own,
         cuts=cuts,
     )
 
@@ -169,7 +167,8 @@ def _add_landscape(
     if scored.embeddings is None:
         page.lack("A map of the instructions", "embed", _data_path(scored), MODEL, place)
         return
-    log.info("mapping up to %d of %d instructions", max_rows, scored.ranked.height)
+    number = min(max_rows, scored.ranked.height)
+    log.info("mapping %d of %d instructions", number, scored.ranked.height)
     landscape = survey(
         scored.ranked,
         scored.embeddings,
@@ -218,8 +217,8 @@ def _add_origin(page: Page, scored: Scored) -> None:
         "fingerprint of the scores": scored.manifest["fingerprint"],
         "longest prompt and answer": f"{settings['max_length']:,} tokens",
         "engine": f"{engine['name']}, {engine['dtype']}",
-        "prompt": settings["prompt"]["with_input"],
         "versions": ", ".join(
             f"{name} {version}" for name, version in scored.manifest["score"]["versions"].items()
         ),
+        "prompt": settings["prompt"]["with_input"],
     }

@@ -19,7 +19,7 @@ def _config(colors: tuple[str, ...], *, text: str, muted: str, grid: str) -> dic
         "titleFontSize": 12,
         "titleFontWeight": "normal",
         "titlePadding": 8,
-        "labelLimit": 190,
+        "labelLimit": 150,
         "labelOverlap": "greedy",
         "labelSeparation": 8,
     }
