@@ -358,7 +358,7 @@ def draw_words(shares: pl.DataFrame, fraction: float) -> Figure:
     key = {ends[0]: 0, ends[1]: 1}
     bars = (
         alt.Chart(_data(signed))
-        .mark_bar(cornerRadius=2)
+        .mark_bar(cornerRadius=2, size=BAR_STEP - 8)
         .encode(
             x=alt.X(
                 "signed:Q",
@@ -504,7 +504,7 @@ def draw_verdicts(jobs: Sequence[Job]) -> Figure:
                 "group:N",
                 sort=labels,
                 title=None,
-                axis=alt.Axis(labelExpr="slice(split(datum.label, '\\n'), 0, 2)"),
+                axis=alt.Axis(labelExpr="slice(split(datum.label, '\\n'), 0, 2)", labelOffset=-7),
             ),
             color=_color("verdict", VERDICT_KEY),
             order="place:Q",
