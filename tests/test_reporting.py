@@ -18,7 +18,7 @@ from cherry_vllm.errors import UserError
 from cherry_vllm.evaluation import judging
 from cherry_vllm.evaluation.reviews import read_reviews
 from cherry_vllm.isolation import Isolation
-from cherry_vllm.reporting.artifacts import find_jobs, find_losses
+from cherry_vllm.reporting.artifacts import find_jobs, find_losses, find_selection
 from cherry_vllm.reporting.extremes import Side, count_first_words, find_samples, mark_sides
 from cherry_vllm.reporting.figures import (
     draw_ifd,
@@ -159,7 +159,7 @@ def run_report(run_dir: Path, *overrides: str) -> Path:
 
 def values_of(spec: dict[str, Any], layer: int | None = None) -> list[dict[str, Any]]:
     part = spec if layer is None else spec["layer"][layer]
-    values: list[dict[str, Any]] = part["data"]["values"]
+    values: list[dict[str, Any]] = spec["datasets"][part["data"]["name"]]
     return values
 
 
@@ -272,8 +272,6 @@ def test_the_ledger_and_the_histogram_account_for_every_row(tmp_path: Path) -> N
     scores = pl.read_parquet(tmp_path / "scores.parquet")
     (job,) = find_jobs(tmp_path, "cherry.meta.json")
     assert job.selection is not None
-    from cherry_vllm.reporting.artifacts import find_selection
-
     made_by = pl.read_parquet_metadata(tmp_path / "scores.parquet")["fingerprint"]
     selection = find_selection(tmp_path / "cherry.meta.json", scores, made_by)
     assert selection is not None
@@ -318,7 +316,8 @@ def test_the_correlation_with_length_is_stated() -> None:
 
 
 def test_sides_hold_the_fraction_and_never_overlap() -> None:
-    ranked = mark_sides(scores_of(*(row / 100 for row in range(100)), 1.5, None), 0.05)
+    scores = scores_of(*(row / 100 for row in range(100)), 1.5, None, reason="malformed")
+    ranked = mark_sides(scores, 0.05)
     assert ranked.height == 100
     assert ranked.filter(side="top")["row"].to_list() == [99, 98, 97, 96, 95]
     assert ranked.filter(side="least")["row"].to_list() == [4, 3, 2, 1, 0]

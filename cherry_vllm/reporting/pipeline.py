@@ -144,7 +144,8 @@ def _add_scores(page: Page, scored: Scored, place: str) -> None:
     page.draw(figures.draw_scores(scores, selection))
     page.draw(figures.draw_length(scores, selection))
     if not (selection or scored.cuts):
-        page.lack("A selection of these scores", "select", place, f"scores_dir={scored.folder}")
+        elsewhere = [] if place == f"run_dir={scored.folder}" else [f"scores_dir={scored.folder}"]
+        page.lack("A selection of these scores", "select", place, *elsewhere)
 
 
 def _add_rows(page: Page, scored: Scored, num_examples: int) -> None:
