@@ -246,15 +246,28 @@ class Tags(HTMLParser):
         self.texts.append(data)
 
 
+def landscape_of(html: str) -> list[dict[str, Any]]:
+    """The points of the map, from the data that the page carries."""
+    data = json.loads(html.split('id="data">')[1].split("</script>")[0])
+    spec = data["specs"]["landscape"]
+    return values_of(spec, 0) + values_of(spec, 1)
+
+
 def test_what_rows_hold_is_text_and_nothing_else(run_dir: Path) -> None:
     html = (run_dir / "report.html").read_text(encoding="utf-8")
     tags = Tags(html)
     assert tags.found.count("script") == 3  # the figures' data, the library, the page's own
     assert not {"img", "b"} & set(tags.found)
     shown = "".join(tags.texts)
-    assert any(text in shown for text in HOSTILE[:3])
     assert run_dir.name in shown
-    assert "http://" not in html.split("<script")[0].replace("http-equiv", "")
+    drawn = {line["instruction"] for line in landscape_of(html)}
+    for text in HOSTILE[:3]:
+        assert any(one.startswith(text) for one in drawn)
+    texts = pl.read_parquet(next(run_dir.glob("rows/*/part-00000.parquet")))
+    scores = pl.read_parquet(run_dir / "scores.parquet")
+    usable = scores.filter(pl.col("drop_reason").is_null()).sort("ifd")["row"]
+    for row in (usable[0], usable[-1]):
+        assert texts["instruction"][row][:399] in shown
 
 
 def test_pictures_are_written_beside_the_page(run_dir: Path) -> None:
@@ -395,9 +408,12 @@ def test_the_map_tells_the_clouds_of_either_side_apart(tmp_path: Path) -> None:
 def test_a_sweep_joins_verdicts_to_selections(run_dir: Path) -> None:
     jobs = find_jobs(run_dir, "cherry.meta.json")
     assert len(jobs) == 6
+    usable = pl.read_parquet(run_dir / "scores.parquet")["drop_reason"].null_count()
     points = find_points(jobs)
     assert points.select("series", "rows").rows() == [
-        (series, rows) for series in ("cherry", "random") for rows in (5, 10, 20)
+        (series, usable * percent // 100)
+        for series in ("cherry", "random")
+        for percent in (5, 10, 20)
     ]
     expected = read_json(next(run_dir.glob("*/judge.json")))["figures"][0]
     assert set(points["score"]) == {expected["winning_score"]}

@@ -30,6 +30,7 @@ MIN_TREND_ROWS = 48
 VERDICT_KEY = {"win": 0, "tie": 2, "loss": 1}  # in the order of the bars
 SELECTED, USABLE, DROPPED = "selected", "usable", "IFD above 1"
 DIGITS = 5  # significant
+NOT_XML = r"[\x00-\x08\x0B\x0C\x0E-\x1F\x{FFFE}\x{FFFF}]"  # a PNG is drawn by way of SVG
 
 
 Key = Mapping[str, int]
@@ -65,8 +66,11 @@ def save_png(path: Path, *figures: Figure) -> None:
 
 
 def _data(frame: pl.DataFrame) -> alt.InlineData:
-    rounded = frame.with_columns(pl.col(pl.Float32, pl.Float64).round_sig_figs(DIGITS))
-    return alt.InlineData(values=rounded.to_dicts())
+    values = frame.with_columns(
+        pl.col(pl.Float32, pl.Float64).round_sig_figs(DIGITS),
+        pl.col(pl.String).str.replace_all(NOT_XML, "\ufffd"),
+    )
+    return alt.InlineData(values=values.to_dicts())
 
 
 def _color(column: str, key: Key, *, columns: int = 3) -> alt.Color:
