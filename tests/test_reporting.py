@@ -165,7 +165,7 @@ def values_of(spec: dict[str, Any], layer: int | None = None) -> list[dict[str, 
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("report") / "a <b>folder</b> & more"
+    folder = tmp_path_factory.mktemp("report") / "a <b>folder & more"
     write_everything(folder)
     run_report(folder)
     return folder
@@ -248,7 +248,7 @@ class Tags(HTMLParser):
 
 def landscape_of(html: str) -> list[dict[str, Any]]:
     """The points of the map, from the data that the page carries."""
-    data = json.loads(html.split('id="data">')[1].split("</script>")[0])
+    data = json.loads(html.split('id="data">')[1].split("</script>", maxsplit=1)[0])
     spec = data["specs"]["landscape"]
     return values_of(spec, 0) + values_of(spec, 1)
 
