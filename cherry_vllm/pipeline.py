@@ -148,7 +148,8 @@ def aggregate(scores_dir: Path, rows: Shards, logprobs: Shards) -> pl.DataFrame:
 
 
 def _draw(scores: pl.DataFrame, target: Path) -> None:
-    from cherry_vllm.reporting.figures import draw_ifd, draw_scores, save_png
+    from cherry_vllm.reporting.figure import save_png
+    from cherry_vllm.reporting.score_figures import draw_ifd, draw_scores
 
     with atomic_path(target) as path:
         save_png(path, draw_ifd(scores), draw_scores(scores))

@@ -20,18 +20,12 @@ from cherry_vllm.evaluation.reviews import read_reviews
 from cherry_vllm.isolation import Isolation
 from cherry_vllm.reporting.artifacts import find_jobs, find_losses, find_selection
 from cherry_vllm.reporting.extremes import Side, count_first_words, find_samples, mark_sides
-from cherry_vllm.reporting.figures import (
-    draw_ifd,
-    draw_landscape,
-    draw_ledger,
-    draw_length,
-    draw_losses,
-    draw_scores,
-    find_points,
-    save_png,
-)
+from cherry_vllm.reporting.figure import save_png
+from cherry_vllm.reporting.instruction_figures import draw_landscape
 from cherry_vllm.reporting.landscape import find_dominated, survey
+from cherry_vllm.reporting.model_figures import draw_losses, find_points
 from cherry_vllm.reporting.page import Page, render
+from cherry_vllm.reporting.score_figures import draw_ifd, draw_ledger, draw_length, draw_scores
 from cherry_vllm.reporting.stages import report
 from cherry_vllm.schema import LOGPROBS, ROWS
 from cherry_vllm.selection import Order, Rule, Strategy

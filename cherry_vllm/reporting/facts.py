@@ -33,6 +33,7 @@ class Job(NamedTuple):
     def series(self) -> str:
         """What sets the job apart from others, the number of its rows aside."""
         strategy = str(self.selection["strategy"]) if self.selection else "no selection"
-        own = [part for part in self.name.split(",") if "=" in part]
-        others = [part for part in own if not part.startswith((*SIZE_KEYS, "select.strategy="))]
-        return ", ".join([strategy, *others])
+        folder, _, own = self.name.rpartition("/")
+        shared = (*SIZE_KEYS, "select.strategy=")
+        others = [part for part in own.split(",") if "=" in part and not part.startswith(shared)]
+        return ", ".join([strategy, *others, *([folder] if folder else [])])

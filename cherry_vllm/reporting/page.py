@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from cherry_vllm.reporting.extremes import Sample
 from cherry_vllm.reporting.facts import Job
-from cherry_vllm.reporting.figures import Figure
+from cherry_vllm.reporting.figure import Figure
 from cherry_vllm.reporting.landscape import Cluster
 from cherry_vllm.reporting.theme import DARK, DARK_COLORS, LIGHT, LIGHT_COLORS
 

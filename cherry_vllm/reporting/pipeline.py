@@ -13,7 +13,7 @@ import polars as pl
 from cherry_vllm.errors import UserError
 from cherry_vllm.progress import progress_bar
 from cherry_vllm.report import count_outcomes
-from cherry_vllm.reporting import figures
+from cherry_vllm.reporting import instruction_figures, model_figures, score_figures
 from cherry_vllm.reporting.artifacts import (
     find_embeddings,
     find_jobs,
@@ -24,6 +24,7 @@ from cherry_vllm.reporting.artifacts import (
 )
 from cherry_vllm.reporting.extremes import count_first_words, find_samples, find_texts, mark_sides
 from cherry_vllm.reporting.facts import Selection
+from cherry_vllm.reporting.figure import save_png
 from cherry_vllm.reporting.landscape import find_dominated, survey
 from cherry_vllm.reporting.page import Page, render
 from cherry_vllm.store import atomic_path, read_json
@@ -88,7 +89,7 @@ def report(
     else:
         page.lack("Scores, and what is drawn from them", "score", "data.path=...", MODEL, place)
     if losses.height:
-        page.draw(figures.draw_losses(losses))
+        page.draw(model_figures.draw_losses(losses))
     else:
         page.lack("A model's loss curve", "train", "data.path=...", MODEL, place)
     _add_judgements(page, place)
@@ -99,7 +100,7 @@ def _write(page: Page, output_dir: Path) -> Path:
     with progress_bar("drawing", unit=" figures", total=len(page.figures)) as bar:
         for name, figure in page.figures.items():
             with atomic_path(output_dir / "report" / f"{name}.png") as path:
-                figures.save_png(path, figure)
+                save_png(path, figure)
             bar.update()
     target = output_dir / "report.html"
     with atomic_path(target) as path:
@@ -139,10 +140,10 @@ def _add_scores(page: Page, scored: Scored, place: str) -> None:
         page.headline["selected"] = f"{selection.rows.height:,}"
     if usable:
         page.headline["median IFD"] = f"{scored.ranked.select(pl.median('ifd')).item():.3f}"
-    page.draw(figures.draw_ledger(scores, selection))
-    page.draw(figures.draw_ifd(scores, selection, scored.cuts))
-    page.draw(figures.draw_scores(scores, selection))
-    page.draw(figures.draw_length(scores, selection))
+    page.draw(score_figures.draw_ledger(scores, selection))
+    page.draw(score_figures.draw_ifd(scores, selection, scored.cuts))
+    page.draw(score_figures.draw_scores(scores, selection))
+    page.draw(score_figures.draw_length(scores, selection))
     if not (selection or scored.cuts):
         elsewhere = [] if place == f"run_dir={scored.folder}" else [f"scores_dir={scored.folder}"]
         page.lack("A selection of these scores", "select", place, *elsewhere)
@@ -156,7 +157,7 @@ def _add_rows(page: Page, scored: Scored, num_examples: int) -> None:
     ends = find_texts(scored.rows, scored.ranked.filter(pl.col("side") != "others"))
     words = count_first_words(ends)
     if words.height:
-        page.draw(figures.draw_words(words, page.fraction))
+        page.draw(instruction_figures.draw_words(words, page.fraction))
     page.samples = find_samples(scored.ranked, scored.rows, num_examples)
 
 
@@ -181,7 +182,7 @@ def _add_landscape(
     if landscape is None:
         log.warning("%s: too few instructions that differ for a map", scored.folder)
         return
-    page.draw(figures.draw_landscape(landscape, scored.ranked.height, page.fraction))
+    page.draw(instruction_figures.draw_landscape(landscape, scored.ranked.height, page.fraction))
     page.clusters = find_dominated(landscape)
 
 
@@ -190,12 +191,12 @@ def _add_judgements(page: Page, place: str) -> None:
         answers = ("judge.first=...", "judge.second=...", "judge.model=...")
         page.lack("Wins, ties and losses", "judge", *answers, place)
         return
-    page.draw(figures.draw_verdicts(page.jobs))
-    points = figures.find_points(page.jobs)
+    page.draw(model_figures.draw_verdicts(page.jobs))
+    points = model_figures.find_points(page.jobs)
     if points.height:
         page.headline["best winning score"] = f"{points.select(pl.max('score')).item():.3f}"
     if points["rows"].n_unique() > 1:
-        page.draw(figures.draw_winning_score(points))
+        page.draw(model_figures.draw_winning_score(points))
     else:
         page.lack(
             "Winning score against data size, once each job\u2019s model is judged with "

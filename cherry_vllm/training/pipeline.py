@@ -211,7 +211,8 @@ def _make_copies(folder: Path, scorer_dtype: str, seed: int) -> dict[str, Path]:
 
 
 def _write_losses(losses: list[dict[str, float]], folder: Path) -> None:
-    from cherry_vllm.reporting.figures import draw_losses, save_png
+    from cherry_vllm.reporting.figure import save_png
+    from cherry_vllm.reporting.model_figures import draw_losses
 
     table = pl.DataFrame(losses)
     with atomic_path(folder / "losses.csv") as path:
