@@ -18,6 +18,7 @@ from cherry_vllm.errors import UserError
 from cherry_vllm.evaluation import judging
 from cherry_vllm.evaluation.reviews import read_reviews
 from cherry_vllm.isolation import Isolation
+from cherry_vllm.reporting import facts
 from cherry_vllm.reporting.artifacts import find_jobs, find_losses, find_selection
 from cherry_vllm.reporting.extremes import Side, count_first_words, find_samples, mark_sides
 from cherry_vllm.reporting.figure import save_png
@@ -415,6 +416,19 @@ def test_a_sweep_joins_verdicts_to_selections(run_dir: Path) -> None:
     losses = find_losses(run_dir)
     assert losses["model"].value_counts().sort("count")["count"].to_list() == [9, 70]
     assert draw_losses(losses).key.keys() == set(losses["model"])
+
+
+@pytest.mark.parametrize(
+    ("name", "series"),
+    [
+        (".", "cherry"),
+        ("select.fraction=0.05,select.strategy=cherry", "cherry"),
+        ("sample=none,seed=1,select.count=7", "cherry, sample=none, seed=1"),
+        ("7b/select.num_tokens=9", "cherry, 7b"),
+    ],
+)
+def test_a_series_is_what_jobs_differ_in_besides_their_size(name: str, series: str) -> None:
+    assert facts.Job(name, {"strategy": "cherry"}, {}).series == series
 
 
 def test_a_moved_run_of_the_whole_method_is_found(tmp_path: Path) -> None:

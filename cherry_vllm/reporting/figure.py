@@ -51,6 +51,7 @@ def save_png(path: Path, *figures: Figure) -> None:
 
 
 def inline(frame: pl.DataFrame) -> alt.InlineData:
+    """The frame as a chart's data, rounded to what can be seen; encodings must name their types."""
     values = frame.with_columns(
         pl.col(pl.Float32, pl.Float64).round_sig_figs(DIGITS),
         pl.col(pl.String).str.replace_all(NOT_XML, "\ufffd"),
@@ -67,15 +68,18 @@ def color_by(column: str, key: Key, *, columns: int = 3) -> alt.Color:
 
 
 def share(part: float, whole: float) -> str:
+    """A part in percent."""
     return f"{part / whole:.1%}" if whole else "none"
 
 
 def rule(style: str, **encoding: Any) -> alt.Chart:
+    """A line across the drawing, in a style of :mod:`theme`."""
     rule: alt.Chart = alt.Chart(alt.InlineData(values=[{}])).mark_rule(style=style)
     return rule.encode(**encoding)
 
 
 def tooltips(*names: str) -> list[alt.Tooltip]:
+    """What a mark shows when it is pointed at."""
     titles = {
         "ifd": "IFD",
         "direct_score": "s(A)",
