@@ -20,9 +20,11 @@ import polars as pl
 from tqdm import tqdm
 
 from cherry_vllm import pipeline
+from cherry_vllm.config import compose, plain
 from cherry_vllm.schema import LOGPROBS, ROWS
 from cherry_vllm.selection import Order, Rule, Strategy
 from cherry_vllm.store import Shards
+from cherry_vllm.versions import installed_versions
 
 SHARD_ROWS = 2000
 
@@ -60,11 +62,17 @@ def write_inputs(run_dir: Path, num_rows: int, num_tokens: int) -> None:
         frame = frame.with_columns(truncated=False, drop_reason=None).cast(LOGPROBS)  # type: ignore[arg-type]
         logprobs.write(index, frame)
     rows.close(len(starts), num_rows=num_rows, files=[])
-    logprobs.close(len(starts))
+    logprobs.close(len(starts), versions=installed_versions())
 
 
 def open_shards(run_dir: Path) -> tuple[Shards, Shards]:
-    return Shards(run_dir / "rows", {}), Shards(run_dir / "logprobs", {})
+    config = compose()
+    settings = {
+        "max_length": config.max_length,
+        "prompt": plain(config.prompt),
+        "engine": plain(config.engine),
+    }
+    return Shards(run_dir / "rows", {}), Shards(run_dir / "logprobs", settings)
 
 
 def run_step(step: str, run_dir: Path) -> None:

@@ -23,6 +23,7 @@ from cherry_vllm.config import CONF, Config, register
 from cherry_vllm.errors import UserError
 from cherry_vllm.evaluation.stages import generate, judge
 from cherry_vllm.isolation import Isolation
+from cherry_vllm.reporting.stages import report
 
 STAGES = {
     "pipeline": method.run,
@@ -33,6 +34,7 @@ STAGES = {
     "select": stages.select,
     "generate": generate,
     "judge": judge,
+    "report": report,
     "fetch-demo": stages.fetch_demo,
 }
 
@@ -58,6 +60,7 @@ stages:
   select      scores to cherry data
   generate    a test set and a model to its answers
   judge       two models' answers to verdicts
+  report      a run to one page and its pictures
   fetch-demo  the demo's checkpoint and data
 
 `cherry-vllm STAGE --help` lists configuration groups and keys, `--cfg job` prints the

@@ -205,6 +205,14 @@ class JudgeConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class ReportConfig:
+    fraction: float = MISSING
+    max_embeddings: int = MISSING
+    num_clusters: int = MISSING
+    num_examples: int = MISSING
+
+
+@dataclass(kw_only=True, slots=True)
 class DemoConfig:
     cache_dir: str = MISSING
 
@@ -228,6 +236,7 @@ class Config:
     testset: TestsetConfig = field(default_factory=TestsetConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
     demo: DemoConfig = field(default_factory=DemoConfig)
 
 

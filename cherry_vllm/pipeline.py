@@ -32,7 +32,7 @@ from cherry_vllm.exports import (
 from cherry_vllm.ifd import aggregate_logprobs
 from cherry_vllm.inference import Inference
 from cherry_vllm.progress import progress_bar
-from cherry_vllm.report import count_outcomes, draw_scores
+from cherry_vllm.report import count_outcomes
 from cherry_vllm.schema import SCHEMA_VERSION
 from cherry_vllm.scoring import score_shard
 from cherry_vllm.selection import add_ratings, count_unrated, select_rows
@@ -142,8 +142,7 @@ def aggregate(scores_dir: Path, rows: Shards, logprobs: Shards) -> pl.DataFrame:
     num_rows = rows.summary["num_rows"]
     if scores.height != num_rows:
         raise RuntimeError(f"{target}: {scores.height} lines for {num_rows} input rows")
-    with atomic_path(scores_dir / "ifd.png") as path:
-        draw_scores(scores, path)
+    _draw(scores, scores_dir / "ifd.png")
     write_json(
         manifest,
         {
@@ -155,6 +154,14 @@ def aggregate(scores_dir: Path, rows: Shards, logprobs: Shards) -> pl.DataFrame:
         },
     )
     return scores
+
+
+def _draw(scores: pl.DataFrame, target: Path) -> None:
+    from cherry_vllm.reporting.figure import save_png
+    from cherry_vllm.reporting.score_figures import draw_ifd, draw_scores
+
+    with atomic_path(target) as path:
+        save_png(path, draw_ifd(scores), draw_scores(scores))
 
 
 def _scores_fingerprint(scores_dir: Path) -> str | None:

@@ -1,7 +1,5 @@
-"""What a person looks at: the summary, a few rows, a picture."""
+"""What the terminal shows: the summary, a few rows."""
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -9,11 +7,7 @@ import polars as pl
 from cherry_vllm.schema import DropReason
 
 MAX_SHOWN_CHARS = 100
-MAX_POINTS = 20_000
-BIN_WIDTH = 0.025
-SCORE_NAMES = ("direct_score", "conditioned_score")
 MISFIT_SHARE = 1 / 3
-MAX_MARKED_STEPS = 60
 
 
 def count_outcomes(scores: pl.DataFrame) -> dict[str, int]:
@@ -98,48 +92,3 @@ def show_extremes(scores: pl.DataFrame, rows: pl.LazyFrame, count: int) -> str:
 
 def _shorten(text: str) -> str:
     return text if len(text) <= MAX_SHOWN_CHARS else text[: MAX_SHOWN_CHARS - 3] + "..."
-
-
-def draw_scores(scores: pl.DataFrame, path: Path) -> None:
-    """Draws the distribution of IFD, and the two scores that it is the ratio of."""
-    from matplotlib.figure import Figure
-
-    scored = scores.filter(pl.col("ifd").is_not_null())
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    histogram, scatter = figure.subplots(1, 2)
-    last_bin = max(50, round((scored["ifd"].quantile(0.995) or 0) / BIN_WIDTH))
-    edges = [BIN_WIDTH * index for index in range(last_bin + 1)]  # one of them is 1
-    histogram.hist(scored["ifd"].clip(0, edges[-1]), bins=edges, color="#b3294e")
-    histogram.axvline(1, color="black", linewidth=1, linestyle="--")
-    histogram.set(xlabel="IFD = s(A|Q) / s(A)", ylabel="rows")
-    histogram.set_title(f"{scored.height:,} scored rows; right of the line: dropped", fontsize=10)
-    shown = scored.sample(min(MAX_POINTS, scored.height), seed=0)
-    colors = shown["drop_reason"].is_null().replace_strict({True: "#b3294e", False: "#999999"})
-    scatter.scatter(*(shown[name] for name in SCORE_NAMES), s=6, c=colors, alpha=0.5)
-    limit = 1.05 * max(shown[name].quantile(0.99) or 1 for name in SCORE_NAMES)
-    scatter.plot([0, limit], [0, limit], color="black", linewidth=1, linestyle="--")
-    scatter.set(xlabel="direct score s(A), nats per token", ylabel="conditioned score s(A|Q)")
-    scatter.set(xlim=(0, limit), ylim=(0, limit))
-    scatter.set_title("below the line the instruction helps", fontsize=10)
-    figure.savefig(path, dpi=120)
-
-
-def draw_losses(losses: Sequence[dict[str, float]], path: Path) -> None:
-    """Draws a training run: loss and learning rate of every optimizer step."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    steps = [entry["step"] for entry in losses]
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    marker = "o" if len(steps) <= MAX_MARKED_STEPS else None
-    axes.plot(
-        steps, [entry["loss"] for entry in losses], color="#b3294e", marker=marker, markersize=3
-    )
-    axes.set(xlabel="optimizer step", ylabel="loss, nats per answer token")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    rate = axes.twinx()
-    rate.plot(steps, [entry["learning_rate"] for entry in losses], color="#999999", linewidth=1)
-    rate.set(ylabel="learning rate (grey)")
-    rate.set_ylim(bottom=0)
-    figure.savefig(path, dpi=120)

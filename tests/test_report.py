@@ -1,10 +1,8 @@
-from pathlib import Path
 from typing import Any
 
 import polars as pl
-import pytest
 
-from cherry_vllm.report import draw_scores, show_extremes, summarize
+from cherry_vllm.report import show_extremes, summarize
 from cherry_vllm.schema import SCORES
 
 
@@ -59,9 +57,3 @@ def test_extremes_are_the_highest_and_lowest_usable_rows_in_order() -> None:
     ]
     assert "question 2 more" in shown[6]
     assert max(len(line) for line in shown) < 130
-
-
-@pytest.mark.parametrize("ifds", [(None, None), (0.5,), (0.5, 0.9, 1.2, 40.0)])
-def test_a_picture_comes_of_any_scores(ifds: tuple[float | None, ...], tmp_path: Path) -> None:
-    draw_scores(scores_of(*ifds, reason="empty_answer"), tmp_path / "ifd.png")
-    assert (tmp_path / "ifd.png").stat().st_size > 10_000

@@ -65,3 +65,5 @@ def test_score_and_select_run_from_another_folder(
         installed, "select", "run_dir=run", "select.count=2", cwd=tmp_path
     )
     assert len(json.loads((tmp_path / "run" / "cherry.json").read_text(encoding="utf-8"))) == 2
+    run(installed, "report", "run_dir=run", cwd=tmp_path)
+    assert "cherry-vllm report" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")

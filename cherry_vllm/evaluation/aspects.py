@@ -26,7 +26,6 @@ from cherry_vllm.store import atomic_path, write_json
 
 SIDES = ("top", "least")  # highest IFD, lowest IFD
 COUNTS = ("rows", "rated", "unparsed", "failed")
-COLORS = ("#b3294e", "#999999")
 
 # The aspects, from 0 to 10, follow as columns of Float64.
 ASPECTS: Schema = {
@@ -117,10 +116,13 @@ def write(
     settings: Mapping[str, Any],
 ) -> None:
     """Writes ``aspects.parquet``, ``aspects.json`` and ``aspects.png``."""
+    from cherry_vllm.reporting.figure import save_png
+    from cherry_vllm.reporting.instruction_figures import draw_aspects
+
     with atomic_path(output_dir / "aspects.parquet") as path:
         ratings.write_parquet(path)
     with atomic_path(output_dir / "aspects.png") as path:
-        draw(summary, path)
+        save_png(path, draw_aspects(summary))
     write_json(
         output_dir / "aspects.json",
         {"version": __version__, "settings": settings, "sides": summary, "failures": failures},
@@ -142,26 +144,3 @@ def show(summary: Mapping[str, Any]) -> str:
 
 def _show(mean: float | None) -> str:
     return "-" if mean is None else f"{mean:.2f}"
-
-
-def draw(summary: Mapping[str, Any], path: Path) -> None:
-    """Draws the means as two bars for each aspect."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    axes = figure.subplots()
-    names = list(summary[SIDES[0]]["means"])
-    titles = ("highest IFD", "lowest IFD")
-    for place, (side, title, color) in enumerate(zip(SIDES, titles, COLORS, strict=True)):
-        means = list(enumerate(summary[side]["means"].values()))
-        axes.bar(
-            [index + 0.4 * (place - 0.5) for index, mean in means if mean is not None],
-            [mean for _, mean in means if mean is not None],
-            width=0.38,
-            color=color,
-            label=f"{title}: {summary[side]['rated']:,} of {summary[side]['rows']:,} rows rated",
-        )
-    axes.set_xticks(range(len(names)), [name.replace(" ", "\n") for name in names])
-    axes.set(ylabel="mean rating, 0 to 10", ylim=(0, 10))
-    axes.legend(loc="upper left", bbox_to_anchor=(0, 1.15), ncols=2, frameon=False)
-    figure.savefig(path, dpi=120)

@@ -21,7 +21,6 @@ import polars as pl
 
 from cherry_vllm.checkpoint import checkpoint_fingerprint, load_tokenizer
 from cherry_vllm.errors import UserError
-from cherry_vllm.report import draw_losses
 from cherry_vllm.schema import SCHEMA_VERSION
 from cherry_vllm.spans import open_span_builder
 from cherry_vllm.store import Shards, atomic_path, fingerprint, read_json, write_json
@@ -213,10 +212,14 @@ def _make_copies(folder: Path, scorer_dtype: str, seed: int) -> dict[str, Path]:
 
 
 def _write_losses(losses: list[dict[str, float]], folder: Path) -> None:
+    from cherry_vllm.reporting.figure import save_png
+    from cherry_vllm.reporting.model_figures import draw_losses
+
+    table = pl.DataFrame(losses)
     with atomic_path(folder / "losses.csv") as path:
-        pl.DataFrame(losses).write_csv(path)
+        table.write_csv(path)
     with atomic_path(folder / "losses.png") as path:
-        draw_losses(losses, path)
+        save_png(path, draw_losses(table.with_columns(model=pl.lit(folder.name))))
 
 
 def _load_tokenizer(checkpoint: Path, *, trust_remote_code: bool) -> Any:

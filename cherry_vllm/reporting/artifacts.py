@@ -1,0 +1,143 @@
+"""What lies in a run folder: of a single stage, of the whole method, or of a sweep."""
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from cherry_vllm.errors import UserError
+from cherry_vllm.pipeline import scan_rows
+from cherry_vllm.reporting.facts import Job, Selection
+from cherry_vllm.selection import Order, Rule, Strategy, add_ratings, select_rows
+from cherry_vllm.store import Shards, file_sha256, read_json
+
+
+def find_manifests(run_dir: Path) -> list[dict[str, Any]]:
+    """The manifests of the run itself and of the jobs below it, in this order."""
+    paths = sorted(run_dir.rglob("pipeline.json"), key=lambda path: (len(path.parts), path))
+    return [read_json(path) for path in paths]
+
+
+def find_artifacts(manifests: list[dict[str, Any]], run_dir: Path, stage: str) -> list[Path]:
+    """What the stage made, once for all jobs that share it; the run folder may have moved."""
+    entries = [
+        (entry["artifact"], manifest["config"]["run_dir"])
+        for manifest in manifests
+        for entry in manifest["stages"]
+        if entry["stage"] == stage
+    ]
+    return list(dict.fromkeys(_locate(run_dir, *entry) for entry in entries))
+
+
+def _locate(run_dir: Path, artifact: str, made_in: str) -> Path:
+    """An artifact of the method: below this run folder, or above it if this is a job's."""
+    if not Path(artifact).is_relative_to(made_in):
+        return Path(artifact)
+    inner = Path(artifact).relative_to(made_in)
+    folders = (run_dir, *run_dir.resolve().parents)
+    return next((folder / inner for folder in folders if (folder / inner).exists()), Path(artifact))
+
+
+def find_scores(run_dir: Path, scores_dir: Path) -> list[Path]:
+    """Folders with ``scores.parquet``: the one asked for, or those of the run's manifests.
+
+    Raises:
+        UserError: the folder asked for has none.
+    """
+    if (scores_dir / "scores.parquet").is_file():
+        return [scores_dir]
+    if scores_dir != run_dir:
+        raise UserError(
+            f"scores_dir={scores_dir}: no scores.parquet there; score first, or leave out"
+        )
+    found = find_artifacts(find_manifests(run_dir), run_dir, "score")
+    return [path.parent for path in found if path.is_file()]
+
+
+def find_selection(meta: Path, scores: pl.DataFrame, fingerprint: str) -> Selection | None:
+    """The selection that a ``.meta.json`` describes, if it was made from these scores.
+
+    One by rating needs its ``ratings.parquet``, beside it or above.
+    """
+    if not meta.is_file():
+        return None
+    facts = read_json(meta)
+    if facts.get("scores") != fingerprint:
+        return None
+    if "ratings" in facts:
+        ratings = (folder / "ratings.parquet" for folder in meta.parents)
+        used = (
+            path for path in ratings if path.is_file() and file_sha256(path) == facts["ratings"]
+        )
+        found = next(used, None)
+        if found is None:
+            return None
+        scores = add_ratings(scores, pl.read_parquet(found, glob=False))
+    rows = select_rows(
+        scores,
+        strategy=Strategy(facts["strategy"]),
+        fraction=facts["fraction"],
+        count=facts["count"],
+        num_tokens=facts["num_tokens"],
+        order=Order(facts["order"]),
+        rule=Rule(facts["rule"]),
+        seed=facts["seed"],
+        **{key: facts[key] for key in ("threshold",) if key in facts},
+    )
+    return Selection(facts, rows)
+
+
+def find_embeddings(run_dir: Path, scores_dir: Path) -> pl.LazyFrame | None:
+    """A finished embedding of the rows that were scored, as a frame of EMBEDDINGS."""
+    rows = Path(pl.read_parquet_metadata(scores_dir / "scores.parquet")["rows"]).name
+    # Scores of the whole method lie below its run folder, and so may the job that is shown.
+    parents = dict.fromkeys([run_dir, *run_dir.resolve().parents[:2]])
+    for parent in parents:
+        for summary in sorted((parent / "embeddings").glob("*/complete.json")):
+            shards = Shards(summary.parents[1], read_json(summary)["settings"])
+            if shards.summary["settings"]["rows"] == rows and shards.is_complete():
+                return shards.scan()
+    return None
+
+
+def find_rows(scores_dir: Path) -> pl.LazyFrame | None:
+    """The rows that were scored, as a frame of ROWS; None where their shards were deleted."""
+    folder = pl.read_parquet_metadata(scores_dir / "scores.parquet")["rows"]
+    return scan_rows(scores_dir) if list((scores_dir / folder).glob("part-*.parquet")) else None
+
+
+def find_losses(run_dir: Path) -> pl.DataFrame:
+    """Columns ``model``, ``step``, ``loss`` and ``learning_rate`` of every model trained here."""
+    manifests = find_manifests(run_dir)
+    stages = ("train pre-experienced", "train cherry")
+    named = [path for stage in stages for path in find_artifacts(manifests, run_dir, stage)]
+    folders = named or sorted(path.parent for path in run_dir.glob("models/*/losses.csv"))
+    frames = [
+        pl.read_csv(folder / "losses.csv", glob=False).select(
+            pl.lit(folder.name).alias("model"),
+            "step",
+            pl.col("loss", "learning_rate").cast(pl.Float64),
+        )
+        for folder in folders
+        if (folder / "losses.csv").is_file()
+    ]
+    schema = {"model": pl.String, "step": pl.Int64, "loss": pl.Float64, "learning_rate": pl.Float64}
+    return pl.concat(frames) if frames else pl.DataFrame(schema=schema)
+
+
+def find_jobs(run_dir: Path, meta_name: str) -> list[Job]:
+    """Every selection and every verdict in the run folder and below it, by folder name.
+
+    Verdicts belong to the selection in the same folder or, without one, in the nearest above.
+    """
+    metas = {path.parent: read_json(path) for path in sorted(run_dir.rglob(meta_name))}
+    judged: dict[Path, dict[str, dict[str, Any]]] = {folder: {} for folder in metas}
+    for path in sorted(run_dir.rglob("judge.json")):
+        within = [folder for folder in (path.parent, *path.parent.parents) if folder in metas]
+        owner = within[0] if within else path.parent
+        name = path.parent.relative_to(run_dir).as_posix()
+        judged.setdefault(owner, {})[name] = read_json(path)
+    return [
+        Job(folder.relative_to(run_dir).as_posix(), metas.get(folder), judgements)
+        for folder, judgements in sorted(judged.items())
+    ]

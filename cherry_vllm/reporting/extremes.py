@@ -1,0 +1,113 @@
+"""The rows at either end of the IFD scale, and what their instructions say."""
+
+import math
+from enum import StrEnum
+from typing import NamedTuple
+
+import polars as pl
+
+MAX_CARD_CHARS = 400
+# Courtesies before the verb of a request.
+COURTESY = r"(?i)^\W*(?:(?:please|kindly|(?:can|could|will|would) you)\W+)*"
+WORD = r"(\w[\w'\u2019-]{0,19})"  # \u2019 is an apostrophe; a script without spaces is cut
+MAX_WORDS_PER_SIDE = 8
+
+
+class Side(StrEnum):
+    """Where a usable row stands by its IFD."""
+
+    TOP = "top"
+    LEAST = "least"
+    OTHERS = "others"
+
+
+def mark_sides(scores: pl.DataFrame, fraction: float) -> pl.DataFrame:
+    """The usable rows of :data:`schema.SCORES`, highest IFD first, with their ``side``.
+
+    Each end holds ``fraction`` of them, rounded down but at least one; of a single row none.
+    """
+    usable = scores.filter(pl.col("drop_reason").is_null())
+    ranked = usable.sort(["ifd", "row"], descending=[True, False])
+    size = min(max(1, math.floor(fraction * ranked.height)), ranked.height // 2)
+    position = pl.int_range(pl.len())
+    return ranked.with_columns(
+        side=pl.when(position < size)
+        .then(pl.lit(Side.TOP.value))
+        .when(position >= pl.len() - size)
+        .then(pl.lit(Side.LEAST.value))
+        .otherwise(pl.lit(Side.OTHERS.value))
+    )
+
+
+def find_texts(rows: pl.LazyFrame, wanted: pl.DataFrame) -> pl.DataFrame:
+    """``wanted`` with the instruction, input and answer of each of its rows, in its order."""
+    texts = (
+        rows.select("row", "instruction", "input", "answer")
+        .join(wanted.lazy().select("row"), on="row", how="semi")
+        .collect(engine="streaming")
+    )
+    return wanted.join(texts, on="row", how="left", maintain_order="left")
+
+
+class Sample(NamedTuple):
+    """A row as a card shows it; long texts end in an ellipsis."""
+
+    row: int
+    ifd: float
+    conditioned_score: float
+    direct_score: float
+    num_answer_tokens: int
+    instruction: str
+    input: str
+    answer: str
+
+
+def find_samples(ranked: pl.DataFrame, rows: pl.LazyFrame, count: int) -> dict[str, list[Sample]]:
+    """``count`` rows from the beginning, the middle and the end of ``ranked``, or fewer."""
+    count = min(count, ranked.height // 3)
+    middle = (ranked.height - count) // 2
+    parts = {
+        "highest": ranked.head(count),
+        "middle": ranked.slice(middle, count),
+        "lowest": ranked.tail(count).reverse(),
+    }
+    return {
+        name: [
+            Sample(**line) for line in _shorten_texts(find_texts(rows, part)).iter_rows(named=True)
+        ]
+        for name, part in parts.items()
+        if count
+    }
+
+
+def _shorten_texts(found: pl.DataFrame) -> pl.DataFrame:
+    texts = [shorten(pl.col(name), MAX_CARD_CHARS) for name in ("instruction", "input", "answer")]
+    return found.select(Sample._fields).with_columns(texts)
+
+
+def shorten(text: pl.Expr, max_chars: int) -> pl.Expr:
+    """The text, cut to ``max_chars`` with an ellipsis where it is longer."""
+    cut = text.str.slice(0, max_chars - 1).str.strip_chars_end() + "\u2026"
+    return pl.when(text.str.len_chars() > max_chars).then(cut).otherwise(text).name.keep()
+
+
+def count_first_words(texts: pl.DataFrame) -> pl.DataFrame:
+    """How often the instructions of either side begin with a word.
+
+    Takes columns ``side`` and ``instruction``; gives ``side``, ``word`` and ``share`` (of the
+    side's rows, 0 to 1) for the most frequent words of each side. The first word, courtesies left
+    out, is the verb of an English request; no grammar is consulted.
+    """
+    sides = texts.filter(pl.col("side") != Side.OTHERS.value)
+    words = sides.with_columns(
+        word=pl.col("instruction").str.replace(COURTESY, "").str.extract(WORD).str.to_lowercase()
+    ).drop_nulls("word")
+    sizes = sides.group_by("side").agg(size=pl.len())
+    counted = words.group_by("side", "word").agg(count=pl.len()).join(sizes, on="side")
+    shares = counted.with_columns(share=pl.col("count") / pl.col("size")).drop("size")
+    frequent = (
+        shares.sort(["count", "word"], descending=[True, False])
+        .group_by("side", maintain_order=True)
+        .head(MAX_WORDS_PER_SIDE)
+    )
+    return shares.join(frequent.select("word").unique(), on="word").sort("word", "side")

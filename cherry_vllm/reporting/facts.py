@@ -1,0 +1,39 @@
+"""What a run has to tell, read from its folder and not yet drawn."""
+
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from cherry_vllm.selection import Strategy
+
+SIZE_KEYS = ("select.fraction=", "select.count=", "select.num_tokens=")
+
+
+class Selection(NamedTuple):
+    """What ``select`` chose, and how."""
+
+    meta: dict[str, Any]
+    rows: pl.DataFrame  # of SCORES
+
+    @property
+    def cut(self) -> float | None:
+        """The lowest IFD chosen, where IFD is what rows were chosen by."""
+        by_ifd = self.meta["strategy"] == Strategy.cherry.value
+        return float(self.rows["ifd"].min()) if by_ifd else None  # type: ignore[arg-type]
+
+
+class Job(NamedTuple):
+    """A folder with a selection or with verdicts: the run itself, or a job of a sweep below it."""
+
+    name: str  # relative to the run folder; "." is the run itself
+    selection: dict[str, Any] | None  # cherry.meta.json
+    judgements: dict[str, dict[str, Any]]  # the figures of judge.json, by folder
+
+    @property
+    def series(self) -> str:
+        """What sets the job apart from others, the number of its rows aside."""
+        strategy = str(self.selection["strategy"]) if self.selection else "no selection"
+        folder, _, own = self.name.rpartition("/")
+        shared = (*SIZE_KEYS, "select.strategy=")
+        others = [part for part in own.split(",") if "=" in part and not part.startswith(shared)]
+        return ", ".join([strategy, *others, *([folder] if folder else [])])

@@ -1,0 +1,60 @@
+"""Colours and type of the figures, as Vega-Lite configuration: one for light, one for dark."""
+
+from typing import Any
+
+# The first three have one meaning everywhere: singled out, its counterpart, the rest.
+LIGHT_COLORS = ("#b3294e", "#2f6da8", "#b6bcc5", "#c27c0e", "#2a8a68", "#7b5cb8", "#0e8a99")
+DARK_COLORS = ("#f26d90", "#6fb0ea", "#59636f", "#e3ae4b", "#58bf97", "#ac90e6", "#4fc3d0")
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+
+
+def _config(colors: tuple[str, ...], *, text: str, muted: str, grid: str) -> dict[str, Any]:
+    axis = {
+        "domainColor": grid,
+        "gridColor": grid,
+        "tickColor": grid,
+        "labelColor": muted,
+        "titleColor": muted,
+        "labelFontSize": 12,
+        "titleFontSize": 12,
+        "titleFontWeight": "normal",
+        "titlePadding": 8,
+        "labelLimit": 150,
+        "labelOverlap": "greedy",
+        "labelSeparation": 8,
+    }
+    legend = {
+        "labelColor": text,
+        "labelFontSize": 12,
+        "labelLimit": 260,
+        "orient": "top",
+        "symbolOpacity": 1,
+        "symbolStrokeWidth": 0,
+        "symbolType": "circle",
+        "title": None,
+    }
+    return {
+        "background": None,
+        "font": FONT,
+        "axis": axis,
+        "axisQuantitative": {"tickCount": 6},
+        "axisY": {"domain": False, "ticks": False},
+        "bar": {"color": colors[0]},
+        "circle": {"color": colors[0]},
+        "legend": legend,
+        "line": {"color": colors[0], "strokeWidth": 2},
+        "range": {"category": list(colors)},
+        "rule": {"color": text},
+        "style": {
+            "cut": {"color": text, "strokeWidth": 1.5},
+            "reference": {"color": text, "strokeDash": [4, 4], "strokeWidth": 1},
+            "trend": {"color": text, "strokeWidth": 2, "opacity": 1},
+        },
+        "text": {"color": text},
+        "title": {"color": text, "fontSize": 14, "anchor": "start", "offset": 12},
+        "view": {"stroke": None},
+    }
+
+
+LIGHT = _config(LIGHT_COLORS, text="#1d2127", muted="#57606b", grid="#e3e6ea")
+DARK = _config(DARK_COLORS, text="#e8ebf0", muted="#9ba5b2", grid="#2c323b")
