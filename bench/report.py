@@ -10,6 +10,7 @@ import argparse
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -52,9 +53,14 @@ def main() -> None:
         rows, logprobs = open_shards(run_dir)
         write_embeddings(run_dir, rows)
         pipeline.aggregate(run_dir, rows, logprobs)
-        choice = {"strategy": Strategy.cherry, "fraction": 0.1, "count": None, "num_tokens": None}
-        rule = {"order": Order.input, "rule": Rule.exact, "seed": 0}
-        pipeline.select(run_dir, run_dir / "cherry.json", **choice, **rule)
+        choice: dict[str, Any] = {
+            "strategy": Strategy.cherry,
+            "fraction": 0.1,
+            "count": None,
+            "num_tokens": None,
+        }
+        choice |= {"order": Order.input, "rule": Rule.exact, "seed": 0}
+        pipeline.select(run_dir, run_dir / "cherry.json", **choice)
         started = time.perf_counter()
         job = Job(run_dir, is_sweep=False, isolate=Isolation({}))
         page = report(compose(f"run_dir={run_dir}"), job).artifact

@@ -65,11 +65,9 @@ def find_selection(meta: Path, scores: pl.DataFrame, fingerprint: str) -> Select
     if facts.get("scores") != fingerprint:
         return None
     if "ratings" in facts:
-        ratings = (folder / "ratings.parquet" for folder in meta.parents)
-        used = (
-            path for path in ratings if path.is_file() and file_sha256(path) == facts["ratings"]
-        )
-        found = next(used, None)
+        near = (folder / "ratings.parquet" for folder in meta.parents)
+        ratings = {file_sha256(path): path for path in near if path.is_file()}
+        found = ratings.get(facts["ratings"])
         if found is None:
             return None
         scores = add_ratings(scores, pl.read_parquet(found, glob=False))
@@ -82,7 +80,7 @@ def find_selection(meta: Path, scores: pl.DataFrame, fingerprint: str) -> Select
         order=Order(facts["order"]),
         rule=Rule(facts["rule"]),
         seed=facts["seed"],
-        **{key: facts[key] for key in ("threshold",) if key in facts},
+        threshold=facts.get("threshold"),
     )
     return Selection(facts, rows)
 
