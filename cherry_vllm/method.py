@@ -24,6 +24,7 @@ import polars as pl
 from cherry_vllm import stages
 from cherry_vllm.config import Config
 from cherry_vllm.experience.sampling import Sampling
+from cherry_vllm.isolation import isolate
 from cherry_vllm.sources import DataFormat
 from cherry_vllm.stages import Job, Outcome
 from cherry_vllm.store import read_json, write_json
@@ -74,7 +75,7 @@ class Manifest:
     def run(self, name: str, stage: Callable[[Config, Job], Outcome], config: Config) -> Path:
         """Runs a stage in a process of its own, records it, and returns its artifact."""
         started, clock = datetime.now(UTC), time.monotonic()
-        outcome = self._job.isolate(stage, config, self._job)
+        outcome = isolate(stage, config, self._job)
         entry = {
             "stage": name,
             "artifact": str(outcome.artifact),
