@@ -106,6 +106,12 @@ class ExecutorConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class RayConfig(ExecutorConfig):
+    num_cpus: int = MISSING
+    address: str | None = None
+
+
+@dataclass(kw_only=True, slots=True)
 class ShardConfig:
     index: int = MISSING
     count: int = MISSING
@@ -248,6 +254,7 @@ def register() -> None:
     store.store(group="engine", name="vllm_schema", node=VllmConfig)
     store.store(group="engine", name="hf_schema", node=HfConfig)
     store.store(group="executor", name="local_schema", node=ExecutorConfig)
+    store.store(group="executor", name="ray_schema", node=RayConfig)
     store.store(group="sample", name="sample_schema", node=SampleConfig)
     store.store(group="sample", name="kmeans_schema", node=KMeansConfig)
     store.store(group="train", name="train_schema", node=TrainConfig)

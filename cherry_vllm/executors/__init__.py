@@ -69,4 +69,8 @@ def build_executor(name: str, engine: dict[str, Any], **settings: Any) -> Execut
         from cherry_vllm.executors.local import LocalExecutor
 
         return LocalExecutor(engine, **settings)
+    if name == "ray":
+        from cherry_vllm.executors.ray import RayExecutor
+
+        return RayExecutor(engine, **settings)
     raise UserError(f"executor.name={name}: choose executor=local or executor=ray")

@@ -135,13 +135,16 @@ def split_cores(slot: int, num_workers: int) -> list[int]:
     return cores[first:last]
 
 
+def uses_gpus(engine: dict[str, Any]) -> bool:
+    """Whether the engine's workers are to have GPUs of their own, where there are some."""
+    if engine["name"] == "hf":
+        return engine["device"] in ("auto", "cuda")  # "cuda:1" is the user's own choice
+    return any(item.metadata["Name"].lower() == "vllm" for item in distributions())
+
+
 def find_gpus(engine: dict[str, Any]) -> list[str]:
     """The GPUs that the engine's workers share out, as CUDA_VISIBLE_DEVICES names them."""
-    if engine["name"] == "hf":
-        uses_gpus = engine["device"] in ("auto", "cuda")  # "cuda:1" is the user's own choice
-    else:
-        uses_gpus = any(item.metadata["Name"].lower() == "vllm" for item in distributions())
-    if not (uses_gpus and Path("/dev/nvidiactl").exists()):
+    if not (uses_gpus(engine) and Path("/dev/nvidiactl").exists()):
         return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
