@@ -70,6 +70,19 @@ def start(*arguments: object, cwd: Path | None = None) -> subprocess.Popen[str]:
     )
 
 
+def children(pid: int) -> list[int]:
+    """The processes that a process has started and that still are."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = (folder / "stat").read_text().rsplit(")", 1)[1].split()[1]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(parent) == pid:
+            found.append(int(folder.name))
+    return found
+
+
 @pytest.fixture(scope="session")
 def cli() -> Cli:
     """Runs the real command line to its end."""

@@ -14,6 +14,7 @@ from cherry_vllm.executors import Executor, Worker, WorkerError
 from cherry_vllm.executors.schedule import Schedule
 from cherry_vllm.executors.work import Made, Piece, Task
 from cherry_vllm.progress import progress_bar
+from cherry_vllm.schema import DropReason
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +117,12 @@ class Driver:
 
     def _keep(self, slot: int, piece: Piece, made: Made) -> None:
         with self._changed:
+            if piece.is_quarantined:
+                log.warning(
+                    "row %d: the engine died on it, alone, twice; dropped as %s",
+                    self._task.source.read(piece.index)["row"][piece.start],
+                    DropReason.ENGINE_FAILED,
+                )
             if made.part is not None:
                 self._join(piece.index, piece.start, pl.read_parquet(io.BytesIO(made.part)))
             self._schedule.made(made.num_units)

@@ -1,0 +1,363 @@
+"""Faults injected into the real command line: nothing is lost, and nothing scored twice."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import polars as pl
+import pytest
+from transformers import AutoTokenizer
+
+from tests.conftest import Cli, children, start
+from tests.test_cli import assert_refused, logprob_files
+
+NUM_ROWS, SHARD_ROWS = 240, 4
+NUM_SHARDS = NUM_ROWS // SHARD_ROWS
+FAULTS = Path(__file__).parent / "faults"
+DEADLY_ROW = 41
+DEADLY = "Zebra"  # how its answer begins, of which the engine dies where a test wants it to
+
+
+def write_rows(path: Path, answers: list[str]) -> Path:
+    rows = [
+        {"instruction": f"Say something of the number {n}.", "input": "", "output": answer}
+        for n, answer in enumerate(answers)
+    ]
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def plain_answer(number: int) -> str:
+    return f"It is {number}, which comes before {number + 1}." * (1 + number % 3)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "rows.jsonl"
+    answers = [plain_answer(number) for number in range(NUM_ROWS)]
+    answers[DEADLY_ROW] = f"{DEADLY} {answers[DEADLY_ROW]}"
+    return write_rows(path, answers)
+
+
+def command(data: Path, model: Path, run_dir: Path, *more: str) -> list[str]:
+    return [
+        "score",
+        f"data.path={data}",
+        f"model.path={model}",
+        f"run_dir={run_dir}",
+        "engine=hf",
+        "max_length=96",
+        f"shard_rows={SHARD_ROWS}",
+        *more,
+    ]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data: Path, tiny: Path, cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    done = cli(*command(data, tiny, folder))
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def assert_same(run_dir: Path, undisturbed: Path) -> None:
+    assert logprob_files(run_dir) == logprob_files(undisturbed)
+    left, right = (pl.read_parquet(run / "scores.parquet") for run in (run_dir, undisturbed))
+    assert left.equals(right)
+    assert leftovers(run_dir) == []
+
+
+def leftovers(run_dir: Path) -> list[Path]:
+    return [path for path in run_dir.rglob(".*") if ".lock" not in path.name != ".turn"]
+
+
+def stamps(run_dir: Path) -> dict[str, int]:
+    """When each finished shard was written."""
+    return {path.name: path.stat().st_mtime_ns for path in run_dir.glob("logprobs/*/part-*.done")}
+
+
+def wait_for_shards(process: subprocess.Popen[str], run_dir: Path, count: int) -> None:
+    while process.poll() is None and len(stamps(run_dir)) < count:
+        time.sleep(0.005)
+
+
+def assert_gone(pids: list[int]) -> None:
+    """A killed process takes a moment to go."""
+    deadline = time.monotonic() + 10
+    while left := [pid for pid in pids if Path(f"/proc/{pid}").exists()]:
+        assert time.monotonic() < deadline, f"{left} outlived the run"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def faulty(monkeypatch: pytest.MonkeyPatch, tiny: Path) -> Callable[[str], None]:
+    """Makes the engines of the test's processes die on deadly rows."""
+
+    def arm(fault: str) -> None:
+        token = AutoTokenizer.from_pretrained(tiny)(DEADLY)["input_ids"][0]
+        monkeypatch.setenv("FAULT_TOKEN", str(token))
+        monkeypatch.setenv("FAULT", fault)
+        monkeypatch.setenv("PYTHONPATH", f"{FAULTS}:{os.environ.get('PYTHONPATH', '')}")
+
+    return arm
+
+
+# --- kills ---------------------------------------------------------------------------------------
+
+
+def test_kill_9_at_twenty_random_points(
+    data: Path, tiny: Path, cli: Cli, undisturbed: Path, tmp_path: Path
+) -> None:
+    generator, run_dir = random.Random(0), tmp_path / "run"
+    finished: dict[str, int] = {}
+    num_workers = 0
+    for attempt in range(20):
+        process = start(*command(data, tiny, run_dir))
+        if attempt % 3:  # wherever it is: importing, reading, loading
+            time.sleep(generator.uniform(0, 4))
+        else:  # among the shards, which come fast once the model is loaded
+            wait_for_shards(process, run_dir, len(finished) + 1)
+            time.sleep(generator.uniform(0, 0.02))
+        workers = children(process.pid)
+        process.kill()
+        process.communicate()
+        assert_gone(workers)
+        num_workers += len(workers)
+        now = stamps(run_dir)
+        assert finished.items() <= now.items(), "a finished shard was scored again"
+        finished = now
+    assert num_workers >= 7
+    assert 7 <= len(finished) < NUM_SHARDS, "the run ended before the kills did"
+    done = cli(*command(data, tiny, run_dir))
+    assert done.returncode == 0, done.stderr
+    assert finished.items() <= stamps(run_dir).items()
+    assert_same(run_dir, undisturbed)
+
+
+def test_an_engine_that_is_killed_or_hangs_is_started_again(
+    data: Path, tiny: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    process = start(*command(data, tiny, run_dir, "executor.timeout_s=3"))
+    for count, number in ((5, signal.SIGKILL), (20, signal.SIGSTOP)):
+        wait_for_shards(process, run_dir, count)
+        (worker,) = children(process.pid)
+        os.kill(worker, number)
+        finished = stamps(run_dir)
+    _, stderr = process.communicate()
+    assert process.returncode == 0, stderr
+    assert stderr.count("the engine was killed by SIGKILL") == 1
+    assert stderr.count("the engine gave no sign of life for 3 s") == 1
+    assert_gone([worker])
+    assert finished.items() <= stamps(run_dir).items()
+    assert_same(run_dir, undisturbed)
+
+
+def test_long_lived_engines_are_recycled(
+    data: Path, tiny: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    run_dir, workers = tmp_path / "run", set[int]()
+    process = start(*command(data, tiny, run_dir, "executor.recycle_shards=40"))
+    while process.poll() is None:
+        workers.update(children(process.pid))
+        time.sleep(0.05)
+    assert process.returncode == 0, process.communicate()[1]
+    assert len(workers) == 2  # 60 shards
+    assert_same(run_dir, undisturbed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_run_with_one_line_that_says_how_to_go_on(
+    data: Path, tiny: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    run_dir = tmp_path / "run"
+    process = start(*command(data, tiny, run_dir))
+    wait_for_shards(process, run_dir, 5)
+    workers = children(process.pid)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 128 + number
+    last = stderr.splitlines()[-1]
+    assert last == f"cherry-vllm: stopped by {number.name}; the same command resumes"
+    assert "Traceback" not in stderr
+    assert leftovers(run_dir) == []
+    assert_gone(workers)
+    assert 5 <= len(stamps(run_dir)) < NUM_SHARDS
+
+
+# --- rows that kill ------------------------------------------------------------------------------
+
+
+def test_a_row_on_which_the_engine_dies_is_found_and_the_rest_scored(
+    *,
+    data: Path,
+    tiny: Path,
+    cli: Cli,
+    undisturbed: Path,
+    faulty: Callable[[str], None],
+    tmp_path: Path,
+) -> None:
+    faulty("row")
+    done = cli(*command(data, tiny, tmp_path))
+    assert done.returncode == 0, done.stderr
+    found = f"row {DEADLY_ROW}: the engine died on it, alone, twice; dropped as engine_failed"
+    assert done.stderr.count(found) == 1
+    assert "Traceback" not in done.stderr
+    (failures,) = tmp_path.glob("logprobs/*/failures.log")
+    assert failures.read_text().count("killed by SIGKILL") == 3  # the shard twice, one half
+    assert failures.read_text().count("RuntimeError: CUDA error: an illegal") >= 2
+    scores, sound = (pl.read_parquet(run / "scores.parquet") for run in (tmp_path, undisturbed))
+    assert scores.row(DEADLY_ROW)[-1] == "engine_failed"
+    assert set(scores.row(DEADLY_ROW)[1:-1]) == {None}
+    rest = pl.col("row") != DEADLY_ROW
+    scores, sound = scores.filter(rest), sound.filter(rest)
+    exact = ["row", "num_answer_tokens", "truncated", "drop_reason"]
+    assert scores.select(exact).equals(sound.select(exact))
+    # The rest of that shard was scored in parts, so in other batches.
+    assert scores["ifd"].to_list() == pytest.approx(sound["ifd"].to_list(), abs=1e-6)
+    differing = scores.filter(scores["ifd"] != sound["ifd"])["row"].to_list()
+    assert set(differing) <= set(range(DEADLY_ROW - 1, DEADLY_ROW + 3))
+    manifest = json.loads((tmp_path / "score.json").read_text())
+    assert manifest["outcomes"]["engine_failed"] == 1
+    assert sum(manifest["outcomes"].values()) == NUM_ROWS
+
+
+def test_an_engine_that_dies_while_it_loads_is_no_rows_fault(
+    data: Path, tiny: Path, cli: Cli, faulty: Callable[[str], None], tmp_path: Path
+) -> None:
+    faulty("load")
+    done = cli(*command(data, tiny, tmp_path / "run"))
+    assert_refused(done, "the model cannot be loaded", "SIGKILL", "want of memory")
+    assert stamps(tmp_path / "run") == {}
+
+
+def test_a_deadly_row_and_a_killed_engine_under_vllm(
+    tiny: Path, faulty: Callable[[str], None], tmp_path: Path
+) -> None:
+    answers = [plain_answer(0), plain_answer(1), f"{DEADLY} {plain_answer(2)}"]
+    data, run_dir = write_rows(tmp_path / "rows.jsonl", answers), tmp_path / "run"
+    faulty("row")
+    # Shards of one row, because an engine takes long to start.
+    process = start(*command(data, tiny, run_dir, "engine=vllm_eager", "shard_rows=1"))
+    while process.poll() is None and not children(process.pid):
+        time.sleep(0.05)
+    wait_for_shards(process, run_dir, 1)
+    (worker,) = children(process.pid)
+    os.kill(worker, signal.SIGKILL)
+    _, stderr = process.communicate()
+    assert process.returncode == 0, stderr
+    assert stderr.count("was killed by SIGKILL") in (
+        2,
+        3,
+    )  # the test's kill may be on the deadly row
+    assert_gone([worker])
+    scores = pl.read_parquet(run_dir / "scores.parquet")
+    assert scores["ifd"].is_null().to_list() == [False, False, True]
+    assert scores["drop_reason"][2] == "engine_failed"
+
+
+# --- disks and files -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], check=False
+    )
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a file system")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def fill(path: Path) -> None:
+    with suppress(OSError), path.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(512))
+
+
+def test_a_full_disk_costs_one_line_and_nothing_else(
+    data: Path, tiny: Path, cli: Cli, undisturbed: Path, small_disk: Path
+) -> None:
+    run_dir, filler = small_disk / "run", small_disk / "filler"
+    process = start(*command(data, tiny, run_dir))
+    wait_for_shards(process, run_dir, 5)
+    fill(filler)
+    stdout, stderr = process.communicate()
+    done = subprocess.CompletedProcess([], process.returncode, stdout, stderr)
+    assert_refused(done, "No space left", "run_dir")
+    assert leftovers(run_dir) == []
+    finished = stamps(run_dir)
+    assert 5 <= len(finished) < NUM_SHARDS
+    full = cli(*command(data, tiny, run_dir))  # nothing can be written at all
+    assert_refused(full, "No space left", "run_dir")
+    filler.unlink()
+    again = cli(*command(data, tiny, run_dir))
+    assert again.returncode == 0, again.stderr
+    assert finished.items() <= stamps(run_dir).items()
+    assert_same(run_dir, undisturbed)
+
+
+def test_what_is_damaged_is_found_and_made_again(
+    data: Path, tiny: Path, cli: Cli, undisturbed: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(undisturbed, run_dir)
+    (logprobs,), (rows,) = run_dir.glob("logprobs/*"), run_dir.glob("rows/*")
+    os.truncate(logprobs / "part-00003.parquet", 1000)
+    flip_a_bit(logprobs / "part-00017.parquet")
+    flip_a_bit(rows / "part-00020.parquet")
+    flip_a_bit(run_dir / "scores.parquet")
+    whole = (logprobs / "part-00016.done").stat().st_mtime_ns
+    done = cli(*command(data, tiny, run_dir))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("damaged") == 3
+    for name in (
+        "part-00003.parquet: damaged",
+        "part-00017.parquet: damaged",
+        "part-00020.parquet",
+    ):
+        assert name in done.stderr
+    assert f"{NUM_ROWS - 2 * SHARD_ROWS}/{NUM_ROWS}" in done.stderr  # where progress began
+    assert (logprobs / "part-00016.done").stat().st_mtime_ns == whole
+    assert_same(run_dir, undisturbed)
+    for shard in (undisturbed / "rows").glob("*/*.parquet"):
+        assert (rows / shard.name).read_bytes() == shard.read_bytes()
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_changed_input_is_refused(
+    data: Path, tiny: Path, cli: Cli, undisturbed: Path, tmp_path: Path
+) -> None:
+    run_dir, changed = tmp_path / "run", tmp_path / "rows.jsonl"
+    shutil.copy(data, changed)
+    process = start(*command(changed, tiny, run_dir))
+    wait_for_shards(process, run_dir, 5)
+    process.kill()
+    process.communicate()
+    finished = stamps(run_dir)
+    changed.write_text(data.read_text() + '{"instruction": "One more.", "output": "Yes."}\n')
+    done = cli(*command(changed, tiny, run_dir))
+    assert_refused(done, str(changed), "changed since this run began", "run_dir")
+    assert not (run_dir / "scores.parquet").exists()
+    shutil.copy(data, changed)
+    again = cli(*command(changed, tiny, run_dir))
+    assert again.returncode == 0, again.stderr
+    assert finished.items() <= stamps(run_dir).items()
+    assert logprob_files(run_dir) == logprob_files(undisturbed)
