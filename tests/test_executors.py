@@ -13,22 +13,18 @@ from cherry_vllm.executors.schedule import MAX_LOSSES, Schedule
 from cherry_vllm.executors.work import Piece
 from cherry_vllm.inference import Share
 from tests.conftest import Cli, children, start
-from tests.test_cli import assert_refused, logprob_files
-from tests.test_survival import (
+from tests.runs import (
     NUM_ROWS,
     NUM_SHARDS,
     SHARD_ROWS,
     assert_gone,
     assert_same,
     command,
-    data,
+    logprob_files,
     stamps,
-    undisturbed,
     wait_for_shards,
 )
-
-__all__ = ["data", "undisturbed"]  # fixtures
-
+from tests.test_cli import assert_refused
 
 # --- the failure policy --------------------------------------------------------------------------
 
@@ -186,7 +182,7 @@ def test_two_processes_share_a_run_and_the_last_to_end_aggregates(
     assert_same(tmp_path, undisturbed)
 
 
-def test_a_share_leaves_the_others_shards_to_a_plain_run(
+def test_a_share_leaves_the_rest_to_a_plain_run_which_recycles_its_engine(
     data: Path, tiny: Path, cli: Cli, undisturbed: Path, tmp_path: Path
 ) -> None:
     share = cli(*command(data, tiny, tmp_path, "shard.index=2", "shard.count=3"))
@@ -196,9 +192,14 @@ def test_a_share_leaves_the_others_shards_to_a_plain_run(
     assert sorted(stamps(tmp_path)) == expected
     assert not (tmp_path / "scores.parquet").exists()
     finished = stamps(tmp_path)
-    plain = cli(*command(data, tiny, tmp_path))
-    assert plain.returncode == 0, plain.stderr
-    assert f"{len(expected) * SHARD_ROWS}/{NUM_ROWS}" in plain.stderr
+    # Which has 40 shards to make, and a new engine after 25.
+    plain, workers = start(*command(data, tiny, tmp_path, "executor.recycle_shards=25")), set[int]()
+    while plain.poll() is None:
+        workers.update(children(plain.pid))
+    _, stderr = plain.communicate()
+    assert plain.returncode == 0, stderr
+    assert len(workers) == 2
+    assert f"{len(expected) * SHARD_ROWS}/{NUM_ROWS}" in stderr
     assert finished.items() <= stamps(tmp_path).items()
     assert_same(tmp_path, undisturbed)
 

@@ -1,11 +1,12 @@
 """On the path of a test's processes alone: an engine that meets its fate on certain rows.
 
-FAULT is "load", and the engine dies while it is built, or "row", and it dies on a row whose answer
-begins with the token FAULT_TOKEN: killed where others are beside it, raising where it is alone.
+FAULT is "load", and an engine's process dies as it starts; or "kill", and it dies on a row whose
+answer begins with the token FAULT_TOKEN; or "row", where it raises instead if that row is alone.
 """
 
 import os
 import signal
+import sys
 from functools import wraps
 
 from cherry_vllm import engines
@@ -20,14 +21,12 @@ def die():
 
 @wraps(original)
 def build_engine(*arguments, **settings):
-    if fault == "load":
-        die()
     engine = original(*arguments, **settings)
     logprobs = engine.logprobs
 
     def fragile(spans, on_scored):
         if any(span.token_ids[span.start] == token for span in spans):
-            if len(spans) == 2:
+            if fault == "row" and len(spans) == 2:
                 raise RuntimeError("CUDA error: an illegal memory access was encountered")
             die()
         return logprobs(spans, on_scored)
@@ -37,3 +36,5 @@ def build_engine(*arguments, **settings):
 
 
 engines.build_engine = build_engine
+if fault == "load" and "run_child" in " ".join(sys.orig_argv):
+    die()
