@@ -193,10 +193,10 @@ class _Clock:
     def __getattr__(self, name: str) -> Callable[..., Any]:
         method = getattr(self._model, name)
 
-        def timed(*arguments: Any) -> Any:
+        def timed(*arguments: Any, **keywords: Any) -> Any:
             started = time.monotonic()
             try:
-                return method(*arguments)
+                return method(*arguments, **keywords)
             finally:
                 self.seconds += time.monotonic() - started
 

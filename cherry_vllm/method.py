@@ -23,6 +23,7 @@ import polars as pl
 
 from cherry_vllm import stages
 from cherry_vllm.config import Config
+from cherry_vllm.errors import UserError
 from cherry_vllm.experience.sampling import Sampling
 from cherry_vllm.isolation import isolate
 from cherry_vllm.sources import DataFormat
@@ -34,7 +35,15 @@ from cherry_vllm.versions import installed_versions
 
 
 def run(config: Config, job: Job) -> Outcome:
-    """Runs what of the method has not been done before."""
+    """Runs what of the method has not been done before.
+
+    Raises:
+        UserError: a share of the shards was asked for, which later stages could not go on from.
+    """
+    if config.shard.count != 1:
+        raise UserError(
+            f"shard.count={config.shard.count}: only `score` and `embed` can be shared; leave it out"
+        )
     manifest = Manifest(job, config)
     shared = Path(config.run_dir) / "scores"
     scorer, scored = config, replace(config, scores_dir=str(shared / "base"))

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from cherry_vllm.errors import UserError
 log = logging.getLogger(__name__)
 
 ROW_GROUP_ROWS = 20_000
+OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def fingerprint(settings: dict[str, Any]) -> str:
@@ -47,6 +49,12 @@ def atomic_path(target: Path) -> Iterator[Path]:
         _sync(temporary)
         os.replace(temporary, target)
         _sync(target.parent)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        number = OS_ERROR.search(str(error))
+        if number is None:
+            raise
+        # Polars hides the system's errors in its own.
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(target)) from None
     finally:
         temporary.unlink(missing_ok=True)
 
