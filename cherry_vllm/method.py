@@ -42,7 +42,7 @@ def run(config: Config, job: Job) -> Outcome:
     """
     if config.shard.count != 1:
         raise UserError(
-            f"shard.count={config.shard.count}: only `score` and `embed` can be shared; leave it out"
+            f"shard.count={config.shard.count}: only `score` and `embed` can be shared; drop it"
         )
     manifest = Manifest(job, config)
     shared = Path(config.run_dir) / "scores"

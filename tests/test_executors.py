@@ -79,7 +79,7 @@ def test_an_engine_that_dies_on_everything_is_no_rows_fault(
     everything = {(index, row) for index, height in enumerate(heights) for row in range(height)}
     schedule = Schedule(shards(*heights), num_workers)
     times = MAX_LOSSES * num_workers
-    with pytest.raises(UserError, match=f"was killed, the {times}th time in a row"):
+    with pytest.raises(UserError, match=f"^{times} times in a row, .* the engine was killed"):
         play(schedule, everything)
 
 

@@ -25,7 +25,7 @@ NAMES = [
     "d.jsonl.zst",
     "d.csv.zst",
 ]
-CASES_PER_NAME = 300
+CASES_PER_NAME = 1000
 SMALL = [sample for sample in SAMPLES if len(sample["output"]) < 1000]
 PIECES = [
     b"\x00",

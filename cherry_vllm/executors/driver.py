@@ -68,7 +68,7 @@ class Driver:
                 self._discard(missing)
         if self._error:
             raise self._error
-        self._report(num_rows, time.monotonic() - started)
+        self._report(num_rows, num_workers, time.monotonic() - started)
 
     def _serve(self, slot: int) -> None:
         """A thread's life: one worker after the other in the same slot."""
@@ -162,7 +162,7 @@ class Driver:
         rows = self._task.source.read(piece.index)["row"]
         span = f"rows {rows[piece.start]} to {rows[piece.stop - 1]}"
         place = "before its model was loaded" if lost.while_loading else f"on {span}"
-        log.warning("the engine %s, %s; it is started again", lost, place)
+        log.warning("the engine %s, %s", lost, place)
         with (self._task.target.folder / "failures.log").open("a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%F %T')} the engine {lost}, {place}\n{lost.detail}")
 
@@ -189,7 +189,7 @@ class Driver:
         for index in indices:
             self._task.target.discard(index)
 
-    def _report(self, num_rows: int, seconds: float) -> None:
+    def _report(self, num_rows: int, num_workers: int, seconds: float) -> None:
         outside = 1 - self._model_seconds / self._seconds if self._seconds else 0
         log.info(
             "%s: %d rows in %.1f s with the start of the engine, %.1f rows/s without; "
@@ -197,6 +197,6 @@ class Driver:
             self._label,
             num_rows,
             seconds,
-            num_rows * self._executor.num_workers / self._seconds if self._seconds else 0,
+            num_rows * num_workers / self._seconds if self._seconds else 0,
             100 * outside,
         )

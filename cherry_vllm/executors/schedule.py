@@ -73,8 +73,8 @@ class Schedule:
         self._losses += 1
         if self._losses >= self._max_losses:
             raise UserError(
-                f"the engine {reason}, the {self._losses}th time in a row, on whatever rows it was "
-                "given: mend the engine or its memory settings, then give the same command again"
+                f"{self._losses} times in a row, on whatever rows it was given, the engine "
+                f"{reason}; check its memory settings, then give the same command again"
             )
         self._suspects.extend(self._next_step(replace(piece, num_losses=piece.num_losses + 1)))
 
