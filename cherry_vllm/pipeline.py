@@ -66,7 +66,9 @@ def read(
         "shard_rows": shard_rows,
     }
     rows = Shards(run_dir / "rows", settings)
-    if rows.is_complete():
+    # Shards of a folder that was never closed may be of a file that changed while it was read.
+    missing = rows.missing(range(rows.num_shards)) if rows.is_closed() else None
+    if missing == []:
         return rows
     frames = read_rows(
         files,
@@ -76,13 +78,11 @@ def read(
         max_rows=max_rows,
         batch_rows=shard_rows,
     )
-    # Shards of a folder that was never closed may be of a file that changed while it was read.
-    was_closed = rows.is_closed()
     rows.reopen()
     num_rows = num_shards = 0
     with progress_bar("reading") as bar:
         for frame in frames:
-            if not (was_closed and rows.is_done(num_shards)):
+            if missing is None or num_shards in missing:
                 rows.discard(num_shards)
                 rows.write(num_shards, frame)
             num_rows, num_shards = num_rows + frame.height, num_shards + 1
