@@ -153,16 +153,12 @@ def isolate(function: Callable[..., T], *arguments: Any, **keywords: Any) -> T:
     """What ``function``, run in a process of its own, returns or raises.
 
     Raises:
-        UserError: its process was killed.
+        ChildError: its process was killed.
     """
     child = Child(_answer, partial(function, *arguments, **keywords))
     try:
         returned, outcome = child.receive()
-    except ChildError as lost:
-        raise UserError(
-            f"{function.__name__}: its process {lost}; the same command resumes"
-        ) from None
-    except BaseException:
+    except BaseException:  # be it Ctrl-C
         child.interrupt()
         raise
     finally:

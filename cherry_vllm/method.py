@@ -25,7 +25,7 @@ from cherry_vllm import stages
 from cherry_vllm.config import Config
 from cherry_vllm.errors import UserError
 from cherry_vllm.experience.sampling import Sampling
-from cherry_vllm.isolation import isolate
+from cherry_vllm.isolation import ChildError, isolate
 from cherry_vllm.sources import DataFormat
 from cherry_vllm.stages import Job, Outcome
 from cherry_vllm.store import read_json, write_json
@@ -84,7 +84,10 @@ class Manifest:
     def run(self, name: str, stage: Callable[[Config, Job], Outcome], config: Config) -> Path:
         """Runs a stage in a process of its own, records it, and returns its artifact."""
         started, clock = datetime.now(UTC), time.monotonic()
-        outcome = isolate(stage, config, self._job)
+        try:
+            outcome = isolate(stage, config, self._job)
+        except ChildError as lost:
+            raise UserError(f"{name}: its process {lost}; the same command resumes") from None
         entry = {
             "stage": name,
             "artifact": str(outcome.artifact),

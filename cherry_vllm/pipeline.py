@@ -11,7 +11,8 @@ What a run with the same settings has finished is not done again.
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from cherry_vllm.errors import UserError
 from cherry_vllm.exports import check_suffix, find_records, write_records
 from cherry_vllm.ifd import aggregate_logprobs
 from cherry_vllm.inference import WHOLE, Inference, Share
+from cherry_vllm.isolation import ChildError, isolate
 from cherry_vllm.progress import progress_bar
 from cherry_vllm.report import count_outcomes, draw_scores
 from cherry_vllm.schema import SCHEMA_VERSION
@@ -70,7 +72,9 @@ def read(
     missing = rows.missing(range(rows.num_shards)) if rows.is_closed() else None
     if missing == []:
         return rows
-    frames = read_rows(
+    rows.reopen()
+    frames = partial(
+        read_rows,
         files,
         data_format=data_format,
         columns=columns,
@@ -78,20 +82,37 @@ def read(
         max_rows=max_rows,
         batch_rows=shard_rows,
     )
-    rows.reopen()
-    num_rows = num_shards = 0
-    with progress_bar("reading") as bar:
-        for frame in frames:
-            if missing is None or num_shards in missing:
-                rows.discard(num_shards)
-                rows.write(num_shards, frame)
-            num_rows, num_shards = num_rows + frame.height, num_shards + 1
-            bar.update(frame.height)
+    try:
+        # Polars may not fail on a damaged file but end the process.
+        num_rows, num_shards = isolate(write_rows, rows, missing, frames)
+    except ChildError as lost:
+        names = ", ".join(map(str, files))
+        raise UserError(
+            f"{names}: not readable, the reader {lost}; check that it is whole"
+        ) from None
     for file, state in zip(files, states, strict=True):
         if _state(file) != state:
             raise UserError(f"{file}: changed while it was read; run again once it is at rest")
     rows.close(num_shards, num_rows=num_rows, files=[str(file) for file in files])
     return rows
+
+
+def write_rows(
+    rows: Shards, wanted: Sequence[int] | None, frames: Callable[[], Iterator[pl.DataFrame]]
+) -> tuple[int, int]:
+    """Writes frames to row shards, only to those ``wanted`` if that is not None.
+
+    Returns the number of rows and of shards.
+    """
+    num_rows = num_shards = 0
+    with progress_bar("reading") as bar:
+        for frame in frames():
+            if wanted is None or num_shards in wanted:
+                rows.discard(num_shards)
+                rows.write(num_shards, frame)
+            num_rows, num_shards = num_rows + frame.height, num_shards + 1
+            bar.update(frame.height)
+    return num_rows, num_shards
 
 
 def _state(file: Path) -> tuple[int, int, int]:
