@@ -18,7 +18,6 @@ import polars as pl
 from bench.million import SHARD_ROWS, open_shards, write_inputs
 from cherry_vllm import pipeline
 from cherry_vllm.config import compose
-from cherry_vllm.isolation import Isolation
 from cherry_vllm.reporting.stages import report
 from cherry_vllm.selection import Order, Rule, Strategy
 from cherry_vllm.stages import Job
@@ -62,7 +61,7 @@ def main() -> None:
         choice |= {"order": Order.input, "rule": Rule.exact, "seed": 0}
         pipeline.select(run_dir, run_dir / "cherry.json", **choice)
         started = time.perf_counter()
-        job = Job(run_dir, is_sweep=False, isolate=Isolation({}))
+        job = Job(run_dir, is_sweep=False)
         page = report(compose(f"run_dir={run_dir}"), job).artifact
         seconds = time.perf_counter() - started
         print(

@@ -6,9 +6,10 @@ Exit codes: 0 done; 2 the user's mistake, one line on stderr; 1 a fault of ours.
 import errno
 import os
 import shlex
+import signal
 import sys
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -22,7 +23,7 @@ from cherry_vllm import __version__, method, stages
 from cherry_vllm.config import CONF, Config, register
 from cherry_vllm.errors import UserError
 from cherry_vllm.evaluation.stages import generate, judge
-from cherry_vllm.isolation import Isolation
+from cherry_vllm.isolation import interrupt
 from cherry_vllm.reporting.stages import report
 
 STAGES = {
@@ -41,8 +42,11 @@ STAGES = {
 # What is wrong with the place that a run writes to, not with the program.
 PLACE_ERRORS = (
     errno.EACCES,
+    errno.EDQUOT,
     errno.EEXIST,
+    errno.EFBIG,
     errno.ENAMETOOLONG,
+    errno.ENOLCK,
     errno.ENOSPC,
     errno.ENOTDIR,
     errno.EROFS,
@@ -75,9 +79,8 @@ def run_stage(config: DictConfig) -> None:
         typed = cast(Config, OmegaConf.to_object(config))
         is_sweep = settings.mode is RunMode.MULTIRUN
         output_dir = settings.runtime.output_dir if is_sweep else typed.run_dir
-        isolate = Isolation(cast(dict[str, Any], OmegaConf.to_container(settings.job_logging)))
         words = ["cherry-vllm", os.environ["CHERRY_VLLM_STAGE"], *settings.overrides.task]
-        stage(typed, stages.Job(Path(output_dir), is_sweep, isolate, shlex.join(words)))
+        stage(typed, stages.Job(Path(output_dir), is_sweep, shlex.join(words)))
     except UserError as error:
         raise SystemExit(_complain(str(error))) from None
     except OSError as error:
@@ -109,6 +112,7 @@ def _run_hydra(stage: str, overrides: list[str]) -> int:
     overrides = [word for word in overrides if word not in sweep]
     register()
     try:
+        signal.signal(signal.SIGTERM, interrupt)
         sys.argv = [sys.argv[0], *sweep, *overrides, *(_name_jobs(overrides) if sweep else [])]
         hydra.main(version_base="1.3", config_path=CONF, config_name="config")(run_stage)()
     except (HydraException, OmegaConfBaseException) as error:
@@ -116,9 +120,11 @@ def _run_hydra(stage: str, overrides: list[str]) -> int:
         return _complain(" ".join(f"{error}{cause}".split()))
     except OSError as error:  # from Hydra, which makes the folders of a sweep
         return _complain_of_place(error)
-    except KeyboardInterrupt:
-        print("cherry-vllm: interrupted; the same command resumes", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        number = signal.Signals(error.args[0] if error.args else signal.SIGINT)
+        message = f"cherry-vllm: stopped by {number.name}; the same command resumes"
+        print(message, file=sys.stderr)
+        return 128 + number
     return 0
 
 

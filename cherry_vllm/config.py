@@ -96,6 +96,34 @@ class HfConfig(EngineConfig):
 
 
 @dataclass(kw_only=True, slots=True)
+class ExecutorConfig:
+    """What every executor has; ``conf/executor/`` picks one."""
+
+    name: str = MISSING
+    num_workers: int | None = None
+    timeout_s: float = MISSING
+    load_timeout_s: float = MISSING
+    recycle_shards: int = MISSING
+
+
+@dataclass(kw_only=True, slots=True)
+class RayConfig(ExecutorConfig):
+    num_cpus: int = MISSING
+    address: str | None = None
+
+
+@dataclass(kw_only=True, slots=True)
+class ShardConfig:
+    index: int = MISSING
+    count: int = MISSING
+
+
+@dataclass(kw_only=True, slots=True)
+class ScoreConfig:
+    keep_logprobs: bool = MISSING
+
+
+@dataclass(kw_only=True, slots=True)
 class SampleConfig:
     """What every strategy has; ``conf/sample/`` picks one."""
 
@@ -229,6 +257,9 @@ class Config:
     prompt: PromptConfig = field(default_factory=PromptConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    executor: ExecutorConfig = field(default_factory=ExecutorConfig)
+    shard: ShardConfig = field(default_factory=ShardConfig)
+    score: ScoreConfig = field(default_factory=ScoreConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     pre_experience: TrainConfig = field(default_factory=TrainConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -240,7 +271,9 @@ class Config:
     demo: DemoConfig = field(default_factory=DemoConfig)
 
 
-def plain(group: EngineConfig | PromptConfig | SampleConfig | TrainConfig) -> dict[str, Any]:
+def plain(
+    group: EngineConfig | ExecutorConfig | PromptConfig | SampleConfig | TrainConfig,
+) -> dict[str, Any]:
     """A group as keyword arguments of the component that it configures."""
     items = asdict(group).items()
     return {key: value.value if isinstance(value, Enum) else value for key, value in items}
@@ -263,6 +296,8 @@ def register() -> None:
     store.store(name="schema", node=Config)
     store.store(group="engine", name="vllm_schema", node=VllmConfig)
     store.store(group="engine", name="hf_schema", node=HfConfig)
+    store.store(group="executor", name="local_schema", node=ExecutorConfig)
+    store.store(group="executor", name="ray_schema", node=RayConfig)
     store.store(group="sample", name="sample_schema", node=SampleConfig)
     store.store(group="sample", name="kmeans_schema", node=KMeansConfig)
     store.store(group="train", name="train_schema", node=TrainConfig)

@@ -7,26 +7,37 @@ IFD    = s(A|Q) / s(A)
 
 import polars as pl
 
-from cherry_vllm.schema import REASON, SCORES, DropReason
+from cherry_vllm.schema import REASON, SCORES, SUMS, DropReason
+
+
+def sum_logprobs(logprobs: pl.LazyFrame) -> pl.LazyFrame:
+    """Turns a frame of :data:`schema.LOGPROBS` into one of :data:`schema.SUMS`."""
+    return logprobs.with_columns(
+        num_answer_tokens=pl.col("conditioned_logprobs").list.len(),
+        conditioned_sum=_sum("conditioned_logprobs"),
+        num_direct_tokens=pl.col("direct_logprobs").list.len(),
+        direct_sum=_sum("direct_logprobs"),
+    ).select(list(SUMS))
 
 
 def aggregate_logprobs(logprobs: pl.LazyFrame) -> pl.LazyFrame:
-    """Turns a frame of :data:`schema.LOGPROBS` into one of :data:`schema.SCORES`, row by row.
+    """Turns a frame of :data:`schema.LOGPROBS`, or of their :data:`schema.SUMS`, into one of
+    :data:`schema.SCORES`, row by row.
 
     A score that is not finite is null with ``drop_reason`` "non_finite". An IFD above 1, strictly,
     gets "ifd_above_one" and keeps its scores.
     """
-    conditioned, direct = _mean_nll("conditioned_logprobs"), _mean_nll("direct_logprobs")
-    scored = logprobs.with_columns(
-        num_answer_tokens=pl.col("conditioned_logprobs").list.len(),
-        conditioned_score=conditioned,
-        direct_score=direct,
+    is_summed = "conditioned_sum" in logprobs.collect_schema()
+    sums = logprobs if is_summed else sum_logprobs(logprobs)
+    scored = sums.with_columns(
+        conditioned_score=-pl.col("conditioned_sum") / pl.col("num_answer_tokens"),
+        direct_score=-pl.col("direct_sum") / pl.col("num_direct_tokens"),
     ).with_columns(
         ifd=pl.col("conditioned_score") / pl.col("direct_score"),
         ifd_ppl=(pl.col("conditioned_score") - pl.col("direct_score")).exp(),
     )
     values = ["conditioned_score", "direct_score", "ifd", "ifd_ppl"]
-    was_scored = pl.col("conditioned_logprobs").is_not_null()
+    was_scored = pl.col("num_answer_tokens").is_not_null()
     finite = pl.all_horizontal(pl.col(values).is_finite())
     return (
         scored.with_columns(
@@ -42,6 +53,6 @@ def aggregate_logprobs(logprobs: pl.LazyFrame) -> pl.LazyFrame:
     )
 
 
-def _mean_nll(column: str) -> pl.Expr:
-    # In float64: a mean of float32 log-probs would lose digits that the ratio shows.
-    return -pl.col(column).cast(pl.List(pl.Float64)).list.mean()
+def _sum(column: str) -> pl.Expr:
+    # In float64: a sum of float32 log-probs would lose digits that the ratio shows.
+    return pl.col(column).cast(pl.List(pl.Float64)).list.sum()

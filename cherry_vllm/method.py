@@ -23,7 +23,9 @@ import polars as pl
 
 from cherry_vllm import stages
 from cherry_vllm.config import Config
+from cherry_vllm.errors import UserError
 from cherry_vllm.experience.sampling import Sampling
+from cherry_vllm.isolation import ChildError, isolate
 from cherry_vllm.sources import DataFormat
 from cherry_vllm.stages import Job, Outcome
 from cherry_vllm.store import read_json, write_json
@@ -33,7 +35,15 @@ from cherry_vllm.versions import installed_versions
 
 
 def run(config: Config, job: Job) -> Outcome:
-    """Runs what of the method has not been done before."""
+    """Runs what of the method has not been done before.
+
+    Raises:
+        UserError: a share of the shards was asked for, which later stages could not go on from.
+    """
+    if config.shard.count != 1:
+        raise UserError(
+            f"shard.count={config.shard.count}: only `score` and `embed` can be shared; drop it"
+        )
     manifest = Manifest(job, config)
     shared = Path(config.run_dir) / "scores"
     scorer, scored = config, replace(config, scores_dir=str(shared / "base"))
@@ -74,7 +84,10 @@ class Manifest:
     def run(self, name: str, stage: Callable[[Config, Job], Outcome], config: Config) -> Path:
         """Runs a stage in a process of its own, records it, and returns its artifact."""
         started, clock = datetime.now(UTC), time.monotonic()
-        outcome = self._job.isolate(stage, config, self._job)
+        try:
+            outcome = isolate(stage, config, self._job)
+        except ChildError as lost:
+            raise UserError(f"{name}: its process {lost}; the same command resumes") from None
         entry = {
             "stage": name,
             "artifact": str(outcome.artifact),

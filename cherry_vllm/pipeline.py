@@ -11,7 +11,7 @@ What a run with the same settings has finished is not done again.
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,12 @@ from cherry_vllm.exports import (
     write_records,
 )
 from cherry_vllm.ifd import aggregate_logprobs
-from cherry_vllm.inference import Inference
+from cherry_vllm.inference import WHOLE, Inference, Share
+from cherry_vllm.isolation import ChildError, isolate
 from cherry_vllm.progress import progress_bar
 from cherry_vllm.report import count_outcomes
 from cherry_vllm.schema import SCHEMA_VERSION
-from cherry_vllm.scoring import score_shard
+from cherry_vllm.scoring import score_shard, sum_shard
 from cherry_vllm.selection import add_ratings, count_unrated, select_rows
 from cherry_vllm.sources import Columns, DataFormat, read_rows
 from cherry_vllm.store import (
@@ -60,7 +61,12 @@ def read(
     max_rows: int | None = None,
     shard_rows: int,
 ) -> Shards:
-    """Files to row shards. See :func:`sources.read_rows` for the arguments."""
+    """Files to row shards. See :func:`sources.read_rows` for the arguments.
+
+    Raises:
+        UserError: a file cannot be read, or changes meanwhile.
+    """
+    states = [_state(file) for file in files]
     settings = {
         "schema_version": SCHEMA_VERSION,
         "files": [[file_sha256(file), *file.suffixes] for file in files],
@@ -71,9 +77,13 @@ def read(
         "shard_rows": shard_rows,
     }
     rows = Shards(run_dir / "rows", settings)
-    if rows.is_complete():
+    # Shards of a folder that was never closed may be of a file that changed while it was read.
+    missing = rows.missing(range(rows.num_shards)) if rows.is_closed() else None
+    if missing == []:
         return rows
-    frames = read_rows(
+    rows.reopen()
+    frames = partial(
+        read_rows,
         files,
         data_format=data_format,
         columns=columns,
@@ -81,14 +91,42 @@ def read(
         max_rows=max_rows,
         batch_rows=shard_rows,
     )
-    num_rows = num_shards = 0
-    with progress_bar("reading") as bar:
-        for frame in frames:
-            rows.write(num_shards, frame)
-            num_rows, num_shards = num_rows + frame.height, num_shards + 1
-            bar.update(frame.height)
+    try:
+        # Polars may not fail on a damaged file but end the process.
+        num_rows, num_shards = isolate(write_rows, rows, missing, frames)
+    except ChildError as lost:
+        names = ", ".join(map(str, files))
+        raise UserError(
+            f"{names}: not readable, the reader {lost}; check that it is whole"
+        ) from None
+    for file, state in zip(files, states, strict=True):
+        if _state(file) != state:
+            raise UserError(f"{file}: changed while it was read; run again once it is at rest")
     rows.close(num_shards, num_rows=num_rows, files=[str(file) for file in files])
     return rows
+
+
+def write_rows(
+    rows: Shards, wanted: Sequence[int] | None, frames: Callable[[], Iterator[pl.DataFrame]]
+) -> tuple[int, int]:
+    """Writes frames to row shards, only to those ``wanted`` if that is not None.
+
+    Returns the number of rows and of shards.
+    """
+    num_rows = num_shards = 0
+    with progress_bar("reading") as bar:
+        for frame in frames():
+            if wanted is None or num_shards in wanted:
+                rows.discard(num_shards)
+                rows.write(num_shards, frame)
+            num_rows, num_shards = num_rows + frame.height, num_shards + 1
+            bar.update(frame.height)
+    return num_rows, num_shards
+
+
+def _state(file: Path) -> tuple[int, int, int]:
+    found = file.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def score(
@@ -98,15 +136,19 @@ def score(
     checkpoint: Path,
     *,
     may_replace: bool,
+    keep_logprobs: bool = True,
+    share: Share = WHOLE,
     **use: Any,
 ) -> Shards:
-    """Row shards to log-prob shards; ``use`` holds the settings of :class:`inference.Inference`.
+    """Row shards to log-prob shards, or to their sums alone where ``keep_logprobs`` is False.
+
+    ``use`` holds the settings of :class:`inference.Inference`.
 
     Raises:
         UserError: the model cannot be used, or cannot take ``max_length`` tokens; or scores of
         other settings lie in ``scores_dir``, and ``may_replace`` is False.
     """
-    scoring = Inference(run_dir / "logprobs", rows, checkpoint, **use)
+    scoring = Inference(run_dir / "logprobs", rows, checkpoint, keep_logprobs=keep_logprobs, **use)
     held = _scores_fingerprint(scores_dir)
     if not may_replace and held not in (None, scoring.target.fingerprint):
         raise UserError(
@@ -116,9 +158,10 @@ def score(
     return scoring.run(
         "scoring",
         build_engine,
-        lambda builder, engine: partial(score_shard, builder=builder, engine=engine),
+        score_shard if keep_logprobs else sum_shard,
         done="scored",
         units_per_row=2,  # two passes
+        share=share,
     )
 
 
@@ -147,6 +190,7 @@ def aggregate(scores_dir: Path, rows: Shards, logprobs: Shards) -> pl.DataFrame:
         manifest,
         {
             **origin,
+            "sha256": file_sha256(target),
             "num_rows": num_rows,
             "outcomes": count_outcomes(scores),
             "read": rows.summary,
@@ -165,11 +209,14 @@ def _draw(scores: pl.DataFrame, target: Path) -> None:
 
 
 def _scores_fingerprint(scores_dir: Path) -> str | None:
-    """What the scores in a folder were made from; None without scores, or with a part only."""
-    manifest = scores_dir / "score.json"
-    if not (manifest.is_file() and (scores_dir / "scores.parquet").is_file()):
+    """What the scores in a folder were made from; None without scores, or with damaged ones."""
+    scores = scores_dir / "scores.parquet"
+    try:
+        made = read_json(scores_dir / "score.json")
+        is_whole = made["sha256"] == file_sha256(scores)
+    except (FileNotFoundError, ValueError, KeyError):
         return None
-    return str(read_json(manifest)["fingerprint"])
+    return str(made["fingerprint"]) if is_whole else None
 
 
 def select(

@@ -4,7 +4,7 @@ from enum import StrEnum
 
 import polars as pl
 
-SCHEMA_VERSION = 1  # part of every fingerprint: raise it when a file's meaning changes
+SCHEMA_VERSION = 2  # part of every fingerprint: raise it when a file's meaning changes
 
 
 class DropReason(StrEnum):
@@ -15,6 +15,7 @@ class DropReason(StrEnum):
     CENSURED = "censured"  # holds a phrase of the censure list
     OUT_OF_VOCABULARY = "out_of_vocabulary"  # the tokenizer made an id the model does not have
     PROMPT_TOO_LONG = "prompt_too_long"  # the prompt alone fills max_length
+    ENGINE_FAILED = "engine_failed"  # the engine died on it, alone, twice
     NON_FINITE = "non_finite"  # a log-probability or the IFD is not a finite number
     IFD_ABOVE_ONE = "ifd_above_one"  # scored; the instruction does not help (paper, section 2.3)
 
@@ -50,6 +51,17 @@ LOGPROBS: Schema = {
     "conditioned_logprobs": pl.List(pl.Float32),  # of each answer token, given the prompt
     "direct_logprobs": pl.List(pl.Float32),  # of each answer token, given the marker
     "truncated": pl.Boolean,  # the answer was cut at max_length
+    "drop_reason": REASON,
+}
+
+# The same with what the scores need alone, written by the scoring stage if so asked.
+SUMS: Schema = {
+    "row": pl.Int64,
+    "num_answer_tokens": pl.UInt32,
+    "conditioned_sum": pl.Float64,  # of the log-probs of so many tokens, given the prompt
+    "num_direct_tokens": pl.UInt32,  # differs where the answer's begin merges with what precedes
+    "direct_sum": pl.Float64,  # of the log-probs of so many tokens, given the marker
+    "truncated": pl.Boolean,
     "drop_reason": REASON,
 }
 

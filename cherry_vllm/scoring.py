@@ -1,10 +1,11 @@
-"""A shard of rows to a shard of log-probs."""
+"""A shard of rows to a shard of log-probs, or of their sums."""
 
 from collections.abc import Callable
 
 import polars as pl
 
 from cherry_vllm.engines import Engine
+from cherry_vllm.ifd import sum_logprobs
 from cherry_vllm.schema import LOGPROBS, REASON
 from cherry_vllm.spans import Pair, SpanBuilder
 
@@ -14,7 +15,7 @@ def score_shard(
     on_scored: Callable[[int], None],
     *,
     builder: SpanBuilder,
-    engine: Engine,
+    model: Engine,
 ) -> pl.DataFrame:
     """Scores one shard: a frame of :data:`schema.ROWS` to one of :data:`schema.LOGPROBS`.
 
@@ -30,7 +31,7 @@ def score_shard(
     reasons = {row: item.value for row, item in scored.items() if not isinstance(item, Pair)}
 
     spans = [span for pair in pairs.values() for span in (pair.conditioned, pair.direct)]
-    logprobs = engine.logprobs(spans, on_scored)
+    logprobs = model.logprobs(spans, on_scored)
     for span, floats in zip(spans, logprobs, strict=True):
         if len(floats) != span.num_answer_tokens:
             raise RuntimeError(
@@ -57,3 +58,14 @@ def score_shard(
         .with_columns(pl.coalesce("drop_reason", "reason"))
         .select(list(LOGPROBS))
     )
+
+
+def sum_shard(
+    rows: pl.DataFrame,
+    on_scored: Callable[[int], None],
+    *,
+    builder: SpanBuilder,
+    model: Engine,
+) -> pl.DataFrame:
+    """As :func:`score_shard`, to a frame of :data:`schema.SUMS`."""
+    return sum_logprobs(score_shard(rows, on_scored, builder=builder, model=model).lazy()).collect()

@@ -1,8 +1,8 @@
 """The commands: each takes the typed configuration apart and hands plain arguments on."""
 
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,10 +14,10 @@ from cherry_vllm.errors import UserError
 from cherry_vllm.experience import pipeline as experience
 from cherry_vllm.experience.sampling import Sampling
 from cherry_vllm.exports import find_data
-from cherry_vllm.isolation import Isolation
+from cherry_vllm.inference import WHOLE, Share
 from cherry_vllm.selection import Strategy, count_unrated
 from cherry_vllm.sources import Columns, find_files
-from cherry_vllm.store import Shards, exclusive, read_json
+from cherry_vllm.store import Shards, exclusive, in_turn, read_json
 from cherry_vllm.training import pipeline as training
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,6 @@ class Job(NamedTuple):
 
     output_dir: Path
     is_sweep: bool
-    isolate: Isolation
     command: str = ""  # what the user typed
 
 
@@ -39,16 +38,17 @@ class Outcome(NamedTuple):
     facts: dict[str, Any]
 
 
-def embed(config: Config, job: Job) -> Outcome:
+def embed(config: Config, _job: Job) -> Outcome:
     """Embeds the prompts of a data set with the base model, and measures their perplexity."""
     files, checkpoint = find_input(config), find_model(config)
-    with exclusive(Path(config.run_dir)):
-        embeddings, perplexities = _embed(config, job, read_input(config, files), checkpoint)
+    with _hold_share(config) as share:
+        rows = read_input(config, files)
+        embeddings, perplexities = _embed(config, rows, checkpoint, share)
     print(f"embeddings: {embeddings.folder}  perplexities: {perplexities.folder}")
-    return Outcome(embeddings.folder, {"num_shards": embeddings.num_shards})
+    return Outcome(embeddings.folder, {"num_shards": rows.num_shards})
 
 
-def sample(config: Config, job: Job) -> Outcome:
+def sample(config: Config, _job: Job) -> Outcome:
     """Samples the rows that the pre-experienced model is to learn from."""
     if not has_experience(config):
         raise UserError(
@@ -57,7 +57,7 @@ def sample(config: Config, job: Job) -> Outcome:
         )
     files = find_input(config)
     with exclusive(Path(config.run_dir)):
-        target = _sample(config, job, read_input(config, files))
+        target = _sample(config, read_input(config, files))
     meta = read_json(target.with_suffix(".meta.json"))
     facts = {key: meta[key] for key in meta if key not in ("rows", "settings", "versions")}
     print(report.describe(f"sample={config.sample.strategy.value}", facts))
@@ -95,10 +95,10 @@ def train(config: Config, _job: Job) -> Outcome:
 
 
 def score(config: Config, job: Job) -> Outcome:
-    """Scores a data set with a model and prints the summary."""
+    """Scores a data set with a model, or a share of it, and prints the summary."""
     files, checkpoint = find_input(config), find_model(config)
     run_dir, scores_dir = Path(config.run_dir), Path(config.scores_dir)
-    with exclusive(run_dir):
+    with _hold_share(config) as share:
         rows = read_input(config, files)
         logprobs = pipeline.score(
             run_dir,
@@ -106,9 +106,15 @@ def score(config: Config, job: Job) -> Outcome:
             rows,
             checkpoint,
             may_replace=not job.is_sweep,
+            keep_logprobs=config.score.keep_logprobs,
+            share=share,
             **model_use(config),
         )
-        scores = pipeline.aggregate(scores_dir, rows, logprobs)
+        with in_turn(run_dir):
+            if not logprobs.is_complete():
+                print(f"share {share.index} of {share.count} scored; the last to end aggregates")
+                return Outcome(logprobs.folder, {})
+            scores = pipeline.aggregate(scores_dir, rows, logprobs)
     print(report.summarize(scores))
     print(f"scores: {scores_dir / 'scores.parquet'}  picture: {scores_dir / 'ifd.png'}")
     warning = report.misfit_warning(scores)
@@ -190,16 +196,32 @@ def find_model(config: Config) -> Path:
 
 
 def read_input(config: Config, files: Sequence[Path]) -> Shards:
-    """The row shards of the input, read only where an earlier stage has not."""
-    return pipeline.read(
-        Path(config.run_dir),
-        files,
-        data_format=config.data.format,
-        columns=Columns(**asdict(config.data.columns)),
-        censure=config.censure.phrases,
-        max_rows=config.data.max_rows,
-        shard_rows=config.shard_rows,
-    )
+    """The row shards of the input, read only where nobody has before."""
+    run_dir = Path(config.run_dir)
+    with in_turn(run_dir):
+        return pipeline.read(
+            run_dir,
+            files,
+            data_format=config.data.format,
+            columns=Columns(**asdict(config.data.columns)),
+            censure=config.censure.phrases,
+            max_rows=config.data.max_rows,
+            shard_rows=config.shard_rows,
+        )
+
+
+@contextmanager
+def _hold_share(config: Config) -> Iterator[Share]:
+    """Holds the run folder, or a share of its shards beside the processes that hold others."""
+    run_dir, share = Path(config.run_dir), Share(config.shard.index, config.shard.count)
+    share.check()
+    if share.count == 1:
+        with exclusive(run_dir):
+            yield share
+    else:
+        name = f".lock-{share.index}-of-{share.count}"
+        with exclusive(run_dir, shared=True), exclusive(run_dir, name):
+            yield share
 
 
 def model_use(config: Config) -> dict[str, Any]:
@@ -208,25 +230,27 @@ def model_use(config: Config) -> dict[str, Any]:
         "prompt": plain(config.prompt),
         "max_length": config.max_length,
         "engine": plain(config.engine),
+        "executor": plain(config.executor),
         "trust_remote_code": config.model.trust_remote_code,
     }
 
 
-def _embed(config: Config, job: Job, rows: Shards, checkpoint: Path) -> tuple[Shards, Shards]:
-    """Both with an engine of their own, so each in a process of its own."""
+def _embed(
+    config: Config, rows: Shards, checkpoint: Path, share: Share = WHOLE
+) -> tuple[Shards, Shards]:
     arguments, use = (Path(config.run_dir), rows, checkpoint), model_use(config)
-    embeddings = job.isolate(experience.embed, *arguments, **use)
-    return embeddings, job.isolate(experience.measure_perplexity, *arguments, **use)
+    embeddings = experience.embed(*arguments, share=share, **use)
+    return embeddings, experience.measure_perplexity(*arguments, share=share, **use)
 
 
-def _sample(config: Config, job: Job, rows: Shards) -> Path:
+def _sample(config: Config, rows: Shards) -> Path:
     run_dir, settings = Path(config.run_dir), config.sample
     if isinstance(settings, KMeansConfig):
         low, high = settings.percentiles
         return experience.sample_diverse(
             run_dir,
             rows,
-            *_embed(config, job, rows, find_model(config)),
+            *_embed(config, rows, find_model(config)),
             count=settings.count,
             num_clusters=settings.num_clusters,
             percentiles=(low, high),

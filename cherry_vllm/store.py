@@ -3,10 +3,13 @@
 import errno
 import fcntl
 import hashlib
+import io
 import json
+import logging
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,9 +17,11 @@ from typing import Any
 import polars as pl
 
 from cherry_vllm.errors import UserError
-from cherry_vllm.progress import progress_bar
+
+log = logging.getLogger(__name__)
 
 ROW_GROUP_ROWS = 20_000
+OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def fingerprint(settings: dict[str, Any]) -> str:
@@ -45,6 +50,12 @@ def atomic_path(target: Path) -> Iterator[Path]:
         _sync(temporary)
         os.replace(temporary, target)
         _sync(target.parent)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        number = OS_ERROR.search(str(error))
+        if number is None:
+            raise
+        # Polars hides the system's errors in its own.
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(target)) from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -95,17 +106,19 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def exclusive(run_dir: Path) -> Iterator[None]:
+def exclusive(run_dir: Path, name: str = ".lock", *, shared: bool = False) -> Iterator[None]:
     """Holds ``run_dir`` for this process; the lock goes with the process, however it ends.
+
+    Several processes may hold a ``shared`` lock of one name, while none holds it alone.
 
     Raises:
         UserError: another process holds it.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    with (run_dir / ".lock").open("a+") as file:
+    with (run_dir / name).open("a+") as file:
         try:
             # A record lock, unlike flock, is not inherited by the engine's child processes.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 raise
@@ -115,8 +128,17 @@ def exclusive(run_dir: Path) -> Iterator[None]:
                 "wait for it, or choose another run_dir"
             ) from None
         file.truncate(0)
-        file.write(f"{os.getpid()} on {os.uname().nodename}")
+        file.write(f"{os.getpid()} on {os.uname().nodename}{', among others' if shared else ''}")
         file.flush()
+        yield
+
+
+@contextmanager
+def in_turn(run_dir: Path) -> Iterator[None]:
+    """Waits until no other process is in such a block on ``run_dir``."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / ".turn").open("a") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
         yield
 
 
@@ -125,7 +147,7 @@ class Shards:
 
     The folder is named by the fingerprint of the settings that made it, so shards of different
     settings never meet. A marker is written after its data and holds the data's row and byte
-    count; ``complete.json``, written last, closes the folder.
+    count and its SHA-256; ``complete.json``, written last, closes the folder.
     """
 
     def __init__(self, parent: Path, settings: dict[str, Any]) -> None:
@@ -137,22 +159,50 @@ class Shards:
         return self.folder / f"part-{index:05d}.parquet"
 
     def is_done(self, index: int) -> bool:
-        """Whether the shard's marker is there and its data has the marker's size."""
+        """Whether the shard's marker is there and its data are, byte for byte, what was written."""
         path = self.path(index)
-        try:
-            return bool(path.stat().st_size == read_json(path.with_suffix(".done"))["bytes"])
-        except (FileNotFoundError, ValueError, KeyError):
+        marker = path.with_suffix(".done")
+        if not marker.exists():
             return False
+        try:
+            written = read_json(marker)
+            if path.stat().st_size == written["bytes"] and file_sha256(path) == written["sha256"]:
+                return True
+        except (FileNotFoundError, ValueError, KeyError):
+            pass
+        log.warning("%s: damaged, since it is not what was written; it is made again", path)
+        return False
+
+    def is_begun(self) -> bool:
+        """Whether the settings are on record."""
+        return (self.folder / "settings.json").is_file()
+
+    def begin(self) -> None:
+        """Records the settings, so that they are known before the folder is closed."""
+        write_json(self.folder / "settings.json", self._settings)
+
+    def missing(self, indices: Iterable[int]) -> list[int]:
+        """Those of the shards that are not done."""
+        return [index for index in indices if not self.is_done(index)]
 
     def num_rows(self, index: int) -> int:
         return int(read_json(self.path(index).with_suffix(".done"))["rows"])
 
     def write(self, index: int, frame: pl.DataFrame) -> None:
-        path = self.path(index)
+        path, buffer = self.path(index), io.BytesIO()
         path.with_suffix(".done").unlink(missing_ok=True)
+        frame.write_parquet(buffer, row_group_size=ROW_GROUP_ROWS)
+        content = buffer.getbuffer()
         with atomic_path(path) as temporary:
-            frame.write_parquet(temporary, row_group_size=ROW_GROUP_ROWS)
-        write_json(path.with_suffix(".done"), {"rows": frame.height, "bytes": path.stat().st_size})
+            temporary.write_bytes(content)
+        facts = {"rows": frame.height, "bytes": len(content)}
+        digest = hashlib.sha256(content).hexdigest()
+        write_json(path.with_suffix(".done"), {**facts, "sha256": digest})
+
+    def discard(self, index: int) -> None:
+        """Removes what a killed process may have left of a shard that it was writing."""
+        for rest in self.folder.glob(f".{self.path(index).stem}.*"):
+            rest.unlink(missing_ok=True)
 
     def read(self, index: int) -> pl.DataFrame:
         return pl.read_parquet(self.path(index), glob=False)
@@ -162,10 +212,20 @@ class Shards:
         summary = {"num_shards": num_shards, **facts, "settings": self._settings}
         write_json(self.folder / "complete.json", summary)
 
+    def reopen(self) -> None:
+        """Takes the mark of completeness away."""
+        (self.folder / "complete.json").unlink(missing_ok=True)
+
+    def is_closed(self) -> bool:
+        """Whether all shards were written once."""
+        try:
+            return self.num_shards >= 0
+        except (FileNotFoundError, ValueError, KeyError):
+            return False
+
     def is_complete(self) -> bool:
         """Whether the folder was closed and every shard is still whole."""
-        closed = (self.folder / "complete.json").is_file()
-        return closed and all(self.is_done(index) for index in range(self.num_shards))
+        return self.is_closed() and not self.missing(range(self.num_shards))
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -179,31 +239,3 @@ class Shards:
     def scan(self) -> pl.LazyFrame:
         """All shards of a closed folder as one lazy frame, in order."""
         return pl.scan_parquet([self.path(i) for i in range(self.num_shards)], glob=False)
-
-
-def transform_shards(
-    label: str,
-    source: Shards,
-    target: Shards,
-    missing: Sequence[int],
-    transform: Callable[[pl.DataFrame, Callable[[int], None]], pl.DataFrame],
-    *,
-    units_per_row: int = 1,
-) -> None:
-    """Writes what ``transform`` makes of the ``missing`` shards of ``source`` to ``target``.
-
-    ``transform`` gets a shard and a function to report finished units of work to.
-    """
-    num_rows = source.summary["num_rows"]
-    num_missing = sum(source.num_rows(index) for index in missing)
-    with progress_bar(label, total=num_rows, initial=num_rows - num_missing) as bar:
-        for index in missing:
-            shard, done, units = source.read(index), bar.n, 0
-
-            def on_done(count: int, done: int = done) -> None:
-                nonlocal units
-                units += count
-                bar.update(done + units // units_per_row - bar.n)
-
-            target.write(index, transform(shard, on_done))
-            bar.update(done + shard.height - bar.n)

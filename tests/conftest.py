@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cherry_vllm import demo
+from tests.runs import DEADLY, DEADLY_ROW, NUM_ROWS, command, plain_answer, write_rows
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -70,6 +71,19 @@ def start(*arguments: object, cwd: Path | None = None) -> subprocess.Popen[str]:
     )
 
 
+def children(pid: int) -> list[int]:
+    """The processes that a process has started and that still are."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = (folder / "stat").read_text().rsplit(")", 1)[1].split()[1]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(parent) == pid:
+            found.append(int(folder.name))
+    return found
+
+
 @pytest.fixture(scope="session")
 def cli() -> Cli:
     """Runs the real command line to its end."""
@@ -80,3 +94,21 @@ def cli() -> Cli:
         return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows that are quickly scored; one may be deadly (see ``tests/faults``)."""
+    path = tmp_path_factory.mktemp("data") / "rows.jsonl"
+    answers = [plain_answer(number) for number in range(NUM_ROWS)]
+    answers[DEADLY_ROW] = f"{DEADLY} {answers[DEADLY_ROW]}"
+    return write_rows(path, answers)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(data: Path, tiny: Path, cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    done = cli(*command(data, tiny, folder))
+    assert done.returncode == 0, done.stderr
+    return folder

@@ -20,7 +20,6 @@ from cherry_vllm.errors import UserError
 from cherry_vllm.evaluation.answers import read_pairs
 from cherry_vllm.evaluation.stages import generate
 from cherry_vllm.evaluation.testsets import QuestionColumns, read_questions
-from cherry_vllm.isolation import Isolation
 from cherry_vllm.stages import Job
 from tests.conftest import SHARED, Cli, start
 from tests.judge_server import JudgeServer
@@ -93,7 +92,7 @@ def options(model: Path, testset: Path, run_dir: Path, *more: str) -> list[str]:
 
 def run_generate(*overrides: str) -> dict[str, Any]:
     config = compose(*overrides)
-    job = Job(Path(config.run_dir), is_sweep=False, isolate=Isolation({}))
+    job = Job(Path(config.run_dir), is_sweep=False)
     return generate(config, job).facts
 
 

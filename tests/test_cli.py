@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 
 from tests.conftest import ROWS, Cli, start
+from tests.runs import logprob_files
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +46,6 @@ def assert_refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
     assert "Traceback" not in done.stderr
     for word in words:
         assert word in lines[0]
-
-
-def logprob_files(run_dir: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(run_dir.glob("logprobs/*/*.parquet"))}
 
 
 def test_every_input_row_ends_scored_or_dropped(run_dir: Path) -> None:

@@ -5,7 +5,17 @@ from hydra.errors import ConfigCompositionException
 
 from cherry_vllm.config import CONF, HfConfig, VllmConfig, compose
 
-GROUPS = ("data", "censure", "prompt", "engine", "sample", "train", "testset", "judge")
+GROUPS = (
+    "data",
+    "censure",
+    "prompt",
+    "engine",
+    "executor",
+    "sample",
+    "train",
+    "testset",
+    "judge",
+)
 OPTIONS = [
     (group, file.stem) for group in GROUPS for file in sorted((Path(CONF) / group).glob("*.yaml"))
 ]

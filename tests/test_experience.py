@@ -26,6 +26,7 @@ USE: dict[str, Any] = {
     "prompt": PROMPT,
     "max_length": 64,
     "engine": HF,
+    "executor": plain(compose().executor),
     "trust_remote_code": False,
 }
 KMEANS = {

@@ -15,7 +15,6 @@ from cherry_vllm import stages
 from cherry_vllm.config import compose
 from cherry_vllm.errors import UserError
 from cherry_vllm.exports import DATA
-from cherry_vllm.isolation import Isolation
 from cherry_vllm.schema import DropReason
 from cherry_vllm.stages import Job
 from cherry_vllm.store import atomic_folder, file_sha256
@@ -38,7 +37,7 @@ def run_dir(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(stage: Any, run_dir: Path, *overrides: str) -> Path:
     config = compose(f"run_dir={run_dir}", "engine=hf", *overrides)
-    job = Job(run_dir, is_sweep=False, isolate=Isolation({}), command="cherry-vllm select x=1")
+    job = Job(run_dir, is_sweep=False, command="cherry-vllm select x=1")
     return Path(stage(config, job).artifact)
 
 

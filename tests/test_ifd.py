@@ -2,13 +2,14 @@
 
 import math
 
+import numpy as np
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from cherry_vllm.ifd import aggregate_logprobs
+from cherry_vllm.ifd import aggregate_logprobs, sum_logprobs
 from cherry_vllm.report import count_outcomes, misfit_warning, summarize
-from cherry_vllm.schema import LOGPROBS, SCORES, DropReason
+from cherry_vllm.schema import LOGPROBS, SCORES, SUMS, DropReason
 
 VALUES = ["conditioned_score", "direct_score", "ifd", "ifd_ppl"]
 NAN, INFINITY = math.nan, math.inf
@@ -246,3 +247,26 @@ def test_a_warning_from_more_than_a_third_above_one(above, usable):
 def test_rows_without_a_score_do_not_hide_a_misfit():
     scores = with_outcomes(above=2, usable=3, malformed=100, non_finite=50, empty_answer=10)
     assert "2 of 5 scored rows" in misfit_warning(scores)
+
+
+def test_sums_alone_give_the_same_scores():
+    generator = np.random.default_rng(0)
+    lists = [(-generator.gamma(2.0, 1.0, (2, length))).tolist() for length in range(1, 60)]
+    lists += [[[math.nan], [-1.0]], [[-1.0], [-INFINITY]], [[-2.0], [-1.0, -0.5]]]
+    frame = pl.LazyFrame(
+        {
+            "row": range(len(lists) + 1),
+            "conditioned_logprobs": [*(pair[0] for pair in lists), None],
+            "direct_logprobs": [*(pair[1] for pair in lists), None],
+            "truncated": [*(False for _ in lists), None],
+            "drop_reason": [*(None for _ in lists), "malformed"],
+        },
+        schema=LOGPROBS,
+    )
+    sums = sum_logprobs(frame).collect()
+    assert sums.schema == pl.Schema(SUMS)
+    assert_frame_equal(
+        aggregate_logprobs(sums.lazy()).collect(),
+        aggregate_logprobs(frame).collect(),
+        check_exact=True,
+    )

@@ -13,7 +13,6 @@ import pytest
 from cherry_vllm.config import compose
 from cherry_vllm.errors import UserError
 from cherry_vllm.evaluation.stages import judge
-from cherry_vllm.isolation import Isolation
 from cherry_vllm.stages import Job
 from tests.conftest import Cli, start
 from tests.judge_server import Fault, JudgeServer
@@ -39,7 +38,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[JudgeServer]:
 def run_judge(run_dir: Path, *overrides: str) -> None:
     """The stage in this process, which spares the start of another."""
     config = compose(f"run_dir={run_dir}", *overrides)
-    judge(config, Job(run_dir, is_sweep=False, isolate=Isolation({})))
+    judge(config, Job(run_dir, is_sweep=False))
 
 
 def test_a_run_leaves_verdicts_and_figures_and_asks_once(

@@ -17,7 +17,6 @@ from cherry_vllm.config import compose, plain
 from cherry_vllm.errors import UserError
 from cherry_vllm.evaluation import judging
 from cherry_vllm.evaluation.reviews import read_reviews
-from cherry_vllm.isolation import Isolation
 from cherry_vllm.reporting import facts
 from cherry_vllm.reporting.artifacts import find_jobs, find_losses, find_selection
 from cherry_vllm.reporting.extremes import Side, count_first_words, find_samples, mark_sides
@@ -148,7 +147,7 @@ def write_everything(run_dir: Path) -> None:
 def run_report(run_dir: Path, *overrides: str) -> Path:
     """The stage in this process, which spares the start of another."""
     config = compose(f"run_dir='{run_dir}'", *overrides)
-    outcome = report(config, Job(run_dir, is_sweep=False, isolate=Isolation({})))
+    outcome = report(config, Job(run_dir, is_sweep=False))
     return outcome.artifact
 
 

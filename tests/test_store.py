@@ -1,6 +1,8 @@
 """Files that survive a kill: atomic writes, shards, one run at a time."""
 
+import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -88,6 +90,31 @@ def test_a_block_that_writes_nothing_leaves_what_was_there(tmp_path):
     with pytest.raises(FileNotFoundError), atomic_path(target):
         pass
     assert target.read_text() == "old"
+
+
+def test_a_full_disk_is_told_as_such_by_every_writer(tmp_path):
+    lines = pl.LazyFrame({"a": range(100_000)})
+    writers = {
+        "sunk.parquet": lines.sink_parquet,
+        "written.parquet": lines.collect().write_parquet,
+        "written.jsonl": lines.collect().write_ndjson,
+        "bytes.bin": lambda path: path.write_bytes(bytes(100_000)),
+    }
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        for name, write in writers.items():
+            with pytest.raises(OSError, match="File too large") as full:
+                write_to(tmp_path / name, write)
+            assert full.value.errno == errno.EFBIG
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert names_in(tmp_path) == []
+
+
+def write_to(target, write):
+    with atomic_path(target) as path:
+        write(path)
 
 
 def test_json_round_trips(tmp_path):
@@ -205,6 +232,32 @@ def test_a_folder_is_complete_once_closed(tmp_path):
     assert shards.num_shards == 2
     assert shards.summary == {"num_shards": 2, "num_rows": 100, "settings": SETTINGS}
     assert_frame_equal(shards.scan().collect(), FRAME)
+
+
+def test_a_shard_with_a_flipped_bit_is_not_done_and_the_log_says_so(tmp_path, caplog):
+    shards = Shards(tmp_path, SETTINGS)
+    for index in range(3):
+        shards.write(index, FRAME)
+    content = bytearray(shards.path(1).read_bytes())
+    content[len(content) // 2] ^= 1
+    shards.path(1).write_bytes(content)
+    assert shards.missing(range(4)) == [1, 3]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{shards.path(1)}: damaged, since it is not what was written; it is made again"
+    ]
+
+
+def test_what_a_killed_writer_left_is_discarded(tmp_path):
+    shards = Shards(tmp_path, SETTINGS)
+    shards.write(0, FRAME)
+    for name in (".part-00001.77.tmp.parquet", ".part-00001.77.tmp.done", ".part-00002.7.tmp.done"):
+        (shards.folder / name).write_text("half")
+    shards.discard(1)
+    assert names_in(shards.folder) == [
+        ".part-00002.7.tmp.done",
+        "part-00000.done",
+        "part-00000.parquet",
+    ]
 
 
 @pytest.mark.parametrize("harm", ["truncated", "no data", "no marker"])

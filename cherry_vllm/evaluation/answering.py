@@ -17,7 +17,7 @@ import polars as pl
 from cherry_vllm.checkpoint import load_tokenizer, read_stop_ids
 from cherry_vllm.engines import Decoding, Generator, build_generator
 from cherry_vllm.inference import Inference
-from cherry_vllm.schema import REASON, Schema
+from cherry_vllm.schema import REASON, DropReason, Schema
 from cherry_vllm.spans import SpanBuilder
 from cherry_vllm.store import Shards, atomic_path, read_json, write_json
 
@@ -53,21 +53,21 @@ def answer(
     drawn = {"seed": seed} if decoding.temperature else {}
     parameters = {**decoding._asdict(), **drawn}
     inference = Inference(run_dir / "answers", questions, checkpoint, **use, decoding=parameters)
-    trust_remote_code = use["trust_remote_code"]
-
-    def open_generator(name: str, **settings: Any) -> Generator:
-        tokenizer = load_tokenizer(checkpoint, trust_remote_code=trust_remote_code)
-        stop_ids = read_stop_ids(checkpoint, tokenizer, trust_remote_code=trust_remote_code)
-        return build_generator(name, decoding=decoding, stop_ids=stop_ids, **settings)
-
     return inference.run(
         "answering",
-        open_generator,
-        lambda builder, generator: partial(
-            answer_shard, builder=builder, generator=generator, seed=seed
-        ),
+        partial(_open_generator, decoding=decoding),
+        partial(answer_shard, seed=seed),
         done="answered",
     )
+
+
+def _open_generator(
+    name: str, model_path: Path, *, trust_remote_code: bool, **settings: Any
+) -> Generator:
+    tokenizer = load_tokenizer(model_path, trust_remote_code=trust_remote_code)
+    stop_ids = read_stop_ids(model_path, tokenizer, trust_remote_code=trust_remote_code)
+    settings |= {"stop_ids": stop_ids, "trust_remote_code": trust_remote_code}
+    return build_generator(name, model_path, **settings)
 
 
 def answer_shard(
@@ -75,17 +75,23 @@ def answer_shard(
     on_answered: Callable[[int], None],
     *,
     builder: SpanBuilder,
-    generator: Generator,
+    model: Generator,
     seed: int,
 ) -> pl.DataFrame:
     """Answers one shard: a frame of :data:`testsets.QUESTIONS` to one of :data:`ANSWERS`.
 
     Spaces and line breaks around an answer are taken off.
     """
-    encoded = builder.encode_prompts(*(questions[name].to_list() for name in ("question", "input")))
+    texts = (questions[name].to_list() for name in ("question", "input"))
+    encoded = [
+        item if reason is None else DropReason(reason)
+        for item, reason in zip(
+            builder.encode_prompts(*texts), questions["drop_reason"], strict=True
+        )
+    ]
     prompts = [item for item in encoded if isinstance(item, list)]
     first_row = int(questions["row"][0])
-    written = iter(generator.generate(prompts, on_answered, seed=seed + first_row))
+    written = iter(model.generate(prompts, on_answered, seed=seed + first_row))
     lines: list[tuple[Any, ...]] = []
     for row, item in zip(questions["row"], encoded, strict=True):
         if isinstance(item, list):
@@ -108,7 +114,7 @@ def write_answers(output: Path, questions: Shards, answers: Shards) -> dict[str,
     manifest = output.with_suffix(".meta.json")
     if manifest.is_file() and read_json(manifest)["answers"] != answers.fingerprint:
         log.warning("%s: answers of other settings are replaced; their shards stay", output)
-    both = pl.concat([source.drop("row"), found.drop("row")], how="horizontal")
+    both = pl.concat([source.drop("row", "drop_reason"), found.drop("row")], how="horizontal")
     with atomic_path(output) as path:
         lines = (json.dumps(line, ensure_ascii=False) for line in both.iter_rows(named=True))
         path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

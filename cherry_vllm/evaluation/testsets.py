@@ -8,7 +8,7 @@ import polars as pl
 
 from cherry_vllm.errors import UserError
 from cherry_vllm.evaluation.answers import check_text, read_text
-from cherry_vllm.schema import SCHEMA_VERSION, Schema
+from cherry_vllm.schema import REASON, SCHEMA_VERSION, Schema
 from cherry_vllm.store import Shards, file_sha256
 
 # One line per question.
@@ -19,6 +19,7 @@ QUESTIONS: Schema = {
     "category": pl.String,  # null where the set has none
     "question": pl.String,
     "input": pl.String,  # "" where there is none
+    "drop_reason": REASON,
 }
 
 
@@ -40,7 +41,7 @@ def read(
     questions = read_questions(file, name=name, columns=columns)
     settings = {
         "schema_version": SCHEMA_VERSION,
-        "file": file_sha256(file),
+        "files": [file_sha256(file)],
         "testset": questions["testset"][0],
         "columns": columns._asdict(),
         "shard_questions": shard_questions,
@@ -50,7 +51,7 @@ def read(
         parts = list(questions.iter_slices(shard_questions))
         for index, part in enumerate(parts):
             shards.write(index, part)
-        shards.close(len(parts), num_rows=questions.height, file=str(file))
+        shards.close(len(parts), num_rows=questions.height, files=[str(file)])
     return shards
 
 
@@ -64,7 +65,7 @@ def read_questions(file: Path, *, name: str | None, columns: QuestionColumns) ->
         UserError: the file is not readable, holds no question, or a record is broken, has no
             question or an id that was there before.
     """
-    rows: list[tuple[int, str, str, str | None, str, str]] = []
+    rows: list[tuple[int, str, str, str | None, str, str, None]] = []
     seen: set[str] = set()
     for place, record in _records(file):
         try:
@@ -74,7 +75,7 @@ def read_questions(file: Path, *, name: str | None, columns: QuestionColumns) ->
         if line[0] in seen:
             raise UserError(f"{file}: {place}: id {line[0]} was there before; make it one")
         seen.add(line[0])
-        rows.append((len(rows), name or file.stem, *line))
+        rows.append((len(rows), name or file.stem, *line, None))
     if not rows:
         raise UserError(f"{file}: no questions; check testset.path")
     return pl.DataFrame(rows, schema=QUESTIONS, orient="row")

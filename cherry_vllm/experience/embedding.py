@@ -15,7 +15,7 @@ def embed_shard(
     on_embedded: Callable[[int], None],
     *,
     builder: SpanBuilder,
-    embedder: Embedder,
+    model: Embedder,
 ) -> pl.DataFrame:
     """A frame of :data:`schema.ROWS` to one of :data:`schema.EMBEDDINGS`.
 
@@ -24,7 +24,7 @@ def embed_shard(
     """
     encoded = _encode_prompts(rows, builder)
     prompts = encoded.filter(pl.col("token_ids").is_not_null())
-    embeddings = embedder.embed(prompts["token_ids"].to_list(), on_embedded)
+    embeddings = model.embed(prompts["token_ids"].to_list(), on_embedded)
     finite = np.asarray(np.isfinite(embeddings).all(axis=1))
     vectors = pl.Series("embedding", embeddings, pl.Array(pl.Float32, embeddings.shape[1]))
     found = prompts.select("row").with_columns(vectors, finite=finite)
@@ -37,7 +37,7 @@ def measure_shard(
     on_scored: Callable[[int], None],
     *,
     builder: SpanBuilder,
-    engine: Engine,
+    model: Engine,
 ) -> pl.DataFrame:
     """A frame of :data:`schema.ROWS` to one of :data:`schema.PERPLEXITIES`.
 
@@ -47,7 +47,7 @@ def measure_shard(
     encoded = _encode_prompts(rows, builder)
     prompts = encoded.filter(pl.col("token_ids").is_not_null())
     spans = [Span(token_ids, 1) for token_ids in prompts["token_ids"].to_list()]
-    logprobs = engine.logprobs(spans, on_scored)
+    logprobs = model.logprobs(spans, on_scored)
     with np.errstate(over="ignore"):
         perplexities = [float(np.exp(-np.mean(values, dtype=np.float64))) for values in logprobs]
     found = pl.DataFrame(

@@ -9,7 +9,6 @@ run_dir/experience/STRATEGY-FINGERPRINT/
 
 import logging
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from cherry_vllm.experience.sampling import (
     sample_random,
 )
 from cherry_vllm.exports import find_records, write_records
-from cherry_vllm.inference import Inference
+from cherry_vllm.inference import WHOLE, Inference, Share
 from cherry_vllm.schema import SCHEMA_VERSION
 from cherry_vllm.store import Shards, fingerprint, write_json
 from cherry_vllm.versions import installed_versions
@@ -36,7 +35,9 @@ from cherry_vllm.versions import installed_versions
 log = logging.getLogger(__name__)
 
 
-def embed(run_dir: Path, rows: Shards, checkpoint: Path, **use: Any) -> Shards:
+def embed(
+    run_dir: Path, rows: Shards, checkpoint: Path, *, share: Share = WHOLE, **use: Any
+) -> Shards:
     """Row shards to shards of :data:`schema.EMBEDDINGS`.
 
     ``use`` holds the settings of :class:`inference.Inference`.
@@ -45,20 +46,16 @@ def embed(run_dir: Path, rows: Shards, checkpoint: Path, **use: Any) -> Shards:
         UserError: the model cannot be used, or cannot take ``max_length`` tokens.
     """
     return Inference(run_dir / "embeddings", rows, checkpoint, **use).run(
-        "embedding",
-        build_embedder,
-        lambda builder, embedder: partial(embed_shard, builder=builder, embedder=embedder),
-        done="embedded",
+        "embedding", build_embedder, embed_shard, done="embedded", share=share
     )
 
 
-def measure_perplexity(run_dir: Path, rows: Shards, checkpoint: Path, **use: Any) -> Shards:
+def measure_perplexity(
+    run_dir: Path, rows: Shards, checkpoint: Path, *, share: Share = WHOLE, **use: Any
+) -> Shards:
     """Row shards to shards of :data:`schema.PERPLEXITIES`; see :func:`embed`."""
     return Inference(run_dir / "perplexities", rows, checkpoint, **use).run(
-        "perplexity",
-        build_engine,
-        lambda builder, engine: partial(measure_shard, builder=builder, engine=engine),
-        done="measured",
+        "perplexity", build_engine, measure_shard, done="measured", share=share
     )
 
 

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from cherry_vllm.errors import UserError
 
+MAX_NAME_CHARS = 60
+
 
 class Columns(NamedTuple):
     """The names, in the data, of the three fields; ``input`` is None where there is none."""
@@ -20,7 +22,12 @@ def check_required(file: Path, columns: Columns, found: Sequence[str]) -> None:
     for field in ("instruction", "output"):
         name = getattr(columns, field)
         if name not in found:
-            shown = ", ".join(found[:12]) or "none"
+            shown = ", ".join(_legible(name) for name in found[:12]) or "none"
             raise UserError(
                 f"{file}: no field '{name}' (found: {shown}); name it with data.columns.{field}=..."
             )
+
+
+def _legible(name: str) -> str:
+    """A name that may be anything, on one line."""
+    return (name if name.isprintable() else ascii(name))[:MAX_NAME_CHARS]

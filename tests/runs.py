@@ -1,0 +1,72 @@
+"""Small runs of the real command line, and what is left of them."""
+
+import json
+import subprocess
+import time
+from pathlib import Path
+
+import polars as pl
+
+NUM_ROWS, SHARD_ROWS = 240, 4
+NUM_SHARDS = NUM_ROWS // SHARD_ROWS
+DEADLY_ROW = 41
+DEADLY = "Zebra"  # how its answer begins, of which the engine dies where a test wants it to
+
+
+def write_rows(path: Path, answers: list[str]) -> Path:
+    rows = [
+        {"instruction": f"Say something of the number {n}.", "input": "", "output": answer}
+        for n, answer in enumerate(answers)
+    ]
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def plain_answer(number: int) -> str:
+    return f"It is {number}, which comes before {number + 1}." * (1 + number % 3)
+
+
+def command(data: Path, model: Path, run_dir: Path, *more: str) -> list[str]:
+    return [
+        "score",
+        f"data.path={data}",
+        f"model.path={model}",
+        f"run_dir={run_dir}",
+        "engine=hf",
+        "max_length=96",
+        f"shard_rows={SHARD_ROWS}",
+        *more,
+    ]
+
+
+def assert_same(run_dir: Path, undisturbed: Path) -> None:
+    assert logprob_files(run_dir) == logprob_files(undisturbed)
+    left, right = (pl.read_parquet(run / "scores.parquet") for run in (run_dir, undisturbed))
+    assert left.equals(right)
+    assert leftovers(run_dir) == []
+
+
+def leftovers(run_dir: Path) -> list[Path]:
+    return [path for path in run_dir.rglob(".*") if ".lock" not in path.name != ".turn"]
+
+
+def stamps(run_dir: Path) -> dict[str, int]:
+    """When each finished shard was written."""
+    return {path.name: path.stat().st_mtime_ns for path in run_dir.glob("logprobs/*/part-*.done")}
+
+
+def wait_for_shards(process: subprocess.Popen[str], run_dir: Path, count: int) -> None:
+    while process.poll() is None and len(stamps(run_dir)) < count:
+        time.sleep(0.005)
+
+
+def assert_gone(pids: list[int]) -> None:
+    """A killed process takes a moment to go."""
+    deadline = time.monotonic() + 10
+    while left := [pid for pid in pids if Path(f"/proc/{pid}").exists()]:
+        assert time.monotonic() < deadline, f"{left} outlived the run"
+        time.sleep(0.01)
+
+
+def logprob_files(run_dir: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(run_dir.glob("logprobs/*/*.parquet"))}
