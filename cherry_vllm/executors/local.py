@@ -4,6 +4,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from ctypes.util import find_library
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -44,9 +45,10 @@ class LocalExecutor:
 
     def start(self, slot: int, task: Task) -> "LocalWorker":
         """See :class:`executors.Executor`."""
-        gpus = {"CUDA_VISIBLE_DEVICES": ",".join(self._gpus[slot])} if self._gpus else {}
         cores = [] if self._gpus else split_cores(slot, self.num_workers)
-        child = Child(serve, task, cores, environment=gpus)
+        gpus = {"CUDA_VISIBLE_DEVICES": ",".join(self._gpus[slot])} if self._gpus else {}
+        environment = gpus or preload_malloc()
+        child = Child(serve, task, cores, environment=environment)
         return LocalWorker(child, self._timeout_s, self._load_timeout_s)
 
 
@@ -133,6 +135,12 @@ def split_cores(slot: int, num_workers: int) -> list[int]:
         return [cores[slot % len(cores)]]
     first, last = (len(cores) * position // num_workers for position in (slot, slot + 1))
     return cores[first:last]
+
+
+def preload_malloc() -> dict[str, str]:
+    """What makes a process use tcmalloc, if that is installed: CPU engines allocate a lot."""
+    found = find_library("tcmalloc_minimal") or find_library("tcmalloc")
+    return {"LD_PRELOAD": found} if found and "LD_PRELOAD" not in os.environ else {}
 
 
 def uses_gpus(engine: dict[str, Any]) -> bool:
