@@ -1,5 +1,6 @@
 """The fused engine against a plain forward pass, where vLLM cuts, caches, preempts and mixes."""
 
+import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from cherry_vllm.config import compose, plain
 from cherry_vllm.engines import Span, build_engine
+from cherry_vllm.errors import UserError
 
 VOCABULARY = 300
 MAX_LENGTH = 200
@@ -149,3 +151,14 @@ def test_preemption_leaves_no_gap(tmp_path: Path, in_process: Callable[..., Any]
     assert scored.num_preemptions >= 5
     for left, right in zip(scored.logprobs, expected_logprobs(checkpoint, spans), strict=True):
         np.testing.assert_allclose(left, right, atol=2e-3)
+
+
+def test_a_model_that_vllm_has_no_class_for_costs_one_line(
+    tmp_path: Path, in_process: Callable[..., Any]
+) -> None:
+    checkpoint = make_checkpoint("Llama", tmp_path)
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["architectures"] = ["OfTomorrowForCausalLM"]
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"OfTomorrow.*use engine=vllm"):
+        in_process(checkpoint, make_spans())
