@@ -29,7 +29,7 @@ demo-score: $(READY)
 
 test: $(READY)
 	$(BIN)/cherry-vllm fetch-demo
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -14,6 +14,12 @@ ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 ROWS = Path(__file__).parent / "data" / "rows.jsonl"
 
+# Side by side, test processes share the cores out: threads that wait for each other's core crawl.
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    cores = sorted(os.sched_getaffinity(0))
+    own = cores[int(worker.removeprefix("gw")) :: int(os.environ["PYTEST_XDIST_WORKER_COUNT"])]
+    os.sched_setaffinity(0, own or cores)
+
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
