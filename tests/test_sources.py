@@ -629,10 +629,10 @@ def test_an_unreadable_file_is_a_user_error(tmp_path):
         ("d.json", b"[\n]\n"),
         ("d.json", b"  \n"),
         ("d.csv", b"instruction,input,output\n"),
-        ("d.jsonl.gz", gzip.compress(b"")),
+        ("d.jsonl.gz", gzip.compress(b"", mtime=0)),
         ("d.jsonl.zst", zstd.compress(b"")),
-        ("d.json.gz", gzip.compress(b"")),
-        ("d.csv.gz", gzip.compress(b"")),
+        ("d.json.gz", gzip.compress(b"", mtime=0)),
+        ("d.csv.gz", gzip.compress(b"", mtime=0)),
     ],
 )
 def test_a_file_without_a_row_is_a_user_error(tmp_path, name, content):
