@@ -5,9 +5,9 @@
 Every set-up trains for two epochs on the same rows, one optimizer step each, in fp32 with bf16
 products; each runs in a process of its own, in turns, so that a noisy machine disturbs all alike.
 The second step is the one that counts; the first, in which layers are compiled, is shown beside it.
-Tokens are real ones, without padding. The ceiling is the machine's bf16 matrix product by 6 x
-parameters operations a token, which counts the LM head on every token. TRL is left out where it is
-not installed.
+Tokens are real ones, without padding; of several processes the memory is added up. The ceiling is
+the machine's bf16 matrix product by 6 x parameters operations a token, which counts the LM head on
+every token. TRL is left out where it is not installed.
 """
 
 import argparse
@@ -39,7 +39,8 @@ from cherry_vllm.training.trainer import AnswerTrainer
 
 MAX_LENGTH = 512
 MICRO_BATCH_ROWS = 8  # as people set a plain trainer up
-SETUPS = ("plain Trainer", "TRL SFTTrainer", "cherry-vllm", "cherry-vllm, not compiled")
+PER_CORE = "cherry-vllm, 1 process a core"
+SETUPS = ("plain Trainer", "TRL SFTTrainer", "cherry-vllm, not compiled", "cherry-vllm", PER_CORE)
 
 
 def load_examples(data: Path, model: Path, rows: int) -> tuple[list[Any], Any]:
@@ -72,8 +73,10 @@ class Clock(TrainerCallback):
     def report(self) -> None:
         began, first, second = self.times
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        peak *= int(os.environ.get("WORLD_SIZE", "1"))
         result = {"seconds": second - first, "first": first - began, "peak_gib": peak}
-        print(json.dumps(result), flush=True)
+        if os.environ.get("RANK", "0") == "0":
+            print(json.dumps(result), flush=True)
 
 
 def common_arguments(folder: str, num_rows: int) -> dict[str, Any]:
@@ -166,7 +169,7 @@ def run_one(setup: str, arguments: argparse.Namespace) -> None:
             train_trl(examples, tokenizer, arguments.model, folder, clock)
         else:
             inputs = (examples, tokenizer, arguments.model, folder, clock)
-            train_ours(*inputs, compile_layers=setup == "cherry-vllm")
+            train_ours(*inputs, compile_layers="not compiled" not in setup)
     clock.report()
 
 
@@ -190,6 +193,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--setup", choices=(*SETUPS, "ceiling"), help="run only this, here")
+    parser.add_argument("--only", choices=SETUPS, nargs="+", default=SETUPS)
     arguments = parser.parse_args()
     if arguments.setup == "ceiling":
         print(json.dumps({"seconds": 1 / measure_ceiling(arguments.model)}))
@@ -199,11 +203,15 @@ def main() -> None:
         return
     examples, _ = load_examples(arguments.data, arguments.model, arguments.rows)
     tokens = sum(len(example.token_ids) for example in examples)
-    setups = [name for name in SETUPS if find_spec("trl") or not name.startswith("TRL")]
+    setups = [name for name in arguments.only if find_spec("trl") or not name.startswith("TRL")]
     results: dict[str, list[dict[str, float]]] = {name: [] for name in (*setups, "ceiling")}
     for _ in range(arguments.repeats):
         for name, found in results.items():
-            command = [sys.executable, "-m", "bench.training", *sys.argv[1:], "--setup", name]
+            start = [sys.executable]
+            if name == PER_CORE:
+                num_cores = len(os.sched_getaffinity(0))
+                start += ["-m", "torch.distributed.run", f"--nproc-per-node={num_cores}"]
+            command = [*start, "-m", "bench.training", *sys.argv[1:], "--setup", name]
             done = subprocess.run(
                 command, check=True, capture_output=True, text=True, env=dict(os.environ)
             )
@@ -217,15 +225,15 @@ def report(results: dict[str, list[dict[str, float]]], tokens: int) -> None:
     medians = {
         name: statistics.median(one["seconds"] for one in found) for name, found in results.items()
     }
-    slowest = medians["plain Trainer"]
+    base = medians.get("plain Trainer", next(iter(medians.values())))
     print(f"{tokens} tokens; ceiling {ceiling:.0f} tokens/s")
-    print(f"{'':<28}{'tokens/s':>10}{'ratio':>8}{'ceiling':>9}{'first s':>9}{'peak GiB':>10}")
+    print(f"{'':<32}{'tokens/s':>10}{'ratio':>8}{'ceiling':>9}{'first s':>9}{'peak GiB':>10}")
     for name, seconds in medians.items():
         peak = max(one["peak_gib"] for one in results[name])
         first = statistics.median(one["first"] for one in results[name])
         rate = tokens / seconds
         print(
-            f"{name:<28}{rate:>10.0f}{slowest / seconds:>8.2f}{rate / ceiling:>9.0%}"
+            f"{name:<32}{rate:>10.0f}{base / seconds:>8.2f}{rate / ceiling:>9.0%}"
             f"{first:>9.0f}{peak:>10.1f}"
         )
 
