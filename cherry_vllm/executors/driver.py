@@ -149,13 +149,16 @@ class Driver:
         with self._changed:
             self._rows_under_way.pop(slot, None)
             self._task.target.discard(piece.index)
-            self._show()
             if not self._is_stopped:
                 self._record(piece, lost)
                 if lost.while_loading:
                     self._schedule.not_loaded(piece, str(lost))
+                elif self._task.target.is_done(piece.index):  # it had no time left to say so
+                    self._schedule.made(0)
+                    self._rows_done += piece.num_rows
                 else:
                     self._schedule.lost(piece, str(lost))
+            self._show()
             self._changed.notify_all()
 
     def _record(self, piece: Piece, lost: WorkerError) -> None:
