@@ -6,7 +6,6 @@ answer begins with the token FAULT_TOKEN; or "row", where it raises instead if t
 
 import os
 import signal
-import sys
 from functools import wraps
 
 from cherry_vllm import engines
@@ -21,6 +20,8 @@ def die():
 
 @wraps(original)
 def build_engine(*arguments, **settings):
+    if fault == "load":
+        die()
     engine = original(*arguments, **settings)
     logprobs = engine.logprobs
 
@@ -36,5 +37,3 @@ def build_engine(*arguments, **settings):
 
 
 engines.build_engine = build_engine
-if fault == "load" and "run_child" in " ".join(sys.orig_argv):
-    die()
