@@ -1,10 +1,10 @@
-# make setup | demo | demo-score | test | lint | bench | clean
+# make setup | demo | demo-score | demo-judge | test | lint | bench | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo demo-score test lint bench clean
+.PHONY: setup demo demo-score demo-judge test lint bench clean
 
 setup: $(READY)
 
@@ -26,6 +26,9 @@ demo-score: $(READY)
 	$(BIN)/cherry-vllm fetch-demo
 	$(BIN)/cherry-vllm score +experiment=demo_score
 	$(BIN)/cherry-vllm select +experiment=demo_score
+
+demo-judge: demo
+	$(BIN)/python -m bench.judged
 
 test: $(READY)
 	$(BIN)/cherry-vllm fetch-demo

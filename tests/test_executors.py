@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import polars as pl
@@ -170,10 +171,17 @@ def test_two_processes_share_a_run_and_the_last_to_end_aggregates(
         start(*command(data, tiny, tmp_path, f"shard.index={index}", "shard.count=2"))
         for index in (0, 1)
     ]
-    wait_for_shards(shares[0], tmp_path, 3)
+    running = dict(enumerate(shares))
+    while running:  # until each holds its share; then neither may end before the others have tried
+        assert all(share.poll() is None for share in shares)
+        for index in {int(name[5:10]) % 2 for name in stamps(tmp_path)} & running.keys():
+            running.pop(index).send_signal(signal.SIGSTOP)
+        time.sleep(0.005)
     assert_refused(cli(*command(data, tiny, tmp_path)), "in use by another run")
     taken = cli(*command(data, tiny, tmp_path, "shard.index=1", "shard.count=2"))
     assert_refused(taken, "in use by another run", str(shares[1].pid))
+    for share in shares:
+        share.send_signal(signal.SIGCONT)
     ends = [share.communicate() for share in shares]
     for share, (_, stderr) in zip(shares, ends, strict=True):
         assert share.returncode == 0, stderr

@@ -85,9 +85,11 @@ class Scored(NamedTuple):
     num_preemptions: int
 
 
-def score(checkpoint: Path, spans: list[Span], *, preempt: bool = False) -> Scored:
+def score(
+    checkpoint: Path, spans: list[Span], *, name: str = "vllm_eager", preempt: bool = False
+) -> Scored:
     """Scores with an engine that is built here; ``preempt`` interrupts it again and again."""
-    settings = plain(compose("engine=vllm_eager", *ADVERSE).engine)
+    settings = plain(compose(f"engine={name}", *ADVERSE).engine)
     engine: Any = build_engine(
         model_path=checkpoint, max_length=MAX_LENGTH, trust_remote_code=False, **settings
     )
@@ -142,6 +144,13 @@ def test_log_probs_of_every_architecture(
     assert scored.num_uncached >= 1
     for span, left, right in zip(spans, scored.logprobs, expected, strict=True):
         assert left.shape == (span.num_answer_tokens,)
+        np.testing.assert_allclose(left, right, atol=2e-3)
+
+
+def test_compiled_log_probs_are_the_same(tmp_path: Path, in_process: Callable[..., Any]) -> None:
+    checkpoint, spans = make_checkpoint("Qwen2", tmp_path), make_spans()
+    scored = in_process(checkpoint, spans, name="vllm_fused")
+    for left, right in zip(scored.logprobs, expected_logprobs(checkpoint, spans), strict=True):
         np.testing.assert_allclose(left, right, atol=2e-3)
 
 

@@ -4,11 +4,7 @@ import json
 import os
 import re
 import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -18,33 +14,28 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from bench.server import ServerFailed, get, serve
 from cherry_vllm.config import compose
 from tests.conftest import Cli, start
 from tests.test_exports import run_dir as scored_run  # noqa: F401
 from tests.test_judge_verdicts import FIRST, SECOND
 
 NUM_REQUESTS = 10  # five pairs, in both orders
-START_S = 400
 MISSING_PIECE = re.compile(r"(?:ModuleNotFoundError|ImportError): .*")
 KINDS = ("win", "tie", "loss", "unparsed", "failed", "unanswered")
 
 
 class Endpoint(NamedTuple):
     root: str
-    log: Path
-
-    def get(self, path: str) -> str:
-        with urllib.request.urlopen(self.root + path, timeout=30) as reply:  # noqa: S310
-            return str(reply.read().decode())
 
     def num_answered(self) -> int:
         """Requests that the server has answered to their end, by its own count."""
         pattern = r'^vllm:request_success_total\{.*finished_reason="(?:stop|length)".*\} (\S+)$'
-        return int(sum(map(float, re.findall(pattern, self.get("/metrics"), re.MULTILINE))))
+        return int(sum(map(float, re.findall(pattern, get(f"{self.root}/metrics"), re.MULTILINE))))
 
     def num_under_way(self) -> int:
         pattern = r"^vllm:num_requests_(?:running|waiting)\{.*\} (\S+)$"
-        return int(sum(map(float, re.findall(pattern, self.get("/metrics"), re.MULTILINE))))
+        return int(sum(map(float, re.findall(pattern, get(f"{self.root}/metrics"), re.MULTILINE))))
 
     def options(self, run_dir: Path, first: Path = FIRST, second: Path = SECOND) -> list[str]:
         return [
@@ -61,49 +52,14 @@ class Endpoint(NamedTuple):
 @pytest.fixture(scope="module")
 def endpoint(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
     """The embedded checkpoint, served."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     log = tmp_path_factory.mktemp("serve") / "log.txt"
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
-    command += ["--model", str(checkpoint), "--served-model-name", "judge"]
-    command += ["--host", "127.0.0.1", "--port", str(port)]
-    command += ["--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "4"]
-    cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
-    defaults = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": cores}
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            command,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=defaults | os.environ | {"NO_PROXY": "127.0.0.1"},
-            start_new_session=True,  # the engine is a process of its own, which must end as well
-        )
-    served = Endpoint(f"http://127.0.0.1:{port}", log)
     try:
-        _wait_until_healthy(served, process)
-        yield served
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def _wait_until_healthy(endpoint: Endpoint, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            text = endpoint.log.read_text()
-            missing = MISSING_PIECE.findall(text)
-            if missing:
-                pytest.skip(f"vLLM's server lacks an installed piece: {missing[-1]}")
-            pytest.fail(f"vLLM's server ended with {process.returncode}: {text[-2000:]}")
-        try:
-            endpoint.get("/health")
-        except OSError:
-            time.sleep(0.5)
-        else:
-            return
-    pytest.fail(f"vLLM's server was not up after {START_S} s: {endpoint.log.read_text()[-2000:]}")
+        with serve(checkpoint, log) as address:
+            yield Endpoint(address)
+    except ServerFailed as failure:
+        if missing := MISSING_PIECE.findall(log.read_text()):
+            pytest.skip(f"vLLM's server lacks an installed piece: {missing[-1]}")
+        pytest.fail(str(failure))
 
 
 def replies_of(run_dir: Path) -> list[dict[str, str]]:

@@ -15,10 +15,10 @@ import pytest
 from cherry_vllm import pipeline
 from cherry_vllm.config import compose, plain
 from cherry_vllm.errors import UserError
-from cherry_vllm.evaluation import judging
+from cherry_vllm.evaluation import aspects, judging
 from cherry_vllm.evaluation.reviews import read_reviews
 from cherry_vllm.reporting import facts
-from cherry_vllm.reporting.artifacts import find_jobs, find_losses, find_selection
+from cherry_vllm.reporting.artifacts import find_aspects, find_jobs, find_losses, find_selection
 from cherry_vllm.reporting.extremes import Side, count_first_words, find_samples, mark_sides
 from cherry_vllm.reporting.figure import save_png
 from cherry_vllm.reporting.instruction_figures import draw_landscape
@@ -49,7 +49,7 @@ HOSTILE = [
 ]
 FIGURES = {
     *("ledger", "ifd", "scores", "length", "landscape", "words"),
-    *("losses", "winning_score", "verdicts"),
+    *("aspects", "losses", "winning_score", "verdicts"),
 }
 
 
@@ -69,7 +69,7 @@ def write_scores(run_dir: Path, instructions: list[str], ifds: list[float | None
         },
         schema=ROWS,
     )
-    rows = Shards(run_dir / "rows", {})
+    rows = Shards(run_dir / "rows", {"files": ["data.jsonl"]})
     rows.write(0, frame)
     rows.close(1, num_rows=len(number), files=["data.jsonl"])
     lengths = [1 + 7 * row % 40 for row in number]
@@ -118,6 +118,20 @@ def write_verdicts(folder: Path) -> None:
     judging.conclude(folder, judgements, failures={}, others=None, seed=0, settings={})
 
 
+def write_aspects(run_dir: Path, folder: Path) -> None:
+    """Ratings of the run's rows: 8 and 2 throughout, by a judge that nobody asked."""
+    names = list(compose("judge=aspects").judge.aspects)
+    sides = aspects.take_sides(pipeline.read_scores(run_dir), fraction=0.05, count=None)
+    high = pl.col("side") == "top"
+    ratings = sides.with_columns(
+        pl.lit(None, pl.String).alias("reason"),
+        *(pl.when(high).then(8.0).otherwise(2.0).alias(name) for name in names),
+    )
+    summary = aspects.summarize(ratings, names)
+    settings = {"scores": pipeline.name_scores(run_dir)}
+    aspects.write(folder, ratings, summary, failures={}, settings=settings)
+
+
 def write_losses(run_dir: Path, name: str, num_steps: int) -> None:
     folder = run_dir / "models" / name
     folder.mkdir(parents=True)
@@ -140,6 +154,7 @@ def write_everything(run_dir: Path) -> None:
             name = f"select.fraction={fraction},select.strategy={strategy.value}"
             write_selection(run_dir, run_dir / name, strategy, fraction)
             write_verdicts(run_dir / name)
+    write_aspects(run_dir, run_dir / "rated")
     write_losses(run_dir, "pre_experience-0123456789abcdef", 9)
     write_losses(run_dir, f"cherry-{'0123456789abcdef' * 6}", 70)
 
@@ -417,6 +432,40 @@ def test_a_sweep_joins_verdicts_to_selections(run_dir: Path) -> None:
     assert draw_losses(losses).key.keys() == set(losses["model"])
 
 
+def test_a_selection_by_rating_is_found_with_its_ratings_alone(tmp_path: Path) -> None:
+    write_scores(tmp_path, ["a", "b", "c", "d"], [0.1, 0.5, 0.9, 0.3])
+    ratings = tmp_path / "ratings.parquet"
+    pl.DataFrame({"row": [0, 1, 2, 3], "rating": [5.0, 2.0, 4.5, None]}).write_parquet(ratings)
+    scores = pipeline.read_scores(tmp_path)
+    job = tmp_path / "job"
+    pipeline.select(
+        tmp_path,
+        job / "cherry.json",
+        ratings=ratings,
+        strategy=Strategy.rating,
+        **{"fraction": None, "count": None, "num_tokens": None, "threshold": 4.5},
+        **{"order": Order.input, "rule": Rule.exact, "seed": 0},
+    )
+    meta, fingerprint = job / "cherry.meta.json", pipeline.name_scores(tmp_path)
+    found = find_selection(meta, scores, fingerprint)
+    assert found
+    assert found.rows["row"].to_list() == [0, 2]
+    assert found.cut is None
+    assert find_selection(meta, scores, "other scores") is None
+    ratings.unlink()
+    assert find_selection(meta, scores, fingerprint) is None
+
+
+def test_aspects_of_other_scores_are_not_shown(run_dir: Path) -> None:
+    found = find_aspects(run_dir, pipeline.name_scores(run_dir))
+    assert found
+    assert {side: set(found[side]["means"].values()) for side in found} == {
+        "top": {8.0},
+        "least": {2.0},
+    }
+    assert find_aspects(run_dir, "other scores") is None
+
+
 @pytest.mark.parametrize(
     ("name", "series"),
     [
@@ -493,7 +542,7 @@ def test_a_scored_run_becomes_a_page_that_says_what_it_lacks(
     commands = [
         line.split("; ")[1].split()[1] for line in reported.stdout.splitlines() if "; " in line
     ]
-    assert commands == ["select", "embed", "train", "judge"]
+    assert commands == ["select", "embed", "judge", "train", "judge"]
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert f"cherry-vllm embed data.path={SHIPPED} model.path=... {place}" in html
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")} == before

@@ -42,7 +42,9 @@ def answer_model(causal_lm: type[Any]) -> type[Any]:
 
         def __init__(self, *, vllm_config: Any, prefix: str = "", **kwargs: Any) -> None:
             super().__init__(vllm_config=vllm_config, prefix=prefix, **kwargs)
-            self.pooler = AnswerPooler(self.compute_logits)
+            is_eager = vllm_config.model_config.enforce_eager
+            to_logprobs = target_logprobs if is_eager else compiled_logprobs
+            self.pooler = AnswerPooler(self.compute_logits, to_logprobs)
 
     AnswerModel.__name__ = f"Answer{causal_lm.__name__}"
     return AnswerModel
@@ -61,9 +63,13 @@ class Part(NamedTuple):
 class AnswerPooler(Pooler):  # type: ignore[misc]
     """Hidden states to log-probs, one part of a prompt at a time."""
 
-    def __init__(self, compute_logits: Callable[[Tensor], Tensor | None]) -> None:
+    def __init__(
+        self,
+        compute_logits: Callable[[Tensor], Tensor | None],
+        to_logprobs: Callable[[Tensor, Tensor], Tensor],
+    ) -> None:
         super().__init__()
-        self._compute_logits = compute_logits
+        self._compute_logits, self._to_logprobs = compute_logits, to_logprobs
 
     def get_supported_tasks(self) -> Set[PoolingTask]:
         return {TASK}
@@ -101,7 +107,7 @@ class AnswerPooler(Pooler):  # type: ignore[misc]
             some = slice(begin, begin + num_rows)
             logits = self._compute_logits(hidden_states[rows[some]])
             if logits is not None:
-                found[some] = target_logprobs(logits, targets[some])
+                found[some] = self._to_logprobs(logits, targets[some])
         return found
 
 
@@ -140,12 +146,17 @@ def target_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
     is_on_cpu = logits.device.type == "cpu"
     num_elements = 2**18 * torch.get_num_threads() if is_on_cpu else 2**26
     num_rows = max(1, num_elements // logits.shape[1])
-    found = []
     slices = zip(torch.split(logits, num_rows), torch.split(targets, num_rows), strict=True)
-    for slice_, ids in slices:
-        exact = slice_.float()
-        found.append(exact.gather(1, ids[:, None])[:, 0] - exact.logsumexp(-1))
-    return torch.cat(found)
+    return torch.cat([_slice_logprobs(*slice_) for slice_ in slices])
+
+
+def _slice_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
+    exact = logits.float()
+    return exact.gather(1, targets[:, None])[:, 0] - exact.logsumexp(-1)
+
+
+# The same in one kernel, which keeps no float32 copy and so needs no slices.
+compiled_logprobs = torch.compile(_slice_logprobs, dynamic=True)
 
 
 def _collect(part: Part, logprobs: Tensor, waiting: list[Tensor]) -> Tensor | None:

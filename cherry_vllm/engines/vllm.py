@@ -258,6 +258,8 @@ def _set_environment(cpu_kv_cache_gib: int) -> None:
         cores = sorted(os.sched_getaffinity(0))
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores)))
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(cpu_kv_cache_gib))
+        # What it compiles ahead of time for CPUs it saves and then cannot load; torch's cache can.
+        os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")
 
 
 def _ignore(_count: int) -> None:

@@ -85,6 +85,12 @@ def find_selection(meta: Path, scores: pl.DataFrame, fingerprint: str) -> Select
     return Selection(facts, rows)
 
 
+def find_aspects(run_dir: Path, fingerprint: str) -> dict[str, Any] | None:
+    """Both sides of the first ``aspects.json`` that was made from these scores."""
+    found = (read_json(path) for path in sorted(run_dir.rglob("aspects.json")))
+    return next((one["sides"] for one in found if one["settings"]["scores"] == fingerprint), None)
+
+
 def find_embeddings(run_dir: Path, scores_dir: Path) -> pl.LazyFrame | None:
     """A finished embedding of the rows that were scored, as a frame of EMBEDDINGS."""
     rows = Path(pl.read_parquet_metadata(scores_dir / "scores.parquet")["rows"]).name

@@ -15,6 +15,7 @@ from cherry_vllm.progress import progress_bar
 from cherry_vllm.report import count_outcomes
 from cherry_vllm.reporting import instruction_figures, model_figures, score_figures
 from cherry_vllm.reporting.artifacts import (
+    find_aspects,
     find_embeddings,
     find_jobs,
     find_losses,
@@ -43,6 +44,7 @@ class Scored(NamedTuple):
     ranked: pl.DataFrame  # the usable ones, with their side
     rows: pl.LazyFrame | None  # of ROWS
     embeddings: pl.LazyFrame | None
+    aspects: dict[str, Any] | None  # how a judge rates both sides
     selection: Selection | None  # of the run itself
     cuts: dict[str, float]  # of that selection or, without one, of a sweep's
 
@@ -85,6 +87,7 @@ def report(
         _add_landscape(
             page, scored, place, max_rows=max_embeddings, num_clusters=num_clusters, seed=seed
         )
+        _add_aspects(page, scored, place)
         _add_origin(page, scored)
     else:
         page.lack("Scores, and what is drawn from them", "score", "data.path=...", MODEL, place)
@@ -127,6 +130,7 @@ def _load(run_dir: Path, folder: Path, page: Page, meta_name: str) -> Scored:
         ranked=mark_sides(scores, page.fraction),
         rows=find_rows(folder),
         embeddings=find_embeddings(run_dir, folder),
+        aspects=find_aspects(run_dir, made_by),
         selection=own,
         cuts=cuts,
     )
@@ -159,6 +163,13 @@ def _add_rows(page: Page, scored: Scored, num_examples: int) -> None:
     if words.height:
         page.draw(instruction_figures.draw_words(words, page.fraction))
     page.samples = find_samples(scored.ranked, scored.rows, num_examples)
+
+
+def _add_aspects(page: Page, scored: Scored, place: str) -> None:
+    if scored.aspects:
+        page.draw(instruction_figures.draw_aspects(scored.aspects))
+    else:
+        page.lack("What sets either end apart", "judge", "judge=aspects", "judge.model=...", place)
 
 
 def _add_landscape(

@@ -1,0 +1,93 @@
+"""The last step of the demo: base and cherry model answer, a local server judges, a page shows it.
+
+    make demo && python -m bench.judged [--run-dir runs/demo] [--questions FILE]
+
+Every command is the user's own and is printed before it runs. The judge is the demo's checkpoint
+behind vLLM's server, held to the format of its replies; of its judgement nothing should be thought.
+"""
+
+import argparse
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.server import serve
+from cherry_vllm.config import compose
+from cherry_vllm.evaluation.requests import Mode
+from cherry_vllm.store import read_json
+
+EXPERIMENT = "+experiment=demo"
+
+
+def run(*arguments: str) -> None:
+    """Prints a command line of cherry-vllm and runs it."""
+    print(f"\n$ cherry-vllm {shlex.join(arguments)}", flush=True)
+    subprocess.run([sys.executable, "-m", "cherry_vllm", *arguments], check=True)
+
+
+def find_artifacts(run_dir: Path) -> tuple[dict[str, Path], Path]:
+    """The base and the cherry model of a finished pipeline, and the folder of its scores."""
+    manifest = read_json(run_dir / "pipeline.json")
+    artifacts = {entry["stage"]: Path(entry["artifact"]) for entry in manifest["stages"]}
+    base = Path(manifest["config"]["model"]["path"])
+    models = {"base": base, "cherry": artifacts["train cherry"] / "model"}
+    return models, artifacts["score"].parent
+
+
+def answer(models: dict[str, Path], questions: Path, run_dir: Path) -> dict[str, Path]:
+    """Has every model answer; returns where the answers are."""
+    for name, model in models.items():
+        run(
+            "generate",
+            EXPERIMENT,
+            "testset=file",
+            f"testset.path={questions}",
+            f"model.path={model}",
+            "engine.dtype=bfloat16",
+            "generate.max_new_tokens=96",
+            f"generate.output={name}.jsonl",
+            f"run_dir={run_dir}",
+        )
+    return {name: run_dir / f"{name}.jsonl" for name in models}
+
+
+def judge(run_dir: Path, address: str, mode: Mode, reply: str, *more: str) -> None:
+    """``reply`` is the regular expression that the server holds its replies to."""
+    run(
+        "judge",
+        f"judge={mode.value}",
+        f"judge.base_url={address}/v1",
+        "judge.model=judge",
+        "judge.api_key_env=null",
+        "judge.parameters.max_tokens=64",
+        f"+judge.parameters.structured_outputs.regex='{reply}'",
+        f"run_dir={run_dir}",
+        *more,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--run-dir", type=Path, default=Path("runs/demo"))
+    parser.add_argument(
+        "--questions", type=Path, default=Path(__file__).with_name("questions.jsonl")
+    )
+    arguments = parser.parse_args(argv)
+    run_dir = arguments.run_dir
+    judged = run_dir / "judged"
+    models, scores = find_artifacts(run_dir)
+    answers = answer(models, arguments.questions, judged)
+    names = list(compose("judge=aspects").judge.aspects)
+    lines = "\\n".join(f"{name}: [0-9]" for name in names)
+    with serve(models["base"], judged / "server.log") as address:
+        sides = (f"judge.first={answers['cherry']}", f"judge.second={answers['base']}")
+        judge(judged, address, Mode.pairwise, "[1-9] [1-9]", *sides)
+        rows = ("judge.count=8", f"scores_dir={scores}")
+        judge(run_dir / "aspects", address, Mode.aspects, lines, *rows)
+    run("report", EXPERIMENT, f"run_dir={run_dir}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""A model behind an OpenAI-compatible endpoint on this machine: vLLM's own server, on its CPUs."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+START_S = 400
+
+
+class ServerFailed(Exception):
+    """The server is not up; the message ends with the end of its log."""
+
+
+@contextmanager
+def serve(model: Path, log: Path, *, name: str = "judge") -> Iterator[str]:
+    """The server's address, ``http://127.0.0.1:PORT``, until the block ends.
+
+    Raises:
+        ServerFailed: it ended, or was not up in time.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    command += ["--model", str(model), "--served-model-name", name]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    command += ["--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "4"]
+    cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+    defaults = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": cores}
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=defaults | os.environ | {"NO_PROXY": "127.0.0.1"},
+            start_new_session=True,  # the engine is a process of its own, which must end as well
+        )
+    try:
+        address = f"http://127.0.0.1:{port}"
+        _wait_until_healthy(address, process, log)
+        yield address
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _wait_until_healthy(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise ServerFailed(f"it ended with {process.returncode}: {log.read_text()[-2000:]}")
+        try:
+            get(f"{address}/health")
+        except OSError:
+            time.sleep(0.5)
+        else:
+            return
+    raise ServerFailed(f"it was not up after {START_S} s: {log.read_text()[-2000:]}")
+
+
+def get(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=30) as reply:  # noqa: S310
+        return str(reply.read().decode())
