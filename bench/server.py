@@ -14,7 +14,7 @@ from pathlib import Path
 START_S = 400
 
 
-class ServerFailed(Exception):
+class ServerError(Exception):
     """The server is not up; the message ends with the end of its log."""
 
 
@@ -23,7 +23,7 @@ def serve(model: Path, log: Path, *, name: str = "judge") -> Iterator[str]:
     """The server's address, ``http://127.0.0.1:PORT``, until the block ends.
 
     Raises:
-        ServerFailed: it ended, or was not up in time.
+        ServerError: it ended, or was not up in time.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -55,14 +55,14 @@ def _wait_until_healthy(address: str, process: subprocess.Popen[bytes], log: Pat
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise ServerFailed(f"it ended with {process.returncode}: {log.read_text()[-2000:]}")
+            raise ServerError(f"it ended with {process.returncode}: {log.read_text()[-2000:]}")
         try:
             get(f"{address}/health")
         except OSError:
             time.sleep(0.5)
         else:
             return
-    raise ServerFailed(f"it was not up after {START_S} s: {log.read_text()[-2000:]}")
+    raise ServerError(f"it was not up after {START_S} s: {log.read_text()[-2000:]}")
 
 
 def get(url: str) -> str:

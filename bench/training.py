@@ -1,6 +1,7 @@
 """Training throughput: this project's trainer beside plain transformers and TRL.
 
     python -m bench.training --data FILE [--rows 64] [--repeats 2] [--model FOLDER]
+        [--only SETUP] [overrides of `cherry-vllm train` ...]
 
 Every set-up trains for two epochs on the same rows, one optimizer step each, in fp32 with bf16
 products; each runs in a process of its own, in turns, so that a noisy machine disturbs all alike.
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from functools import partial
 from importlib.util import find_spec
 from itertools import islice
@@ -140,13 +142,12 @@ def train_ours(
     model: Path,
     folder: str,
     clock: Clock,
-    *,
-    compile_layers: bool,
+    overrides: Sequence[str],
 ) -> None:
-    recipe = plain(compose("train.num_epochs=2", "train.save_steps=1000").train)
+    recipe = plain(compose("train.num_epochs=2", "train.save_steps=1000", *overrides).train)
     for key in ("name", "scorer_dtype", "num_probe_rows"):
         recipe.pop(key)
-    recipe |= {"global_batch_size": len(examples), "compile_layers": compile_layers}
+    recipe |= {"global_batch_size": len(examples)}
     whole = AnswerTrainer.train
 
     def train(trainer: AnswerTrainer, **keywords: Any) -> Any:
@@ -169,7 +170,8 @@ def run_one(setup: str, arguments: argparse.Namespace) -> None:
             train_trl(examples, tokenizer, arguments.model, folder, clock)
         else:
             inputs = (examples, tokenizer, arguments.model, folder, clock)
-            train_ours(*inputs, compile_layers="not compiled" not in setup)
+            not_compiled = ["train.compile_layers=false"] if "not compiled" in setup else []
+            train_ours(*inputs, [*not_compiled, *arguments.overrides])
     clock.report()
 
 
@@ -193,7 +195,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--setup", choices=(*SETUPS, "ceiling"), help="run only this, here")
-    parser.add_argument("--only", choices=SETUPS, nargs="+", default=SETUPS)
+    parser.add_argument("--only", choices=SETUPS, action="append")
+    parser.add_argument("overrides", nargs="*", help="of cherry-vllm, as `train` takes them")
     arguments = parser.parse_args()
     if arguments.setup == "ceiling":
         print(json.dumps({"seconds": 1 / measure_ceiling(arguments.model)}))
@@ -203,7 +206,7 @@ def main() -> None:
         return
     examples, _ = load_examples(arguments.data, arguments.model, arguments.rows)
     tokens = sum(len(example.token_ids) for example in examples)
-    setups = [name for name in arguments.only if find_spec("trl") or not name.startswith("TRL")]
+    setups = [name for name in arguments.only or SETUPS if find_spec("trl") or not name.startswith("TRL")]
     results: dict[str, list[dict[str, float]]] = {name: [] for name in (*setups, "ceiling")}
     for _ in range(arguments.repeats):
         for name, found in results.items():

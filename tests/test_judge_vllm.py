@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from bench.server import ServerFailed, get, serve
+from bench.server import ServerError, get, serve
 from cherry_vllm.config import compose
 from tests.conftest import Cli, start
 from tests.test_exports import run_dir as scored_run  # noqa: F401
@@ -56,7 +56,7 @@ def endpoint(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     try:
         with serve(checkpoint, log) as address:
             yield Endpoint(address)
-    except ServerFailed as failure:
+    except ServerError as failure:
         if missing := MISSING_PIECE.findall(log.read_text()):
             pytest.skip(f"vLLM's server lacks an installed piece: {missing[-1]}")
         pytest.fail(str(failure))

@@ -102,14 +102,16 @@ def write(
     return counts
 
 
-def read_ratings(file: Path, origin: str) -> pl.DataFrame:
+def read_ratings(file: Path, origin: str | None = None) -> pl.DataFrame:
     """Ratings that :func:`write` left, or a Parquet file of one's own with ``row`` and ``rating``.
+
+    Without ``origin`` they may be of any data.
 
     Raises:
         UserError: the file is no such table, or its rows are not those of the data ``origin``.
     """
     try:
-        found = pl.read_parquet_metadata(file).get("origin", origin)
+        found = pl.read_parquet_metadata(file).get("origin")
         frame = pl.read_parquet(file, glob=False)
     except FileNotFoundError:
         raise UserError(
@@ -119,7 +121,7 @@ def read_ratings(file: Path, origin: str) -> pl.DataFrame:
     except (pl.exceptions.PolarsError, OSError) as error:
         fault = str(error).strip().splitlines()[0]
         raise UserError(f"{file}: not readable ({fault}); give a ratings.parquet") from None
-    if found != origin:
+    if found and origin and found != origin:
         raise UserError(f"{file}: ratings of other data than was scored; rate the same data.path")
     schema = dict(frame.schema)
     numbers = [schema.get(name, pl.Null()) for name in ("row", "rating")]

@@ -6,6 +6,7 @@ from typing import Any
 import polars as pl
 
 from cherry_vllm.errors import UserError
+from cherry_vllm.evaluation.rating import read_ratings
 from cherry_vllm.pipeline import scan_rows
 from cherry_vllm.reporting.facts import Job, Selection
 from cherry_vllm.selection import Order, Rule, Strategy, add_ratings, select_rows
@@ -70,7 +71,7 @@ def find_selection(meta: Path, scores: pl.DataFrame, fingerprint: str) -> Select
         found = ratings.get(facts["ratings"])
         if found is None:
             return None
-        scores = add_ratings(scores, pl.read_parquet(found, glob=False))
+        scores = add_ratings(scores, read_ratings(found))
     rows = select_rows(
         scores,
         strategy=Strategy(facts["strategy"]),
