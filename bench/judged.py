@@ -62,7 +62,7 @@ def judge(run_dir: Path, address: str, mode: Mode, reply: str, *more: str) -> No
         "judge.model=judge",
         "judge.api_key_env=null",
         "judge.parameters.max_tokens=64",
-        f"+judge.parameters.structured_outputs.regex='{reply}'",
+        f'+judge.parameters.structured_outputs.regex="{reply}"',
         f"run_dir={run_dir}",
         *more,
     )

@@ -142,6 +142,7 @@ def train_ours(
     model: Path,
     folder: str,
     clock: Clock,
+    *,
     overrides: Sequence[str],
 ) -> None:
     recipe = plain(compose("train.num_epochs=2", "train.save_steps=1000", *overrides).train)
@@ -171,7 +172,7 @@ def run_one(setup: str, arguments: argparse.Namespace) -> None:
         else:
             inputs = (examples, tokenizer, arguments.model, folder, clock)
             not_compiled = ["train.compile_layers=false"] if "not compiled" in setup else []
-            train_ours(*inputs, [*not_compiled, *arguments.overrides])
+            train_ours(*inputs, overrides=[*not_compiled, *arguments.overrides])
     clock.report()
 
 
@@ -206,7 +207,8 @@ def main() -> None:
         return
     examples, _ = load_examples(arguments.data, arguments.model, arguments.rows)
     tokens = sum(len(example.token_ids) for example in examples)
-    setups = [name for name in arguments.only or SETUPS if find_spec("trl") or not name.startswith("TRL")]
+    asked = arguments.only or SETUPS
+    setups = [name for name in asked if find_spec("trl") or not name.startswith("TRL")]
     results: dict[str, list[dict[str, float]]] = {name: [] for name in (*setups, "ceiling")}
     for _ in range(arguments.repeats):
         for name, found in results.items():

@@ -456,6 +456,14 @@ def test_a_selection_by_rating_is_found_with_its_ratings_alone(tmp_path: Path) -
     assert find_selection(meta, scores, fingerprint) is None
 
 
+def test_answers_called_cherry_are_no_selection(tmp_path: Path) -> None:
+    write_verdicts(tmp_path / "judged")
+    write_json(tmp_path / "judged" / "cherry.meta.json", {"questions": 16})
+    (job,) = find_jobs(tmp_path, "cherry.meta.json")
+    assert (job.name, job.selection) == ("judged", None)
+    assert run_report(tmp_path).is_file()
+
+
 def test_aspects_of_other_scores_are_not_shown(run_dir: Path) -> None:
     found = find_aspects(run_dir, pipeline.name_scores(run_dir))
     assert found

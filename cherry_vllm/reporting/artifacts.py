@@ -135,7 +135,9 @@ def find_jobs(run_dir: Path, meta_name: str) -> list[Job]:
 
     Verdicts belong to the selection in the same folder or, without one, in the nearest above.
     """
-    metas = {path.parent: read_json(path) for path in sorted(run_dir.rglob(meta_name))}
+    found = {path.parent: read_json(path) for path in sorted(run_dir.rglob(meta_name))}
+    # Answers may be called as a selection is, and have their own such file.
+    metas = {folder: meta for folder, meta in found.items() if "num_selected" in meta}
     judged: dict[Path, dict[str, dict[str, Any]]] = {folder: {} for folder in metas}
     for path in sorted(run_dir.rglob("judge.json")):
         within = [folder for folder in (path.parent, *path.parent.parents) if folder in metas]
