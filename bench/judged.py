@@ -16,7 +16,7 @@ from pathlib import Path
 from bench.server import serve
 from cherry_vllm.config import compose
 from cherry_vllm.evaluation.requests import Mode
-from cherry_vllm.store import read_json
+from cherry_vllm.reporting.artifacts import find_artifacts, find_manifests
 
 EXPERIMENT = "+experiment=demo"
 
@@ -27,13 +27,13 @@ def run(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "cherry_vllm", *arguments], check=True)
 
 
-def find_artifacts(run_dir: Path) -> tuple[dict[str, Path], Path]:
+def find_inputs(run_dir: Path) -> tuple[dict[str, Path], Path]:
     """The base and the cherry model of a finished pipeline, and the folder of its scores."""
-    manifest = read_json(run_dir / "pipeline.json")
-    artifacts = {entry["stage"]: Path(entry["artifact"]) for entry in manifest["stages"]}
+    manifest = find_manifests(run_dir)[0]
+    stages = ("train cherry", "score")
+    cherry, scores = (find_artifacts([manifest], run_dir, stage)[0] for stage in stages)
     base = Path(manifest["config"]["model"]["path"])
-    models = {"base": base, "cherry": artifacts["train cherry"] / "model"}
-    return models, artifacts["score"].parent
+    return {"base": base, "cherry": cherry / "model"}, scores.parent
 
 
 def answer(models: dict[str, Path], questions: Path, run_dir: Path) -> dict[str, Path]:
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     run_dir = arguments.run_dir
     judged = run_dir / "judged"
-    models, scores = find_artifacts(run_dir)
+    models, scores = find_inputs(run_dir)
     answers = answer(models, arguments.questions, judged)
     names = list(compose("judge=aspects").judge.aspects)
     lines = "\\n".join(f"{name}: [0-9]" for name in names)

@@ -49,13 +49,6 @@ SETUPS = {
     "vllm_fused, eager": ("engine=vllm_eager",),
     "vllm_fused, no prefix cache": ("engine=vllm_fused", "engine.enable_prefix_caching=false"),
     "vllm_fused": ("engine=vllm_fused",),
-    **{
-        f"vllm_fused, {tokens} tokens a step": (
-            "engine=vllm_fused",
-            f"engine.max_num_batched_tokens={tokens}",
-        )
-        for tokens in (512, 1024, 4096)
-    },
 }
 DEFAULT_SETUPS = ("hf, batched by length", "vllm", "vllm_fused")
 
