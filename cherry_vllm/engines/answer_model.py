@@ -17,13 +17,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from vllm.model_executor.layers.pooler import PoolingParamsUpdate
 from vllm.model_executor.layers.pooler.abstract import Pooler
+from vllm.platforms import current_platform
 from vllm.tasks import PoolingTask
 from vllm.v1.pool.metadata import PoolingMetadata
 
 TASK: PoolingTask = "token_classify"
 START = "start"  # in a request's extra_kwargs: where its answer starts
+HEAD_ROWS = 1024  # enough for a fast product, few enough that their logits are no burden
 UNSCORED = float("inf")  # in place of a log-prob that no step has computed
 
 
@@ -45,9 +48,23 @@ def answer_model(causal_lm: type[Any]) -> type[Any]:
             is_eager = vllm_config.model_config.enforce_eager
             to_logprobs = target_logprobs if is_eager else compiled_logprobs
             self.pooler = AnswerPooler(self.compute_logits, to_logprobs)
+            if current_platform.is_cpu():
+                for module in self.modules():
+                    if type(getattr(module, "quant_method", None)) is UnquantizedLinearMethod:
+                        module.quant_method = TorchLinearMethod()
 
     AnswerModel.__name__ = f"Answer{causal_lm.__name__}"
     return AnswerModel
+
+
+class TorchLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc]
+    """torch's own product: vLLM packs weights for a few rows at a time, and here come thousands."""
+
+    def process_weights_after_loading(self, layer: Any) -> None:
+        pass
+
+    def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        return torch.nn.functional.linear(x, layer.weight, bias)
 
 
 class Part(NamedTuple):
@@ -101,10 +118,8 @@ class AnswerPooler(Pooler):  # type: ignore[misc]
         """log P(target) after each of ``rows``, in float32."""
         # Other ranks than the first of a tensor-parallel group may get no logits, but take part.
         found = torch.zeros(len(rows), device=rows.device)
-        # Enough rows for a fast product, few enough that their logits are no burden.
-        num_rows = 256 if rows.device.type == "cpu" else 1024
-        for begin in range(0, len(rows), num_rows):
-            some = slice(begin, begin + num_rows)
+        for begin in range(0, len(rows), HEAD_ROWS):
+            some = slice(begin, begin + HEAD_ROWS)
             logits = self._compute_logits(hidden_states[rows[some]])
             if logits is not None:
                 found[some] = self._to_logprobs(logits, targets[some])
