@@ -217,8 +217,10 @@ def main() -> None:
                 num_cores = len(os.sched_getaffinity(0))
                 start += ["-m", "torch.distributed.run", f"--nproc-per-node={num_cores}"]
             command = [*start, "-m", "bench.training", *sys.argv[1:], "--setup", name]
+            # As the command line has it.
+            ours = {"THP_MEM_ALLOC_ENABLE": "1"} if name.startswith("cherry-vllm") else {}
             done = subprocess.run(
-                command, check=True, capture_output=True, text=True, env=dict(os.environ)
+                command, check=True, capture_output=True, text=True, env={**os.environ, **ours}
             )
             found.append(json.loads(done.stdout.splitlines()[-1]))
             print(f"{name}: {found[-1]}", file=sys.stderr, flush=True)
