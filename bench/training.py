@@ -33,6 +33,7 @@ from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, Trainin
 from bench.agreement import MODEL
 from cherry_vllm.checkpoint import load_tokenizer
 from cherry_vllm.config import compose, plain
+from cherry_vllm.isolation import preload_malloc
 from cherry_vllm.spans import Pair, open_span_builder
 from cherry_vllm.training import tuning
 from cherry_vllm.training.batches import NO_LOSS, collate
@@ -218,7 +219,7 @@ def main() -> None:
                 start += ["-m", "torch.distributed.run", f"--nproc-per-node={num_cores}"]
             command = [*start, "-m", "bench.training", *sys.argv[1:], "--setup", name]
             # As the command line has it.
-            ours = {"THP_MEM_ALLOC_ENABLE": "1"} if name.startswith("cherry-vllm") else {}
+            ours = {"THP_MEM_ALLOC_ENABLE": "1", **preload_malloc()} if "cherry" in name else {}
             done = subprocess.run(
                 command, check=True, capture_output=True, text=True, env={**os.environ, **ours}
             )

@@ -162,6 +162,23 @@ def test_preemption_leaves_no_gap(tmp_path: Path, in_process: Callable[..., Any]
         np.testing.assert_allclose(left, right, atol=2e-4)
 
 
+@pytest.mark.parametrize("way", ["slice_by_slice", "compiled"])
+def test_log_probs_that_one_pass_cannot_hold(way: str) -> None:
+    from cherry_vllm.engines import answer_model
+
+    logits = 8 * torch.randn(40, 5000, generator=torch.Generator().manual_seed(0))
+    logits[3, 7], logits[4] = 200, torch.linspace(-300, 300, 5000)
+    logits[5, 9] = -float("inf")
+    targets = torch.full([40], 9)
+    exact = logits.double().log_softmax(-1)[:, 9]
+    assert exact[3] < -150
+    assert exact[4] < -500
+    found = answer_model.target_logprobs(getattr(answer_model, way), logits, targets)
+    assert found.dtype == torch.float32
+    assert found[5] == exact[5] == -float("inf")
+    torch.testing.assert_close(found.double(), exact, rtol=0, atol=1e-4)
+
+
 def test_a_model_that_vllm_has_no_class_for_costs_one_line(
     tmp_path: Path, in_process: Callable[..., Any]
 ) -> None:

@@ -30,7 +30,7 @@ from cherry_vllm.training.probe import gain_kept
 from cherry_vllm.training.rounding import export_bfloat16, round_stochastically
 from cherry_vllm.training.trainer import answer_rows_only
 from cherry_vllm.training.tuning import fine_tune, newest_whole_checkpoint
-from tests.conftest import ROWS, Cli, start
+from tests.conftest import ROWS, Cli, children, start
 
 MAX_LENGTH = 96
 RECIPE: dict[str, Any] = {
@@ -425,15 +425,21 @@ def test_trained_before_is_not_trained_again(tiny: Path, cli: Cli, trained: Path
     assert file.stat().st_mtime_ns == stamp
 
 
+@pytest.mark.parametrize("killed", ["command", "training"])
 def test_kill_9_in_mid_epoch_and_the_same_command_give_the_same_losses(
-    tiny: Path, cli: Cli, trained: Path, tmp_path: Path
+    tiny: Path, cli: Cli, trained: Path, tmp_path: Path, killed: str
 ) -> None:
     command = train_command(tiny, tmp_path, "train.num_probe_rows=4", "train.save_steps=2")
     process = start(*command)
     while process.poll() is None and not list(tmp_path.glob("models/*/checkpoints/*-4/trainer_*")):
         time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    (child,) = children(process.pid)
+    os.kill(process.pid if killed == "command" else child, signal.SIGKILL)
+    _, stderr = process.communicate()
+    if killed == "training":
+        assert process.returncode == 2
+        assert "was killed by SIGKILL, most often for want of memory; the same" in stderr
+        assert "Traceback" not in stderr
     (checkpoints,) = tmp_path.glob("models/*/checkpoints")
     (checkpoints / "checkpoint-99").mkdir()  # as a kill while it was written would leave it
     (checkpoints / "checkpoint-99" / "model.safetensors").write_bytes(b"half")

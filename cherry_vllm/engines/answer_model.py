@@ -2,17 +2,20 @@
 
 Row p of the hidden states, made from the tokens up to p, predicts token p + 1:
 
-    token ids       p0 p1 p2 a0 a1 a2      start = 3
-    rows used             ^  ^  ^          start - 1 ... length - 2
-    log-probs                a0 a1 a2
+    prompt          p0 p1 p2 a0 a1         start = 3, last = a2
+    rows used             ^  ^  ^          start - 1 ... length - 1
+    log-probs             a0 a1 a2
 
 The LM head sees these rows alone, some at a time, and one float per answer token leaves the device.
+The answer's last token predicts nothing, so that the prompt ends before it.
 vLLM looks a class up as ``MODULE:NAME``; here NAME is the path of the class to be wrapped, as in
 ``cherry_vllm.engines.answer_model:vllm.model_executor.models.llama.LlamaForCausalLM``.
 """
 
 from collections.abc import Callable, Iterator, Set
+from functools import partial
 from importlib import import_module
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -25,7 +28,7 @@ from vllm.tasks import PoolingTask
 from vllm.v1.pool.metadata import PoolingMetadata
 
 TASK: PoolingTask = "token_classify"
-START = "start"  # in a request's extra_kwargs: where its answer starts
+START, LAST = "start", "last"  # in a request's extra_kwargs: where its answer starts, how it ends
 HEAD_ROWS = 1024  # enough for a fast product, few enough that their logits are no burden
 UNSCORED = float("inf")  # in place of a log-prob that no step has computed
 
@@ -46,8 +49,8 @@ def answer_model(causal_lm: type[Any]) -> type[Any]:
         def __init__(self, *, vllm_config: Any, prefix: str = "", **kwargs: Any) -> None:
             super().__init__(vllm_config=vllm_config, prefix=prefix, **kwargs)
             is_eager = vllm_config.model_config.enforce_eager
-            to_logprobs = target_logprobs if is_eager else compiled_logprobs
-            self.pooler = AnswerPooler(self.compute_logits, to_logprobs)
+            in_one_pass = slice_by_slice if is_eager else compiled
+            self.pooler = AnswerPooler(self.compute_logits, partial(target_logprobs, in_one_pass))
             if current_platform.is_cpu():
                 for module in self.modules():
                     if type(getattr(module, "quant_method", None)) is UnquantizedLinearMethod:
@@ -139,39 +142,53 @@ def split_step(metadata: PoolingMetadata) -> Iterator[Part]:
             strict=True,
         )
     ):
-        # The warm-up run has no start, and a last prompt that is longer than its token ids.
-        ids = token_ids[line]
-        start = (metadata.pooling_params[line].extra_kwargs or {START: 1})[START]
+        # The warm-up run has neither, and a last prompt that is longer than its token ids.
+        start, last = itemgetter(START, LAST)(
+            metadata.pooling_params[line].extra_kwargs or {START: 1, LAST: 0}
+        )
+        tokens = torch.cat([token_ids[line], token_ids[line].new_tensor([last])])
         begin = end - num_tokens
         low = min(max(begin, start - 1), end)
-        high = max(low, min(end, length - 1, len(ids) - 1))
+        high = max(low, min(end, len(tokens) - 1))
         yield Part(
             rows=range(first_row + low - begin, first_row + high - begin),
-            targets=ids[low + 1 : high + 1],
+            targets=tokens[low + 1 : high + 1],
             first=low - (start - 1),
-            num_answer_tokens=length - start,
+            num_answer_tokens=length + 1 - start,
             is_last=end == length,
         )
         first_row += num_tokens
 
 
-def target_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
+def target_logprobs(
+    in_one_pass: Callable[[Tensor, Tensor], Tensor], logits: Tensor, targets: Tensor
+) -> Tensor:
     """log softmax(logits)[target] in float32: [rows, vocabulary] and [rows] to [rows]."""
-    # Slices of the logits in float32 that fit in the cores' caches, or that fill a GPU.
+    found = in_one_pass(logits, targets)
+    overflown = ~found.isfinite()  # exp() does, where a log-prob is below some -88
+    if overflown.any():
+        exact = logits[overflown].float().log_softmax(-1)
+        found[overflown] = exact.gather(1, targets[overflown, None])[:, 0]
+    return found
+
+
+def one_pass(logits: Tensor, targets: Tensor) -> Tensor:
+    """-log sum exp(logits - logits[target]): no pass over the logits to find their largest."""
+    exact = logits.float()
+    return -(exact - exact.gather(1, targets[:, None])).exp().sum(-1).log()
+
+
+# In one kernel, which keeps no float32 copy.
+compiled = torch.compile(one_pass, dynamic=True)
+
+
+def slice_by_slice(logits: Tensor, targets: Tensor) -> Tensor:
+    """The same with float32 copies that fit in the cores' caches, or that fill a GPU."""
     is_on_cpu = logits.device.type == "cpu"
     num_elements = 2**18 * torch.get_num_threads() if is_on_cpu else 2**26
     num_rows = max(1, num_elements // logits.shape[1])
     slices = zip(torch.split(logits, num_rows), torch.split(targets, num_rows), strict=True)
-    return torch.cat([_slice_logprobs(*slice_) for slice_ in slices])
-
-
-def _slice_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
-    exact = logits.float()
-    return exact.gather(1, targets[:, None])[:, 0] - exact.logsumexp(-1)
-
-
-# The same in one kernel, which keeps no float32 copy and so needs no slices.
-compiled_logprobs = torch.compile(_slice_logprobs, dynamic=True)
+    return torch.cat([one_pass(*slice_) for slice_ in slices])
 
 
 def _collect(part: Part, logprobs: Tensor, waiting: list[Tensor]) -> Tensor | None:

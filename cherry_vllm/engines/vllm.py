@@ -74,16 +74,18 @@ class FusedVllmEngine:
         from vllm import PoolingParams
         from vllm.inputs.engine import tokens_input
 
-        from cherry_vllm.engines.answer_model import START, TASK
+        from cherry_vllm.engines.answer_model import LAST, START, TASK
 
         for index, span in enumerate(spans):
             params = PoolingParams(
                 task=TASK,
-                extra_kwargs={START: span.start},
+                extra_kwargs={START: span.start, LAST: span.token_ids[-1]},
                 skip_reading_prefix_cache=not use_cache,
             )
+            # The last token is predicted, but predicts nothing.
+            prompt = tokens_input(span.token_ids[:-1])
             # Not LLM.encode(), which has a good deal to do for each request, and wants a tokenizer.
-            self._llm.llm_engine.add_request(str(index), tokens_input(span.token_ids), params)
+            self._llm.llm_engine.add_request(str(index), prompt, params)
         outputs = self._llm.wait_for_completion(use_tqdm=partial(_Progress, on_scored=on_scored))
         return [output.outputs.data.numpy() for output in outputs]
 

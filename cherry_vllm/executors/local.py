@@ -4,7 +4,6 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from ctypes.util import find_library
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 from cherry_vllm.errors import UserError
 from cherry_vllm.executors import WorkerError
 from cherry_vllm.executors.work import EngineError, Made, Piece, Task, Work
-from cherry_vllm.isolation import GRACE_S, Child, ChildError, Wire
+from cherry_vllm.isolation import GRACE_S, Child, ChildError, Wire, preload_malloc
 
 REPORT_S = 0.2  # between two reports of progress
 
@@ -135,12 +134,6 @@ def split_cores(slot: int, num_workers: int) -> list[int]:
         return [cores[slot % len(cores)]]
     first, last = (len(cores) * position // num_workers for position in (slot, slot + 1))
     return cores[first:last]
-
-
-def preload_malloc() -> dict[str, str]:
-    """What makes a process use tcmalloc, if that is installed: CPU engines allocate a lot."""
-    found = find_library("tcmalloc_minimal") or find_library("tcmalloc")
-    return {"LD_PRELOAD": found} if found and "LD_PRELOAD" not in os.environ else {}
 
 
 def uses_gpus(engine: dict[str, Any]) -> bool:

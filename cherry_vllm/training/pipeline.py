@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import polars as pl
 
 from cherry_vllm.checkpoint import checkpoint_fingerprint, load_tokenizer
 from cherry_vllm.errors import UserError
+from cherry_vllm.isolation import ChildError, isolate, preload_malloc
 from cherry_vllm.schema import SCHEMA_VERSION
 from cherry_vllm.spans import open_span_builder
 from cherry_vllm.store import Shards, atomic_path, fingerprint, read_json, write_json
@@ -143,11 +145,24 @@ def _tune(
     """Leaves ``model/``, the loss curve and, once these are there, ``tuned.json``."""
     if (folder / "tuned.json").is_file():
         return
+    import torch
+
     from cherry_vllm.training.tuning import fine_tune
 
     started = time.monotonic()
     usable = [example for example in examples if example is not None]
-    losses = fine_tune(checkpoint, usable, tokenizer, folder, **settings)
+    work = partial(fine_tune, checkpoint, usable, tokenizer, folder, **settings)
+    if "WORLD_SIZE" in os.environ:  # torchrun's processes have found each other already
+        losses = work()
+    else:
+        environment = {} if torch.cuda.is_available() else preload_malloc()
+        try:
+            losses = isolate(work, environment=environment)
+        except ChildError as lost:
+            raise UserError(
+                f"training: its process {lost}; the same command resumes, and needs less memory "
+                "with a lower train.micro_batch_tokens"
+            ) from None
     if is_first_process():
         seconds = round(time.monotonic() - started, 1)
         _write_losses(losses, folder)
