@@ -429,7 +429,7 @@ def test_trained_before_is_not_trained_again(tiny: Path, cli: Cli, trained: Path
 def test_kill_9_in_mid_epoch_and_the_same_command_give_the_same_losses(
     tiny: Path, cli: Cli, trained: Path, tmp_path: Path, killed: str
 ) -> None:
-    command = train_command(tiny, tmp_path, "train.num_probe_rows=4", "train.save_steps=2")
+    command = train_command(tiny, tmp_path, "train.num_probe_rows=4", "train.save_steps=0.15")
     process = start(*command)
     while process.poll() is None and not list(tmp_path.glob("models/*/checkpoints/*-4/trainer_*")):
         time.sleep(0.01)
@@ -445,6 +445,7 @@ def test_kill_9_in_mid_epoch_and_the_same_command_give_the_same_losses(
     (checkpoints / "checkpoint-99" / "model.safetensors").write_bytes(b"half")
     done = cli(*command)
     assert done.returncode == 0, done.stderr
+    assert "do not match" not in done.stderr  # transformers, of 0.15 and 2 steps
     assert losses_of(tmp_path) == losses_of(trained)
     (left,), (right,) = tmp_path.glob("models/*/model"), trained.glob("models/*/model")
     assert_same_weights(left, right, atol=0)

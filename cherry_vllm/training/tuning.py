@@ -89,6 +89,8 @@ def fine_tune(
         callbacks=[Progress(), Divergence()],
     )
     trainer.remove_callback(PrinterCallback)
+    # It warns of another save_steps than the checkpoint's, which decides no weight.
+    logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
     with _memory_errors_told():
         trainer.train(resume_from_checkpoint=newest_whole_checkpoint(folder / "checkpoints"))
     model.config.use_cache = use_cache
