@@ -49,7 +49,7 @@ def answer_model(causal_lm: type[Any]) -> type[Any]:
         def __init__(self, *, vllm_config: Any, prefix: str = "", **kwargs: Any) -> None:
             super().__init__(vllm_config=vllm_config, prefix=prefix, **kwargs)
             is_eager = vllm_config.model_config.enforce_eager
-            in_one_pass = slice_by_slice if is_eager else compiled
+            in_one_pass = slice_by_slice if is_eager else compiled_one_pass
             self.pooler = AnswerPooler(self.compute_logits, partial(target_logprobs, in_one_pass))
             if current_platform.is_cpu():
                 for module in self.modules():
@@ -179,7 +179,7 @@ def one_pass(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 # In one kernel, which keeps no float32 copy.
-compiled = torch.compile(one_pass, dynamic=True)
+compiled_one_pass = torch.compile(one_pass, dynamic=True)
 
 
 def slice_by_slice(logits: Tensor, targets: Tensor) -> Tensor:
