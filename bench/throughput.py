@@ -3,7 +3,8 @@
     python -m bench.throughput [--workload average|longest|wide] [--rows 100] [--repeats 3]
                                [--data FILE] [--model FOLDER] [--setup NAME ...]
 
-A set-up is one of ``SETUPS``, or overrides of the configuration with commas between them.
+A set-up is one of ``SETUPS``, overrides of the configuration with commas between them, or ``plain
+transformers``: padded batches of 8 rows of like length, of which the model makes all logits.
 
 Each engine runs in a process of its own, so its peak memory is its own. All are loaded and warmed
 up by one pass first; then they take turns, pass by pass, so that a noisy machine disturbs all
@@ -11,9 +12,9 @@ alike, and the medians are compared. Workloads: ``average`` takes the first rows
 ``longest`` those with the longest answers, and ``wide`` made-up rows with questions of 300 tokens
 and answers of 60, for a random model with SmolLM2-135M's layers and a vocabulary of 151,936.
 
-The ceiling is what a large bf16 matrix product reaches on this machine, spent on nothing but the
-operations that IFD needs: every token of both passes through the layers, answer rows alone through
-the LM head, and causal attention.
+The ceiling is what a large bf16 matrix product reaches on this machine, as a median like the rest
+and measured after every pass, spent on nothing but the operations that IFD needs: every token of
+both passes through the layers, answer rows alone through the LM head, and causal attention.
 """
 
 import argparse
@@ -50,6 +51,7 @@ SETUPS = {
     "vllm_fused, no prefix cache": ("engine=vllm_fused", "engine.enable_prefix_caching=false"),
     "vllm_fused": ("engine=vllm_fused",),
 }
+PLAIN, PLAIN_ROWS = "plain transformers", 8
 DEFAULT_SETUPS = ("hf, batched by length", "vllm", "vllm_fused")
 
 
@@ -103,11 +105,15 @@ def serve(setup: str, model: Path) -> None:
     overrides = SETUPS.get(setup) or setup.split(",")
     spans = [Span(*pair) for pair in json.loads(sys.stdin.readline())]
     started = time.perf_counter()
-    engine = build_engine(
-        model_path=model,
-        max_length=MAX_LENGTH,
-        trust_remote_code=False,
-        **plain(compose(*overrides, "engine.dtype=bfloat16").engine),
+    engine: Any = (
+        PlainTransformers(model)
+        if setup == PLAIN
+        else build_engine(
+            model_path=model,
+            max_length=MAX_LENGTH,
+            trust_remote_code=False,
+            **plain(compose(*overrides, "engine.dtype=bfloat16").engine),
+        )
     )
     answer({"load_s": time.perf_counter() - started})
     for _ in sys.stdin:
@@ -116,6 +122,37 @@ def serve(setup: str, model: Path) -> None:
         seconds = time.perf_counter() - started
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         answer({"seconds": seconds, "peak_gib": peak})
+
+
+class PlainTransformers:
+    """What one writes with transformers before looking for speed."""
+
+    def __init__(self, model: Path) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        network: Any = AutoModelForCausalLM
+        self._model = network.from_pretrained(model, dtype=torch.bfloat16).eval()
+
+    def logprobs(self, spans: list[Span], _on_scored: Any) -> list[Any]:
+        import torch
+        from torch.nn.utils.rnn import pad_sequence
+
+        found = []
+        longest_first = sorted(spans, key=lambda span: -len(span.token_ids))
+        for start in range(0, len(spans), PLAIN_ROWS):
+            batch = longest_first[start : start + PLAIN_ROWS]
+            lengths = torch.tensor([len(span.token_ids) for span in batch])
+            ids = pad_sequence([torch.tensor(span.token_ids) for span in batch], batch_first=True)
+            mask = torch.arange(ids.shape[1]) < lengths[:, None]
+            with torch.inference_mode():
+                logits = self._model(ids, attention_mask=mask.long(), use_cache=False).logits
+                of_all = logits[:, :-1].float().log_softmax(-1).gather(-1, ids[:, 1:, None])
+            found += [
+                row[span.start - 1 : len(span.token_ids) - 1, 0]
+                for row, span in zip(of_all, batch, strict=True)
+            ]
+        return found
 
 
 def answer(found: dict[str, float]) -> None:
@@ -172,16 +209,16 @@ def needed_flops(model: Path, spans: list[Span]) -> float:
 
 
 def measure_ceiling() -> float:
-    """FLOP/s of a bf16 matrix product of 4096 x 4096, the best of ten."""
+    """FLOP/s of a bf16 matrix product of 4096 x 4096, the median of five."""
     import torch
 
     left, right = (torch.randn(4096, 4096).bfloat16() for _ in range(2))
     seconds = []
-    for _ in range(11):
+    for _ in range(6):
         started = time.perf_counter()
         left @ right
         seconds.append(time.perf_counter() - started)
-    return 2 * 4096**3 / min(seconds)
+    return 2 * 4096**3 / statistics.median(seconds[1:])
 
 
 def main() -> None:
@@ -218,7 +255,7 @@ def compare(model: Path, spans: list[Span], arguments: argparse.Namespace) -> No
     for _ in tqdm(range(1 + arguments.repeats), desc="passes"):
         for setup, server in servers.items():
             passes[setup].append(server.run())
-        ceilings.append(measure_ceiling())
+            ceilings.append(measure_ceiling())
     num_tokens = sum(len(span.token_ids) for span in spans)
     tflops = statistics.median(ceilings) / 1e12
     ceiling = num_tokens * tflops * 1e12 / needed_flops(model, spans)
