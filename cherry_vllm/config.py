@@ -86,7 +86,7 @@ class VllmConfig(EngineConfig):
     max_num_seqs: int = MISSING
     enforce_eager: bool = MISSING
     enable_prefix_caching: bool = MISSING
-    cpu_kv_cache_gib: int = MISSING
+    cpu_kv_cache_gib: float = MISSING
 
 
 @dataclass(kw_only=True, slots=True)

@@ -175,13 +175,14 @@ def _load(
     max_num_batched_tokens: int,
     max_num_seqs: int,
     enforce_eager: bool,
-    cpu_kv_cache_gib: int,
+    cpu_kv_cache_gib: float,
     enable_prefix_caching: bool,
     trust_remote_code: bool,
 ) -> Any:
     """The engine in this process; ``use`` gives the arguments for what it is to do."""
-    _set_environment(cpu_kv_cache_gib)
+    _set_environment()
     from vllm import LLM
+    from vllm.platforms import current_platform
 
     return LLM(
         model=str(model_path),
@@ -191,6 +192,7 @@ def _load(
         load_format="safetensors",
         tensor_parallel_size=tensor_parallel_size,
         gpu_memory_utilization=gpu_memory_utilization,
+        kv_cache_memory_bytes=int(cpu_kv_cache_gib * 2**30) if current_platform.is_cpu() else None,
         max_num_batched_tokens=max_num_batched_tokens,
         max_num_seqs=max_num_seqs,
         enforce_eager=enforce_eager,
@@ -243,7 +245,7 @@ def _scoring_answers(model_path: Path) -> dict[str, Any]:
     }
 
 
-def _set_environment(cpu_kv_cache_gib: int) -> None:
+def _set_environment() -> None:
     """What vLLM takes from the environment only; what the user has set stays."""
     # Its warnings are about serving; they go, with all it says, where they disturb no result.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -259,7 +261,6 @@ def _set_environment(cpu_kv_cache_gib: int) -> None:
         # vLLM's own choice keeps a core back.
         cores = sorted(os.sched_getaffinity(0))
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores)))
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(cpu_kv_cache_gib))
         # What it compiles ahead of time for CPUs it saves and then cannot load; torch's cache can.
         os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")
 
