@@ -102,19 +102,9 @@ def make_wide_model(model: Path, folder: Path) -> Path:
 
 def serve(setup: str, model: Path) -> None:
     """Loads an engine here, then scores the spans on stdin's first line once for each further."""
-    overrides = SETUPS.get(setup) or setup.split(",")
     spans = [Span(*pair) for pair in json.loads(sys.stdin.readline())]
     started = time.perf_counter()
-    engine: Any = (
-        PlainTransformers(model)
-        if setup == PLAIN
-        else build_engine(
-            model_path=model,
-            max_length=MAX_LENGTH,
-            trust_remote_code=False,
-            **plain(compose(*overrides, "engine.dtype=bfloat16").engine),
-        )
-    )
+    engine = load_engine(setup, model)
     answer({"load_s": time.perf_counter() - started})
     for _ in sys.stdin:
         started = time.perf_counter()
@@ -122,6 +112,18 @@ def serve(setup: str, model: Path) -> None:
         seconds = time.perf_counter() - started
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         answer({"seconds": seconds, "peak_gib": peak})
+
+
+def load_engine(setup: str, model: Path) -> Any:
+    if setup == PLAIN:
+        return PlainTransformers(model)
+    overrides = SETUPS.get(setup) or setup.split(",")
+    return build_engine(
+        model_path=model,
+        max_length=MAX_LENGTH,
+        trust_remote_code=False,
+        **plain(compose(*overrides, "engine.dtype=bfloat16").engine),
+    )
 
 
 class PlainTransformers:
@@ -208,17 +210,17 @@ def needed_flops(model: Path, spans: list[Span]) -> float:
     return total
 
 
-def measure_ceiling() -> float:
-    """FLOP/s of a bf16 matrix product of 4096 x 4096, the median of five."""
+def measure_ceiling(width: int = 4096, repeats: int = 5) -> float:
+    """FLOP/s of a square bf16 matrix product, the median after one to warm up."""
     import torch
 
-    left, right = (torch.randn(4096, 4096).bfloat16() for _ in range(2))
+    left, right = (torch.randn(width, width).bfloat16() for _ in range(2))
     seconds = []
-    for _ in range(6):
+    for _ in range(1 + repeats):
         started = time.perf_counter()
         left @ right
         seconds.append(time.perf_counter() - started)
-    return 2 * 4096**3 / statistics.median(seconds[1:])
+    return 2 * width**3 / statistics.median(seconds[1:])
 
 
 def main() -> None:

@@ -4,11 +4,12 @@
         [--only SETUP] [overrides of `cherry-vllm train` ...]
 
 Every set-up trains for two epochs on the same rows, one optimizer step each, in fp32 with bf16
-products; each runs in a process of its own, in turns, so that a noisy machine disturbs all alike.
-The second step is the one that counts; the first, in which layers are compiled, is shown beside it.
-Tokens are real ones, without padding; of several processes the memory is added up. The ceiling is
-the machine's bf16 matrix product by 6 x parameters operations a token, which counts the LM head on
-every token. TRL is left out where it is not installed.
+products; each runs in a process of its own, in turns, so that a noisy machine disturbs all alike,
+and the ceiling is measured after each of them. The second step is the one that counts; the first,
+in which layers are compiled, is shown beside it. Tokens are real ones, without padding; of several
+processes the memory is added up. The ceiling is the machine's bf16 matrix product by 6 x parameters
+operations a token, which counts the LM head on every token. TRL is left out where it is not
+installed.
 """
 
 import argparse
@@ -31,6 +32,7 @@ import torch
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from bench.agreement import MODEL
+from bench.throughput import measure_ceiling
 from cherry_vllm.checkpoint import load_tokenizer
 from cherry_vllm.config import compose, plain
 from cherry_vllm.isolation import preload_malloc
@@ -178,17 +180,11 @@ def run_one(setup: str, arguments: argparse.Namespace) -> None:
     clock.report()
 
 
-def measure_ceiling(model: Path) -> float:
+def ceiling_tokens(model: Path) -> float:
     """Tokens per second if training were nothing but its matrix products at full speed."""
     network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
     parameters = sum(value.numel() for value in network.parameters())
-    left = torch.randn(2048, 2048, dtype=torch.bfloat16)
-    seconds = []
-    for _ in range(100):
-        started = time.monotonic()
-        left @ left
-        seconds.append(time.monotonic() - started)
-    return 2 * 2048**3 / statistics.median(seconds) / (6 * parameters)
+    return measure_ceiling(width=2048, repeats=100) / (6 * parameters)
 
 
 def main() -> None:
@@ -202,7 +198,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="of cherry-vllm, as `train` takes them")
     arguments = parser.parse_args()
     if arguments.setup == CEILING:
-        print(json.dumps({"seconds": 1 / measure_ceiling(arguments.model)}))
+        print(json.dumps({"seconds": 1 / ceiling_tokens(arguments.model)}))
         return
     if arguments.setup:
         run_one(arguments.setup, arguments)
