@@ -4,7 +4,8 @@
                                [--data FILE] [--model FOLDER] [--setup NAME ...]
 
 A set-up is one of ``SETUPS``, overrides of the configuration with commas between them, or ``plain
-transformers``: padded batches of 8 rows of like length, of which the model makes all logits.
+transformers``: padded batches of 8 rows of like length, of which the model makes all logits. With
+``executor.num_workers=2`` two engines split the rows and the cores; their memory is added up.
 
 Each engine runs in a process of its own, so its peak memory is its own. All are loaded and warmed
 up by one pass first; then they take turns, pass by pass, so that a noisy machine disturbs all
@@ -34,13 +35,16 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from cherry_vllm.config import compose, plain
+from cherry_vllm.config import Config, compose, plain
 from cherry_vllm.engines import Span, build_engine
+from cherry_vllm.executors.local import split_cores
 from cherry_vllm.sources import Columns, DataFormat, find_files, read_rows
 from cherry_vllm.spans import Pair, open_span_builder
 
 DEMO = Path(compose().demo.cache_dir)
 MAX_LENGTH = 512
+CORES = sorted(os.sched_getaffinity(0))
+ONE_A_CORE = (f"executor.num_workers={len(CORES)}", "engine.cpu_kv_cache_gib=0.3")
 SETUPS = {
     "hf, one row at a time": ("engine=hf", "engine.batch_tokens=1"),
     "hf, batched by length": ("engine=hf",),
@@ -50,6 +54,7 @@ SETUPS = {
     "vllm_fused, eager": ("engine=vllm_eager",),
     "vllm_fused, no prefix cache": ("engine=vllm_fused", "engine.enable_prefix_caching=false"),
     "vllm_fused": ("engine=vllm_fused",),
+    "vllm_fused, one a core": ("engine=vllm_fused", *ONE_A_CORE),
 }
 PLAIN, PLAIN_ROWS = "plain transformers", 8
 DEFAULT_SETUPS = ("hf, batched by length", "vllm", "vllm_fused")
@@ -101,29 +106,32 @@ def make_wide_model(model: Path, folder: Path) -> Path:
 
 
 def serve(setup: str, model: Path) -> None:
-    """Loads an engine here, then scores the spans on stdin's first line once for each further."""
-    spans = [Span(*pair) for pair in json.loads(sys.stdin.readline())]
+    """Loads an engine on some cores, then scores some spans once for each line on stdin."""
+    cores, spans = json.loads(sys.stdin.readline())
+    os.sched_setaffinity(0, cores)  # before a library counts them
+    spans = [Span(*span) for span in spans]
     started = time.perf_counter()
     engine = load_engine(setup, model)
     answer({"load_s": time.perf_counter() - started})
     for _ in sys.stdin:
-        started = time.perf_counter()
         engine.logprobs(spans, lambda _count: None)
-        seconds = time.perf_counter() - started
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        answer({"seconds": seconds, "peak_gib": peak})
+        answer({"peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20})
 
 
 def load_engine(setup: str, model: Path) -> Any:
     if setup == PLAIN:
         return PlainTransformers(model)
-    overrides = SETUPS.get(setup) or setup.split(",")
     return build_engine(
         model_path=model,
         max_length=MAX_LENGTH,
         trust_remote_code=False,
-        **plain(compose(*overrides, "engine.dtype=bfloat16").engine),
+        **plain(configure(setup).engine),
     )
+
+
+def configure(setup: str) -> Config:
+    overrides = () if setup == PLAIN else SETUPS.get(setup) or setup.split(",")
+    return compose(*overrides, "engine.dtype=bfloat16")
 
 
 class PlainTransformers:
@@ -164,7 +172,7 @@ def answer(found: dict[str, float]) -> None:
 class Server:
     """An engine in a process of its own, which waits for its turn."""
 
-    def __init__(self, setup: str, model: Path, spans: list[Span]) -> None:
+    def __init__(self, setup: str, model: Path, spans: list[Span], cores: list[int]) -> None:
         command = [sys.executable, "-m", "bench.throughput", "--serve", setup]
         self._process = subprocess.Popen(
             [*command, "--model", str(model)],
@@ -173,23 +181,49 @@ class Server:
             stderr=subprocess.DEVNULL,
             text=True,
         )
-        self._send(json.dumps(spans))
-        self.load_s = self._receive()["load_s"]
+        self.send(json.dumps([cores, spans]))
 
-    def run(self) -> dict[str, float]:
-        """One pass over the spans."""
-        self._send("")
-        return self._receive()
-
-    def _send(self, line: str) -> None:
+    def send(self, line: str = "") -> None:
+        """An empty line asks for one pass over the spans."""
         print(line, file=self._process.stdin, flush=True)
 
-    def _receive(self) -> dict[str, float]:
+    def receive(self) -> dict[str, float]:
         for line in self._process.stdout or ():
             if line.startswith("{"):
                 found: dict[str, float] = json.loads(line)
                 return found
         raise SystemExit(f"an engine ended with exit code {self._process.wait()}")
+
+
+class Servers:
+    """The engines of one set-up: mostly one."""
+
+    def __init__(self, setup: str, model: Path, spans: list[Span]) -> None:
+        count = configure(setup).executor.num_workers or 1
+        self._servers = [
+            Server(setup, model, share, split_cores(slot, count))
+            for slot, share in enumerate(deal(spans, count))
+        ]
+        self.load_s = max(server.receive()["load_s"] for server in self._servers)
+
+    def run(self) -> dict[str, float]:
+        """One pass over the spans: the time until all are done, and the memory of all."""
+        started = time.perf_counter()
+        for server in self._servers:
+            server.send()
+        peaks = [server.receive()["peak_gib"] for server in self._servers]
+        return {"seconds": time.perf_counter() - started, "peak_gib": sum(peaks)}
+
+
+def deal(spans: list[Span], count: int) -> list[list[Span]]:
+    """Shares of about as many tokens each, as shards come to where there are many of them."""
+    shares: list[list[int]] = [[] for _ in range(count)]
+    loads = [0] * count
+    for index in sorted(range(len(spans)), key=lambda index: -len(spans[index].token_ids)):
+        least = loads.index(min(loads))
+        shares[least].append(index)
+        loads[least] += len(spans[index].token_ids)
+    return [[spans[index] for index in sorted(share)] for share in shares]
 
 
 def needed_flops(model: Path, spans: list[Span]) -> float:
@@ -251,7 +285,7 @@ def compare(model: Path, spans: list[Span], arguments: argparse.Namespace) -> No
     """Loads all engines, has them take turns, and prints the table."""
     ceilings = [measure_ceiling()]
     servers = {
-        setup: Server(setup, model, spans) for setup in tqdm(arguments.setup, desc="loading")
+        setup: Servers(setup, model, spans) for setup in tqdm(arguments.setup, desc="loading")
     }
     passes: dict[str, list[dict[str, float]]] = {setup: [] for setup in servers}
     for _ in tqdm(range(1 + arguments.repeats), desc="passes"):
@@ -261,8 +295,7 @@ def compare(model: Path, spans: list[Span], arguments: argparse.Namespace) -> No
     num_tokens = sum(len(span.token_ids) for span in spans)
     tflops = statistics.median(ceilings) / 1e12
     ceiling = num_tokens * tflops * 1e12 / needed_flops(model, spans)
-    cores = len(os.sched_getaffinity(0))
-    print(f"{platform.machine()}, {cores} cores; {arguments.workload}, {len(spans) // 2} rows")
+    print(f"{platform.machine()}, {len(CORES)} cores; {arguments.workload}, {len(spans) // 2} rows")
     print(f"{'':<30}{'rows/s':>8}{'tokens/s':>10}{'ratio':>8}{'ceiling':>9}{'load s':>8}", end="")
     print(f"{'peak GiB':>10}   spread of passes")
     base = None
