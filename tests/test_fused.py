@@ -6,6 +6,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -83,16 +84,26 @@ class Scored(NamedTuple):
     logprobs: list[NDArray[np.float32]]
     num_uncached: int  # spans scored again, as the cache reached into their answers
     num_preemptions: int
+    products: set[str]  # the methods of the layers' linear maps
 
 
 def score(
-    checkpoint: Path, spans: list[Span], *, name: str = "vllm_eager", preempt: bool = False
+    checkpoint: Path,
+    spans: list[Span],
+    *,
+    name: str = "vllm_eager",
+    preempt: bool = False,
+    has_tiles: bool = False,
 ) -> Scored:
-    """Scores with an engine that is built here; ``preempt`` interrupts it again and again."""
+    """Scores with an engine that is built here; ``preempt`` interrupts it again and again, and
+    ``has_tiles`` is what it is told of the CPU.
+    """
     settings = plain(compose(f"engine={name}", *ADVERSE).engine)
-    engine: Any = build_engine(
-        model_path=checkpoint, max_length=MAX_LENGTH, trust_remote_code=False, **settings
-    )
+    capabilities = torch.cpu.get_capabilities() | {"amx_bf16": has_tiles}
+    with patch("torch.cpu.get_capabilities", return_value=capabilities):
+        engine: Any = build_engine(
+            model_path=checkpoint, max_length=MAX_LENGTH, trust_remote_code=False, **settings
+        )
 
     num_uncached = num_preemptions = 0
     encode = engine._encode
@@ -108,7 +119,16 @@ def score(
             num_preemptions += engine._llm.reset_prefix_cache(reset_running_requests=True)
 
     engine._encode = encode_and_count
-    return Scored(engine.logprobs(spans, on_scored), num_uncached, num_preemptions)
+    (products,) = engine._llm.apply_model(name_products)
+    return Scored(engine.logprobs(spans, on_scored), num_uncached, num_preemptions, products)
+
+
+def name_products(model: torch.nn.Module) -> set[str]:
+    methods = (getattr(module, "quant_method", None) for module in model.modules())
+    return {type(method).__name__ for method in methods} & {
+        "TorchLinearMethod",
+        "UnquantizedLinearMethod",
+    }
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +170,19 @@ def test_log_probs_of_every_architecture(
 def test_compiled_log_probs_are_the_same(tmp_path: Path, in_process: Callable[..., Any]) -> None:
     checkpoint, spans = make_checkpoint("Qwen2", tmp_path), make_spans()
     scored = in_process(checkpoint, spans, name="vllm_fused")
+    for left, right in zip(scored.logprobs, expected_logprobs(checkpoint, spans), strict=True):
+        np.testing.assert_allclose(left, right, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("has_tiles", "product"), [(False, "UnquantizedLinearMethod"), (True, "TorchLinearMethod")]
+)
+def test_log_probs_with_either_kind_of_product(
+    *, has_tiles: bool, product: str, tmp_path: Path, in_process: Callable[..., Any]
+) -> None:
+    checkpoint, spans = make_checkpoint("Qwen2", tmp_path), make_spans()
+    scored = in_process(checkpoint, spans, has_tiles=has_tiles)
+    assert scored.products == {product}
     for left, right in zip(scored.logprobs, expected_logprobs(checkpoint, spans), strict=True):
         np.testing.assert_allclose(left, right, atol=2e-4)
 
