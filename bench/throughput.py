@@ -44,7 +44,7 @@ from cherry_vllm.spans import Pair, open_span_builder
 DEMO = Path(compose().demo.cache_dir)
 MAX_LENGTH = 512
 CORES = sorted(os.sched_getaffinity(0))
-ONE_A_CORE = (f"executor.num_workers={len(CORES)}", "engine.cpu_kv_cache_gib=0.3")
+ONE_A_CORE = (f"executor.num_workers={len(CORES)}", "engine.cpu_kv_cache_gib=0.2")
 SETUPS = {
     "hf, one row at a time": ("engine=hf", "engine.batch_tokens=1"),
     "hf, batched by length": ("engine=hf",),
