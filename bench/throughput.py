@@ -130,6 +130,7 @@ def load_engine(setup: str, model: Path) -> Any:
 
 
 def configure(setup: str) -> Config:
+    """The configuration of a set-up; plain transformers has nothing but the defaults."""
     overrides = () if setup == PLAIN else SETUPS.get(setup) or setup.split(",")
     return compose(*overrides, "engine.dtype=bfloat16")
 
@@ -169,7 +170,7 @@ def answer(found: dict[str, float]) -> None:
     print(json.dumps(found), flush=True)
 
 
-class Server:
+class EngineProcess:
     """An engine in a process of its own, which waits for its turn."""
 
     def __init__(self, setup: str, model: Path, spans: list[Span], cores: list[int]) -> None:
@@ -195,23 +196,23 @@ class Server:
         raise SystemExit(f"an engine ended with exit code {self._process.wait()}")
 
 
-class Servers:
-    """The engines of one set-up: mostly one."""
+class Contender:
+    """The engines of one set-up, mostly one, which take their turn together."""
 
     def __init__(self, setup: str, model: Path, spans: list[Span]) -> None:
         count = configure(setup).executor.num_workers or 1
-        self._servers = [
-            Server(setup, model, share, split_cores(slot, count))
+        self._engines = [
+            EngineProcess(setup, model, share, split_cores(slot, count))
             for slot, share in enumerate(deal(spans, count))
         ]
-        self.load_s = max(server.receive()["load_s"] for server in self._servers)
+        self.load_s = max(engine.receive()["load_s"] for engine in self._engines)
 
     def run(self) -> dict[str, float]:
         """One pass over the spans: the time until all are done, and the memory of all."""
         started = time.perf_counter()
-        for server in self._servers:
-            server.send()
-        peaks = [server.receive()["peak_gib"] for server in self._servers]
+        for engine in self._engines:
+            engine.send()
+        peaks = [engine.receive()["peak_gib"] for engine in self._engines]
         return {"seconds": time.perf_counter() - started, "peak_gib": sum(peaks)}
 
 
@@ -284,13 +285,13 @@ def main() -> None:
 def compare(model: Path, spans: list[Span], arguments: argparse.Namespace) -> None:
     """Loads all engines, has them take turns, and prints the table."""
     ceilings = [measure_ceiling()]
-    servers = {
-        setup: Servers(setup, model, spans) for setup in tqdm(arguments.setup, desc="loading")
+    contenders = {
+        setup: Contender(setup, model, spans) for setup in tqdm(arguments.setup, desc="loading")
     }
-    passes: dict[str, list[dict[str, float]]] = {setup: [] for setup in servers}
+    passes: dict[str, list[dict[str, float]]] = {setup: [] for setup in contenders}
     for _ in tqdm(range(1 + arguments.repeats), desc="passes"):
-        for setup, server in servers.items():
-            passes[setup].append(server.run())
+        for setup, contender in contenders.items():
+            passes[setup].append(contender.run())
             ceilings.append(measure_ceiling())
     num_tokens = sum(len(span.token_ids) for span in spans)
     tflops = statistics.median(ceilings) / 1e12
@@ -306,7 +307,7 @@ def compare(model: Path, spans: list[Span], arguments: argparse.Namespace) -> No
         rate = num_tokens / median
         print(
             f"{setup:<30}{len(spans) / 2 / median:>8.2f}{rate:>10.0f}{base / median:>8.2f}"
-            f"{rate / ceiling:>9.0%}{servers[setup].load_s:>8.0f}{found[-1]['peak_gib']:>10.1f}"
+            f"{rate / ceiling:>9.0%}{contenders[setup].load_s:>8.0f}{found[-1]['peak_gib']:>10.1f}"
             f"   {min(seconds):.1f} to {max(seconds):.1f} s"
         )
     print(f"{'ceiling':<30}{'':>8}{ceiling:>10.0f}  ({tflops:.2f} TFLOP/s)")

@@ -93,13 +93,15 @@ def score(
     *,
     name: str = "vllm_eager",
     preempt: bool = False,
-    has_tiles: bool = False,
+    has_tiles: bool | None = None,
 ) -> Scored:
     """Scores with an engine that is built here; ``preempt`` interrupts it again and again, and
-    ``has_tiles`` is what it is told of the CPU.
+    ``has_tiles`` is what it is told of the CPU in place of the truth.
     """
     settings = plain(compose(f"engine={name}", *ADVERSE).engine)
-    capabilities = torch.cpu.get_capabilities() | {"amx_bf16": has_tiles}
+    capabilities = torch.cpu.get_capabilities()
+    if has_tiles is not None:
+        capabilities = capabilities | {"amx_bf16": has_tiles}
     with patch("torch.cpu.get_capabilities", return_value=capabilities):
         engine: Any = build_engine(
             model_path=checkpoint, max_length=MAX_LENGTH, trust_remote_code=False, **settings
