@@ -78,14 +78,17 @@ def start(*arguments: object, cwd: Path | None = None) -> subprocess.Popen[str]:
 
 
 def children(pid: int) -> list[int]:
-    """The processes that a process has started and that still are."""
+    """The processes of ours that a process has started and that still are.
+
+    Each leads a session; what is only asked something, as ``ldconfig`` is, does not.
+    """
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            parent = (folder / "stat").read_text().rsplit(")", 1)[1].split()[1]
+            _, parent, _, session, *_ = (folder / "stat").read_text().rsplit(")", 1)[1].split()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if int(parent) == pid:
+        if int(parent) == pid and session == folder.name:
             found.append(int(folder.name))
     return found
 
