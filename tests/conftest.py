@@ -78,9 +78,9 @@ def start(*arguments: object, cwd: Path | None = None) -> subprocess.Popen[str]:
 
 
 def children(pid: int) -> list[int]:
-    """The processes of ours that a process has started and that still are.
+    """The sessions that a process has started and that still are, as every ``Child`` is one.
 
-    Each leads a session; what is only asked something, as ``ldconfig`` is, does not.
+    Programs that it runs in passing, as ``ctypes`` does to find a library, are none.
     """
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
