@@ -1,0 +1,57 @@
+"""Fingerprints that runs already have on disk: a run is found again after the code moves."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cherry_vllm import inference
+from cherry_vllm.config import compose, plain
+from cherry_vllm.inference import Inference
+from cherry_vllm.store import fingerprint
+
+
+class _Rows:
+    fingerprint = "0123456789abcdef"
+
+
+GOLDEN = {
+    (): "4cb2631d1a0b4ec5",
+    ("engine=vllm", "prompt=vicuna", "max_length=1024"): "ac944540298f9198",
+    ("engine=hf", "prompt=chat", "engine.dtype=float32"): "958626fe56a700bd",
+    ("engine=vllm_eager", "prompt=wizardlm"): "4f183d6cc4dea281",
+    ("engine=hf", "executor=ray", "executor.num_workers=2"): "4fbef8c2f4398cce",
+}
+
+
+@pytest.mark.parametrize(("overrides", "expected"), GOLDEN.items())
+def test_inference(
+    overrides: tuple[str, ...], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inference, "checkpoint_fingerprint", lambda _folder: "fedcba9876543210")
+    config = compose(*overrides)
+    rows: Any = _Rows()
+    target = Inference(
+        Path("run"),
+        rows,
+        Path("model"),
+        prompt=plain(config.prompt),
+        max_length=config.max_length,
+        engine=plain(config.engine),
+        executor=plain(config.executor),
+        trust_remote_code=False,
+        keep_logprobs=True,
+    ).target
+    assert target.fingerprint == expected
+
+
+RECIPES = {
+    (): "2c0102be089747cc",
+    ("train=cherry", "train.lora_rank=8"): "1e53302970507011",
+    ("train.num_epochs=1", "train.save_steps=3"): "6fb6a0bbd0b5b25e",
+}
+
+
+@pytest.mark.parametrize(("overrides", "expected"), RECIPES.items())
+def test_recipe(overrides: tuple[str, ...], expected: str) -> None:
+    assert fingerprint(plain(compose(*overrides).train)) == expected
