@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cherry_vllm.experience.sampling import cluster_embeddings, sample_clusters
+from cherry_vllm.experience.clusters import cluster_embeddings, sample_clusters
 
 COMPONENTS = 300
 CHUNK_ROWS = 50_000

@@ -23,8 +23,8 @@ from typing import Any
 from bench.agreement import MODEL
 from cherry_vllm.config import compose, plain
 from cherry_vllm.engines import Span
-from cherry_vllm.spans import Pair, open_span_builder
-from cherry_vllm.store import fingerprint, read_json, write_json
+from cherry_vllm.prompts.spans import Pair, open_span_builder
+from cherry_vllm.store.files import fingerprint, read_json, write_json
 from cherry_vllm.training.probe import answer_loss
 
 FIELDS = ("instruction", "input", "output")

@@ -19,12 +19,12 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from cherry_vllm import pipeline
 from cherry_vllm.config import compose, plain
+from cherry_vllm.runtime.versions import installed_versions
 from cherry_vllm.schema import LOGPROBS, ROWS
-from cherry_vllm.selection import Order, Rule, Strategy
-from cherry_vllm.store import Shards
-from cherry_vllm.versions import installed_versions
+from cherry_vllm.scoring import run as pipeline
+from cherry_vllm.selection.ranking import Order, Rule, Strategy
+from cherry_vllm.store.files import Shards
 
 SHARD_ROWS = 2000
 SELECTIONS = [name for name in Strategy.__members__ if name != "rating"]  # needs a judge's

@@ -16,12 +16,12 @@ import numpy as np
 import polars as pl
 
 from bench.million import SHARD_ROWS, open_shards, write_inputs
-from cherry_vllm import pipeline
+from cherry_vllm.commands.report import report
+from cherry_vllm.commands.stages import Job
 from cherry_vllm.config import compose
-from cherry_vllm.reporting.stages import report
-from cherry_vllm.selection import Order, Rule, Strategy
-from cherry_vllm.stages import Job
-from cherry_vllm.store import Shards
+from cherry_vllm.scoring import run as pipeline
+from cherry_vllm.selection.ranking import Order, Rule, Strategy
+from cherry_vllm.store.files import Shards
 
 WIDTH = 576
 NUM_CLOUDS = 40

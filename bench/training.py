@@ -33,10 +33,10 @@ from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, Trainin
 
 from bench.agreement import MODEL
 from bench.throughput import measure_ceiling
-from cherry_vllm.checkpoint import load_tokenizer
 from cherry_vllm.config import compose, plain
-from cherry_vllm.isolation import preload_malloc
-from cherry_vllm.spans import Pair, open_span_builder
+from cherry_vllm.engines.checkpoint import load_tokenizer
+from cherry_vllm.prompts.spans import Pair, open_span_builder
+from cherry_vllm.runtime.processes import preload_malloc
 from cherry_vllm.training import tuning
 from cherry_vllm.training.batches import NO_LOSS, collate
 from cherry_vllm.training.examples import Example

@@ -19,12 +19,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cherry_vllm import __version__, method, stages
+from cherry_vllm import __version__
+from cherry_vllm.commands import pipeline as method
+from cherry_vllm.commands import stages
+from cherry_vllm.commands.judge import generate, judge
+from cherry_vllm.commands.report import report
 from cherry_vllm.config import CONF, Config, register
 from cherry_vllm.errors import UserError
-from cherry_vllm.evaluation.stages import generate, judge
-from cherry_vllm.isolation import interrupt
-from cherry_vllm.reporting.stages import report
+from cherry_vllm.runtime.processes import interrupt
 
 STAGES = {
     "pipeline": method.run,

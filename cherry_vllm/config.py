@@ -15,9 +15,9 @@ from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
-from cherry_vllm.evaluation.requests import Mode
-from cherry_vllm.experience.sampling import Sampling
-from cherry_vllm.selection import Order, Rule, Strategy
+from cherry_vllm.evaluation.prompts import Mode
+from cherry_vllm.experience.clusters import Sampling
+from cherry_vllm.selection.ranking import Order, Rule, Strategy
 from cherry_vllm.sources import DataFormat
 
 CONF = str(Path(__file__).parent / "conf")  # in a checkout, a link to the top-level folder

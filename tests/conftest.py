@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cherry_vllm import demo
+from cherry_vllm.commands import demo
 from tests.runs import DEADLY, DEADLY_ROW, NUM_ROWS, command, plain_answer, write_rows
 
 ROOT = Path(__file__).parents[1]

@@ -13,14 +13,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cherry_vllm.checkpoint import read_stop_ids
+from cherry_vllm.commands.judge import generate
+from cherry_vllm.commands.stages import Job
 from cherry_vllm.config import compose
 from cherry_vllm.engines import Decoding, build_generator, until_stop
+from cherry_vllm.engines.checkpoint import read_stop_ids
 from cherry_vllm.errors import UserError
 from cherry_vllm.evaluation.answers import read_pairs
-from cherry_vllm.evaluation.stages import generate
 from cherry_vllm.evaluation.testsets import QuestionColumns, read_questions
-from cherry_vllm.stages import Job
 from tests.conftest import SHARED, Cli, start
 from tests.judge_server import JudgeServer
 from tests.test_judge_cli import run_judge, server  # noqa: F401 - a fixture

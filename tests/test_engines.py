@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from cherry_vllm.engines import Span, build_engine
 from cherry_vllm.engines.hf import HfEngine
 from cherry_vllm.errors import UserError
-from cherry_vllm.ifd import aggregate_logprobs
+from cherry_vllm.prompts.spans import SpanBuilder
 from cherry_vllm.schema import REASON, DropReason
-from cherry_vllm.scoring import score_shard
-from cherry_vllm.spans import SpanBuilder
+from cherry_vllm.scoring.ifd import aggregate_logprobs
+from cherry_vllm.scoring.shard import score_shard
 from tests.conftest import ROWS, Cli
 from tests.reference import reference_scores
 from tests.test_spans import template_of

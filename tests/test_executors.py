@@ -9,10 +9,10 @@ import polars as pl
 import pytest
 
 from cherry_vllm.errors import UserError
-from cherry_vllm.executors.local import LocalExecutor, split_cores
-from cherry_vllm.executors.schedule import MAX_LOSSES, Schedule
-from cherry_vllm.executors.work import Piece
-from cherry_vllm.inference import Share
+from cherry_vllm.workers.local import LocalExecutor, split_cores
+from cherry_vllm.workers.run import Share
+from cherry_vllm.workers.schedule import MAX_LOSSES, Schedule
+from cherry_vllm.workers.work import Piece
 from tests.conftest import Cli, children, start
 from tests.runs import (
     NUM_ROWS,

@@ -11,13 +11,13 @@ import torch
 from sklearn.metrics import adjusted_rand_score
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cherry_vllm import pipeline
 from cherry_vllm.config import compose, plain
 from cherry_vllm.errors import UserError
-from cherry_vllm.experience import pipeline as experience
-from cherry_vllm.experience.sampling import cluster_embeddings
+from cherry_vllm.experience import sampling_run as experience
+from cherry_vllm.experience.clusters import cluster_embeddings
+from cherry_vllm.scoring import run as pipeline
 from cherry_vllm.sources import Columns, DataFormat
-from cherry_vllm.store import Shards
+from cherry_vllm.store.files import Shards
 from tests.conftest import ROWS, Cli
 
 PROMPT = plain(compose("prompt=wizardlm").prompt)

@@ -11,13 +11,13 @@ import polars as pl
 import pytest
 import yaml
 
-from cherry_vllm import stages
+from cherry_vllm.commands import stages
+from cherry_vllm.commands.stages import Job
 from cherry_vllm.config import compose
 from cherry_vllm.errors import UserError
-from cherry_vllm.exports import DATA
 from cherry_vllm.schema import DropReason
-from cherry_vllm.stages import Job
-from cherry_vllm.store import atomic_folder, file_sha256
+from cherry_vllm.selection.export import DATA
+from cherry_vllm.store.files import atomic_folder, file_sha256
 from tests.conftest import ROWS, Cli
 
 LOAD = """

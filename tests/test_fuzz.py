@@ -9,10 +9,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from cherry_vllm import pipeline
 from cherry_vllm.errors import UserError
-from cherry_vllm.isolation import Child, ChildError, Wire
+from cherry_vllm.runtime.processes import Child, ChildError, Wire
 from cherry_vllm.schema import ROWS
+from cherry_vllm.scoring import run as pipeline
 from cherry_vllm.sources import DataFormat, find_files, read_rows
 from tests.test_sources import ALPACA, FIELDS, SAMPLES, compressed, encoded
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from cherry_vllm import inference
 from cherry_vllm.config import compose, plain
-from cherry_vllm.inference import Inference
-from cherry_vllm.store import fingerprint
+from cherry_vllm.store.files import fingerprint
+from cherry_vllm.workers import run as inference
+from cherry_vllm.workers.run import Inference
 
 
 class _Rows:

@@ -10,7 +10,7 @@ import pytest
 from cherry_vllm.config import compose
 from cherry_vllm.errors import UserError
 from cherry_vllm.evaluation.aspects import SIDES, show, summarize, take_sides
-from cherry_vllm.evaluation.scores import parse_aspects
+from cherry_vllm.evaluation.parsing import parse_aspects
 from tests.judge_server import Fault, JudgeServer, completion
 from tests.test_exports import run_dir  # noqa: F401 - a scored run
 from tests.test_judge_cli import run_judge, server  # noqa: F401 - a fixture

@@ -10,10 +10,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from cherry_vllm.commands.judge import judge
+from cherry_vllm.commands.stages import Job
 from cherry_vllm.config import compose
 from cherry_vllm.errors import UserError
-from cherry_vllm.evaluation.stages import judge
-from cherry_vllm.stages import Job
 from tests.conftest import Cli, start
 from tests.judge_server import Fault, JudgeServer
 from tests.test_cli import assert_refused

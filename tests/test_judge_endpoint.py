@@ -16,9 +16,9 @@ from cherry_vllm.config import compose
 from cherry_vllm.errors import UserError
 from cherry_vllm.evaluation.answers import Pair, read_pairs
 from cherry_vllm.evaluation.endpoint import Endpoint, RequestError, read_api_key
-from cherry_vllm.evaluation.judging import judge
+from cherry_vllm.evaluation.pairwise import judge
+from cherry_vllm.evaluation.prompts import PairRequests
 from cherry_vllm.evaluation.replies import Replies, Reply
-from cherry_vllm.evaluation.requests import PairRequests
 from cherry_vllm.evaluation.verdicts import decide
 from tests.judge_server import HEADERS, Fault, JudgeServer, completion
 from tests.test_judge_verdicts import FIRST, SECOND

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cherry_vllm.evaluation.scores import parse_rating, parse_scores
+from cherry_vllm.evaluation.parsing import parse_rating, parse_scores
 
 FORMS = [
     "8 9",

@@ -14,9 +14,9 @@ from sklearn.metrics import cohen_kappa_score
 
 from cherry_vllm.errors import UserError
 from cherry_vllm.evaluation.answers import Pair, read_pairs
+from cherry_vllm.evaluation.parsing import parse_scores
 from cherry_vllm.evaluation.replies import Reply
 from cherry_vllm.evaluation.reviews import read_reviews
-from cherry_vllm.evaluation.scores import parse_scores
 from cherry_vllm.evaluation.verdicts import (
     Judgement,
     Tally,

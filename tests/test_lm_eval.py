@@ -13,8 +13,8 @@ import pytest
 from jinja2 import Template
 
 from cherry_vllm.config import compose, plain
-from cherry_vllm.prompts import TextTemplate
-from cherry_vllm.versions import installed_versions
+from cherry_vllm.prompts.templates import TextTemplate
+from cherry_vllm.runtime.versions import installed_versions
 from tests.conftest import ROOT, Cli
 
 TASKS = ROOT / "bench" / "lm_eval"

@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from cherry_vllm.method import measure_gain
+from cherry_vllm.commands.pipeline import measure_gain
 from tests.conftest import ROWS, Cli, start
 
 SMALL = [

@@ -8,13 +8,13 @@ from typing import Any
 import polars as pl
 import pytest
 
-from cherry_vllm import pipeline
 from cherry_vllm.errors import UserError
-from cherry_vllm.evaluation.rating import RATINGS, write
+from cherry_vllm.evaluation.ratings import RATINGS, write
 from cherry_vllm.schema import LOGPROBS
-from cherry_vllm.selection import Order, Rule, Strategy
+from cherry_vllm.scoring import run as pipeline
+from cherry_vllm.selection.ranking import Order, Rule, Strategy
 from cherry_vllm.sources import Columns, DataFormat
-from cherry_vllm.store import Shards
+from cherry_vllm.store.files import Shards
 from tests.conftest import ROWS
 
 CHOICE: dict[str, Any] = {

@@ -2,7 +2,7 @@ from typing import Any
 
 import polars as pl
 
-from cherry_vllm.report import show_extremes, summarize
+from cherry_vllm.commands.summary import show_extremes, summarize
 from cherry_vllm.schema import SCORES
 
 

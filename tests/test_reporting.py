@@ -12,25 +12,26 @@ import numpy as np
 import polars as pl
 import pytest
 
-from cherry_vllm import pipeline
+from cherry_vllm.commands.report import report
+from cherry_vllm.commands.stages import Job
 from cherry_vllm.config import compose, plain
 from cherry_vllm.errors import UserError
-from cherry_vllm.evaluation import aspects, judging
+from cherry_vllm.evaluation import aspects
+from cherry_vllm.evaluation import pairwise as judging
 from cherry_vllm.evaluation.reviews import read_reviews
+from cherry_vllm.figures.figure import save_png
+from cherry_vllm.figures.instructions import draw_landscape
+from cherry_vllm.figures.models import draw_losses, find_points
+from cherry_vllm.figures.scores import draw_ifd, draw_ledger, draw_length, draw_scores
 from cherry_vllm.reporting import facts
 from cherry_vllm.reporting.artifacts import find_aspects, find_jobs, find_losses, find_selection
 from cherry_vllm.reporting.extremes import Side, count_first_words, find_samples, mark_sides
-from cherry_vllm.reporting.figure import save_png
-from cherry_vllm.reporting.instruction_figures import draw_landscape
 from cherry_vllm.reporting.landscape import find_dominated, survey
-from cherry_vllm.reporting.model_figures import draw_losses, find_points
 from cherry_vllm.reporting.page import Page, render
-from cherry_vllm.reporting.score_figures import draw_ifd, draw_ledger, draw_length, draw_scores
-from cherry_vllm.reporting.stages import report
 from cherry_vllm.schema import LOGPROBS, ROWS
-from cherry_vllm.selection import Order, Rule, Strategy
-from cherry_vllm.stages import Job
-from cherry_vllm.store import Shards, read_json, write_json
+from cherry_vllm.scoring import run as pipeline
+from cherry_vllm.selection.ranking import Order, Rule, Strategy
+from cherry_vllm.store.files import Shards, read_json, write_json
 from tests.browser import PHONE_WIDTH, Tab, find_browser, open_tab
 from tests.conftest import ROWS as SHIPPED
 from tests.conftest import Cli

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import adjusted_rand_score
 
-from cherry_vllm.experience.sampling import (
+from cherry_vllm.experience.clusters import (
     cluster_embeddings,
     sample_clusters,
     sample_difficult,

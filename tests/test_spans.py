@@ -8,9 +8,9 @@ from transformers import AutoTokenizer
 
 from cherry_vllm.config import compose, plain
 from cherry_vllm.errors import UserError
-from cherry_vllm.prompts import PromptTemplate, TextTemplate, build_template
+from cherry_vllm.prompts.spans import Pair, SpanBuilder
+from cherry_vllm.prompts.templates import PromptTemplate, TextTemplate, build_template
 from cherry_vllm.schema import DropReason
-from cherry_vllm.spans import Pair, SpanBuilder
 
 VOCAB = 49152
 

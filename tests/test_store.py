@@ -12,7 +12,7 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from cherry_vllm.errors import UserError
-from cherry_vllm.store import (
+from cherry_vllm.store.files import (
     Shards,
     atomic_path,
     exclusive,
@@ -29,7 +29,7 @@ HOLDER = """
 import sys
 from pathlib import Path
 from cherry_vllm.errors import UserError
-from cherry_vllm.store import exclusive
+from cherry_vllm.store.files import exclusive
 try:
     with exclusive(Path(sys.argv[1])):
         print("held", flush=True)

@@ -17,10 +17,10 @@ import polars as pl
 import pytest
 from transformers import AutoTokenizer
 
-from cherry_vllm import pipeline
 from cherry_vllm.errors import UserError
+from cherry_vllm.scoring import run as pipeline
 from cherry_vllm.sources import Columns, DataFormat
-from cherry_vllm.store import Shards
+from cherry_vllm.store.files import Shards
 from tests.conftest import Cli, children, start
 from tests.runs import (
     DEADLY,

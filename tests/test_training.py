@@ -21,13 +21,13 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cherry_vllm.errors import UserError
+from cherry_vllm.prompts.spans import open_span_builder
 from cherry_vllm.schema import ROWS as ROWS_SCHEMA
-from cherry_vllm.spans import open_span_builder
 from cherry_vllm.training.batches import NO_LOSS, LengthBatches, collate, split_evenly
 from cherry_vllm.training.examples import Example, build_examples
-from cherry_vllm.training.pipeline import check_trackers
 from cherry_vllm.training.probe import gain_kept
 from cherry_vllm.training.rounding import export_bfloat16, round_stochastically
+from cherry_vllm.training.run import check_trackers
 from cherry_vllm.training.trainer import answer_rows_only
 from cherry_vllm.training.tuning import fine_tune, newest_whole_checkpoint
 from tests.conftest import ROWS, Cli, children, start

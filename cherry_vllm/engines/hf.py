@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from cherry_vllm.engines import Continuation, Decoding, Span, until_stop
-from cherry_vllm.progress import hide_transformers_bars
+from cherry_vllm.runtime.progress import hide_transformers_bars
 
 
 class HfModel:

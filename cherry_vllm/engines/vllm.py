@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cherry_vllm.checkpoint import checkpoint_dtype
 from cherry_vllm.engines import Continuation, Decoding, Span, until_stop
+from cherry_vllm.engines.checkpoint import checkpoint_dtype
 from cherry_vllm.errors import UserError
-from cherry_vllm.store import read_json
+from cherry_vllm.store.files import read_json
 
 
 class VllmEngine:

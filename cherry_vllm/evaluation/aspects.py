@@ -17,12 +17,12 @@ import polars as pl
 
 from cherry_vllm import __version__
 from cherry_vllm.errors import UserError
-from cherry_vllm.evaluation.asking import ask_about_rows
 from cherry_vllm.evaluation.endpoint import Endpoint
-from cherry_vllm.evaluation.requests import AspectRequests
-from cherry_vllm.evaluation.scores import parse_aspects
+from cherry_vllm.evaluation.parsing import parse_aspects
+from cherry_vllm.evaluation.prompts import AspectRequests
+from cherry_vllm.evaluation.requests import ask_about_rows
 from cherry_vllm.schema import Schema
-from cherry_vllm.store import atomic_path, write_json
+from cherry_vllm.store.files import atomic_path, write_json
 
 SIDES = ("top", "least")  # highest IFD, lowest IFD
 COUNTS = ("rows", "rated", "unparsed", "failed")
@@ -116,8 +116,8 @@ def write(
     settings: Mapping[str, Any],
 ) -> None:
     """Writes ``aspects.parquet``, ``aspects.json`` and ``aspects.png``."""
-    from cherry_vllm.reporting.figure import save_png
-    from cherry_vllm.reporting.instruction_figures import draw_aspects
+    from cherry_vllm.figures.figure import save_png
+    from cherry_vllm.figures.instructions import draw_aspects
 
     with atomic_path(output_dir / "aspects.parquet") as path:
         ratings.write_parquet(path)

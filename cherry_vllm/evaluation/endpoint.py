@@ -13,8 +13,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cherry_vllm.errors import UserError
+from cherry_vllm.evaluation.prompts import Request
 from cherry_vllm.evaluation.replies import Reply
-from cherry_vllm.evaluation.requests import Request
 
 log = logging.getLogger(__name__)
 

@@ -1,106 +1,89 @@
-"""The judge's prompts, filled in: a pair in either order of its answers, or a single answer."""
+"""Requests to replies: each is stored in ``run_dir/replies.jsonl`` as it comes, and asked once."""
 
+from collections import Counter
 from collections.abc import Mapping
-from enum import Enum
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
 
 from cherry_vllm.errors import UserError
-from cherry_vllm.evaluation.answers import Pair
-from cherry_vllm.prompts import check_fields
+from cherry_vllm.evaluation.endpoint import Endpoint, RefusedError, RequestError
+from cherry_vllm.evaluation.prompts import Request
+from cherry_vllm.evaluation.replies import Replies, Reply
+from cherry_vllm.runtime.progress import progress_bar
+from cherry_vllm.store.files import fingerprint
+
+MAX_FAILURES_IN_A_ROW = 20  # then the endpoint is down, and the rest would only wait for nothing
 
 
-class Mode(Enum):
-    """What a judge is shown."""
+def ask_all(
+    run_dir: Path, requests: Mapping[str, Request], endpoint: Endpoint, *, concurrency: int
+) -> tuple[dict[str, Reply], Counter[str]]:
+    """The replies to requests by their fingerprint; and why others have none, counted.
 
-    pairwise = "pairwise"  # two answers, scored against each other
-    rating = "rating"  # one row of the data, rated by itself
-    aspects = "aspects"  # one instruction, rated aspect by aspect
+    A request that failed is asked again by the next run; one that has a reply in ``run_dir``, from
+    whatever run, is not sent.
 
-
-RESERVED = ("messages", "model", "n", "stream")
-
-Request = dict[str, Any]
-"""The body of a chat completion."""
-
-
-class _Requests:
-    """A system message, and a user message with {question} and fields of its own."""
-
-    fields: frozenset[str]
-
-    def __init__(
-        self,
-        *,
-        model: str,
-        parameters: Mapping[str, Any],
-        system: str,
-        user: str,
-        question_with_input: str,
-    ) -> None:
-        """``parameters`` go to the endpoint as they are.
-
-        Raises:
-            UserError: a text has other fields or lacks one, or a parameter is set elsewhere.
-        """
-        check_fields("judge.prompt.user", user, {"question", *self.fields})
-        check_fields("judge.prompt.question_with_input", question_with_input, {"question", "input"})
-        taken = sorted(set(RESERVED) & set(parameters))
-        if taken:
-            raise UserError(f"judge.parameters.{taken[0]}: not a parameter to choose; remove it")
-        self._fixed = {"model": model, **parameters}
-        self._system = system
-        self._user = user
-        self._question_with_input = question_with_input
-
-    def _fill(self, question: str, input: str, **answers: str) -> Request:
-        if input:
-            question = self._question_with_input.format(question=question, input=input)
-        messages = [
-            {"role": "system", "content": self._system},
-            {"role": "user", "content": self._user.format(question=question, **answers)},
-        ]
-        return {**self._fixed, "messages": messages}
+    Raises:
+        UserError: the endpoint refuses the settings or is down, or no request has a reply.
+    """
+    with Replies(run_dir / "replies.jsonl") as stored:
+        failures = _ask_missing(requests, stored, endpoint, concurrency)
+        found = {name: stored.get(name) for name in requests}
+    if requests and len(failures) == len(requests):
+        reason = next(iter(failures.values()))
+        raise UserError(f"judge: none of {len(requests)} requests has a reply; first: {reason}")
+    return {name: reply for name, reply in found.items() if reply}, Counter(failures.values())
 
 
-class PairRequests(_Requests):
-    """Shows two answers, as {answer_1} and {answer_2}."""
-
-    fields = frozenset({"answer_1", "answer_2"})
-
-    def build(self, pair: Pair) -> tuple[Request, Request]:
-        """The request with the first answer as Assistant 1's, and with the second one as it."""
-        first, second = str(pair.first), str(pair.second)
-        return (
-            self._fill(pair.question, pair.input, answer_1=first, answer_2=second),
-            self._fill(pair.question, pair.input, answer_1=second, answer_2=first),
-        )
+def ask_about_rows(
+    run_dir: Path, bodies: Mapping[int, Request], endpoint: Endpoint, *, concurrency: int
+) -> tuple[dict[int, tuple[str, Reply | None]], Counter[str]]:
+    """As :func:`ask_all`, by row: the request's fingerprint, and its reply if there is one."""
+    names = {row: fingerprint(body) for row, body in bodies.items()}
+    requests = {names[row]: body for row, body in bodies.items()}
+    replies, failures = ask_all(run_dir, requests, endpoint, concurrency=concurrency)
+    return {row: (name, replies.get(name)) for row, name in names.items()}, failures
 
 
-class RatingRequests(_Requests):
-    """Shows one answer, as {answer}."""
+def _ask_missing(
+    requests: Mapping[str, Request], replies: Replies, endpoint: Endpoint, concurrency: int
+) -> dict[str, str]:
+    """Asks what has no reply yet; returns the reasons of those that failed for good."""
+    missing = {name: body for name, body in requests.items() if replies.get(name) is None}
+    failures: dict[str, str] = {}
+    num_in_a_row = 0
+    with (
+        progress_bar("judging", total=len(requests), initial=len(requests) - len(missing)) as bar,
+        ThreadPoolExecutor(concurrency) as pool,
+    ):
+        try:
+            asked = {
+                pool.submit(_ask, name, body, replies, endpoint): name
+                for name, body in missing.items()
+            }
+            for future in as_completed(asked):
+                failure = future.result()
+                if failure:
+                    failures[asked[future]] = str(failure)
+                is_fault = failure and not isinstance(failure, RefusedError)
+                num_in_a_row = num_in_a_row + 1 if is_fault else 0
+                if num_in_a_row == MAX_FAILURES_IN_A_ROW:
+                    raise UserError(
+                        f"{num_in_a_row} requests failed one after another, the last with: "
+                        f"{failure}; mend it, and the same command asks only what has no reply"
+                    )
+                bar.update()
+        except BaseException:
+            endpoint.stop()
+            pool.shutdown(cancel_futures=True)  # and what is under way still stores its reply
+            raise
+    return failures
 
-    fields = frozenset({"answer"})
 
-    def build(self, instruction: str, input: str, answer: str) -> Request:
-        return self._fill(instruction, input, answer=answer)
-
-
-class AspectRequests(_Requests):
-    """Shows one instruction, and what each aspect means as {aspects}."""
-
-    fields = frozenset({"aspects"})
-
-    def __init__(self, *, aspects: Mapping[str, str], **texts: Any) -> None:
-        """``aspects`` holds the aspects' names and what they mean.
-
-        Raises:
-            UserError: there is none, or as for all requests.
-        """
-        super().__init__(**texts)
-        if not aspects:
-            raise UserError("judge.aspects: none given; name at least one, as conf/judge does")
-        self.aspects = list(aspects)
-        self._listed = "\n".join(f"- {name}: {meaning}" for name, meaning in aspects.items())
-
-    def build(self, instruction: str, input: str) -> Request:
-        return self._fill(instruction, input, aspects=self._listed)
+def _ask(name: str, request: Request, replies: Replies, endpoint: Endpoint) -> RequestError | None:
+    """Asks and stores; returns what made it fail for good."""
+    try:
+        replies.add(name, endpoint.ask(request))
+    except RequestError as error:
+        return error
+    return None

@@ -10,8 +10,8 @@ import polars as pl
 
 from cherry_vllm.errors import UserError
 from cherry_vllm.evaluation.answers import Pair
+from cherry_vllm.evaluation.parsing import parse_scores
 from cherry_vllm.evaluation.replies import Reply
-from cherry_vllm.evaluation.scores import parse_scores
 from cherry_vllm.schema import Schema
 
 NUM_RESAMPLES = 10_000

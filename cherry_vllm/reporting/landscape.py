@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from cherry_vllm.experience.sampling import cluster_embeddings
+from cherry_vllm.experience.clusters import cluster_embeddings
 from cherry_vllm.reporting.extremes import Side, find_texts, shorten
 
 MIN_DISTINCT = 10  # embeddings: fewer make no map

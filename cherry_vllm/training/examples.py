@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import polars as pl
 
-from cherry_vllm.spans import Pair, SpanBuilder
+from cherry_vllm.prompts.spans import Pair, SpanBuilder
 
 
 class Example(NamedTuple):

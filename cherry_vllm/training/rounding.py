@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cherry_vllm.store import read_json, write_json
+from cherry_vllm.store.files import read_json, write_json
 
 
 def export_bfloat16(model: Path, target: Path, *, seed: int) -> None:

@@ -24,7 +24,7 @@ from transformers import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cherry_vllm.errors import UserError
-from cherry_vllm.progress import hide_transformers_bars, progress_bar
+from cherry_vllm.runtime.progress import hide_transformers_bars, progress_bar
 from cherry_vllm.training.batches import LengthBatches, collate
 from cherry_vllm.training.examples import Example
 from cherry_vllm.training.trainer import AnswerTrainer, Divergence

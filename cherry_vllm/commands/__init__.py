@@ -1,0 +1,1 @@
+"""One file per command: each takes the configuration apart, calls the rooms in order and prints."""

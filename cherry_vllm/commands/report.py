@@ -1,0 +1,37 @@
+"""The command `report`: takes the typed configuration apart and hands plain arguments on."""
+
+from pathlib import Path
+
+from cherry_vllm.commands.stages import Job, Outcome
+from cherry_vllm.config import Config
+from cherry_vllm.errors import UserError
+
+
+def report(config: Config, job: Job) -> Outcome:
+    """Shows a run, of whatever stages, as one page and as pictures."""
+    from cherry_vllm.reporting import report as pipeline
+
+    run_dir, settings = Path(config.run_dir), config.report
+    if not run_dir.is_dir():
+        raise UserError(f"run_dir={run_dir}: no such folder; name the folder of a run")
+    least = {"max_embeddings": 10, "num_clusters": 2, "num_examples": 0}
+    for name, value in least.items():
+        if getattr(settings, name) < value:
+            raise UserError(f"report.{name}={getattr(settings, name)}: give at least {value}")
+    if not 0 < settings.fraction <= 0.5:
+        raise UserError(f"report.fraction={settings.fraction}: give a number above 0, up to 0.5")
+    target, page = pipeline.report(
+        run_dir,
+        Path(config.scores_dir),
+        job.output_dir,
+        meta_name=Path(config.select.output).with_suffix(".meta.json").name,
+        fraction=settings.fraction,
+        max_embeddings=settings.max_embeddings,
+        num_clusters=settings.num_clusters,
+        num_examples=settings.num_examples,
+        seed=config.seed,
+    )
+    for item in page.missing:
+        print(f"not in this run: {item.what}; {item.command}")
+    print(f"page: {target}  pictures: {target.with_suffix('')}")
+    return Outcome(target, {"figures": list(page.figures)})

@@ -1,0 +1,131 @@
+"""A model on disk: found, checked and fingerprinted before anything heavy is loaded."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cherry_vllm.errors import UserError
+from cherry_vllm.store.files import file_sha256, fingerprint, read_json
+
+WEIGHTS = "*.safetensors"
+# The files that decide a score: weights, architecture, tokenizer.
+SCORED_BY = (WEIGHTS, "*.json", "*.jinja", "*.model", "*.txt", "*.py")
+
+
+class Limits(NamedTuple):
+    """What a model takes: token ids below ``vocab_size``, at most ``max_length`` of them."""
+
+    vocab_size: int
+    max_length: int | None
+
+
+def find_checkpoint(path: str) -> Path:
+    """The folder of a checkpoint, fetched from the hub if ``path`` is not a local folder.
+
+    Raises:
+        UserError: there is no such model, or it lacks its configuration or weights.
+    """
+    folder = Path(path).expanduser()
+    if not folder.exists():
+        folder = _download(path)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: no config.json; model.path takes a Hugging Face model folder")
+    if not any(folder.glob(WEIGHTS)):
+        raise UserError(
+            f"{folder}: no {WEIGHTS} weights; save the model with save_pretrained, "
+            "or fetch what is missing"
+        )
+    _check_weights(folder)
+    return folder
+
+
+def _check_weights(folder: Path) -> None:
+    """Raises a UserError for weights that are cut short, or of which a file is missing."""
+    from safetensors import SafetensorError, safe_open
+
+    index = folder / "model.safetensors.index.json"
+    listed = set(read_json(index)["weight_map"].values()) if index.is_file() else set()
+    for name in sorted(listed | {file.name for file in folder.glob(WEIGHTS)}):
+        try:
+            with safe_open(folder / name, framework="numpy"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{folder / name}: damaged or missing ({error}); fetch it") from None
+
+
+def _download(path: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    if path.startswith((".", "/", "~")) or path.count("/") != 1:
+        raise UserError(f"{path}: no such folder; check model.path")
+    try:
+        return Path(snapshot_download(path, allow_patterns=list(SCORED_BY)))
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{path}: neither a folder nor to be had from the hub ({reason}); check model.path, "
+            "the network and HF_TOKEN"
+        ) from None
+
+
+def checkpoint_fingerprint(folder: Path) -> str:
+    """Names a checkpoint by its contents, wherever it lies."""
+    files = sorted({file for pattern in SCORED_BY for file in folder.glob(pattern)})
+    return fingerprint({file.name: file_sha256(file) for file in files})
+
+
+def checkpoint_dtype(folder: Path) -> str:
+    """The floating-point type that a checkpoint says its weights have, such as "bfloat16"."""
+    config = read_json(folder / "config.json")
+    text = config.get("text_config", {})
+    found = (config | text).get("dtype") or (config | text).get("torch_dtype")
+    return str(found or "float32")
+
+
+def load_tokenizer(folder: Path, *, trust_remote_code: bool) -> Any:
+    """The checkpoint's tokenizer.
+
+    Raises:
+        UserError: the folder has none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: no usable tokenizer ({_first_line(error)})") from None
+
+
+def read_limits(folder: Path, *, trust_remote_code: bool) -> Limits:
+    """The model's vocabulary size and context length, from its configuration.
+
+    Raises:
+        UserError: transformers does not know the architecture.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: no usable config.json ({_first_line(error)})") from None
+    text = config.get_text_config()
+    return Limits(text.vocab_size, getattr(text, "max_position_embeddings", None))
+
+
+def read_stop_ids(folder: Path, tokenizer: Any, *, trust_remote_code: bool) -> list[int]:
+    """The tokens that end an answer: those that the tokenizer, the model and its own settings for
+    generation call end of text, which need not be the same.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    text = config.get_text_config()
+    settings = folder / "generation_config.json"
+    named = [tokenizer.eos_token_id, text.eos_token_id]
+    named += [read_json(settings).get("eos_token_id")] if settings.is_file() else []
+    lists = [name if isinstance(name, list) else [name] for name in named]
+    found = {token for tokens in lists for token in tokens if token is not None}
+    return sorted(token for token in found if token < text.vocab_size)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

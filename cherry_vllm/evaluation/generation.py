@@ -1,0 +1,140 @@
+"""Questions to answers: a test set through a model, with the prompt that it was trained with.
+
+run_dir/questions/FINGERPRINT/   the test set, in shards
+run_dir/answers/FINGERPRINT/     answers, shard for shard
+.../answers.jsonl                what ``judge`` reads, with answers.meta.json beside it
+"""
+
+import json
+import logging
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from cherry_vllm.engines import Decoding, Generator, build_generator
+from cherry_vllm.engines.checkpoint import load_tokenizer, read_stop_ids
+from cherry_vllm.prompts.spans import SpanBuilder
+from cherry_vllm.schema import REASON, DropReason, Schema
+from cherry_vllm.store.files import Shards, atomic_path, read_json, write_json
+from cherry_vllm.workers.run import Inference
+
+log = logging.getLogger(__name__)
+
+# One line per question, written by the answering stage.
+ANSWERS: Schema = {
+    "row": pl.Int64,
+    "answer": pl.String,  # may be empty: the model said nothing
+    "num_answer_tokens": pl.UInt32,  # the stop token not counted
+    "truncated": pl.Boolean,  # the limit came before the model's end
+    "drop_reason": REASON,  # why there is no answer
+}
+
+
+def answer(
+    run_dir: Path,
+    questions: Shards,
+    checkpoint: Path,
+    *,
+    decoding: Decoding,
+    seed: int,
+    **use: Any,
+) -> Shards:
+    """Shards of questions to shards of :data:`ANSWERS`; ``use`` as :class:`inference.Inference`.
+
+    An answer ends at a token that the checkpoint calls end of text, after
+    ``decoding.max_new_tokens``, or where prompt and answer fill ``max_length``.
+
+    Raises:
+        UserError: the model cannot be used, or cannot take ``max_length`` tokens.
+    """
+    drawn = {"seed": seed} if decoding.temperature else {}
+    parameters = {**decoding._asdict(), **drawn}
+    inference = Inference(run_dir / "answers", questions, checkpoint, **use, decoding=parameters)
+    return inference.run(
+        "answering",
+        partial(_open_generator, decoding=decoding),
+        partial(answer_shard, seed=seed),
+        done="answered",
+    )
+
+
+def _open_generator(
+    name: str, model_path: Path, *, trust_remote_code: bool, **settings: Any
+) -> Generator:
+    tokenizer = load_tokenizer(model_path, trust_remote_code=trust_remote_code)
+    stop_ids = read_stop_ids(model_path, tokenizer, trust_remote_code=trust_remote_code)
+    settings |= {"stop_ids": stop_ids, "trust_remote_code": trust_remote_code}
+    return build_generator(name, model_path, **settings)
+
+
+def answer_shard(
+    questions: pl.DataFrame,
+    on_answered: Callable[[int], None],
+    *,
+    builder: SpanBuilder,
+    model: Generator,
+    seed: int,
+) -> pl.DataFrame:
+    """Answers one shard: a frame of :data:`testsets.QUESTIONS` to one of :data:`ANSWERS`.
+
+    Spaces and line breaks around an answer are taken off.
+    """
+    texts = (questions[name].to_list() for name in ("question", "input"))
+    encoded = [
+        item if reason is None else DropReason(reason)
+        for item, reason in zip(
+            builder.encode_prompts(*texts), questions["drop_reason"], strict=True
+        )
+    ]
+    prompts = [item for item in encoded if isinstance(item, list)]
+    first_row = int(questions["row"][0])
+    written = iter(model.generate(prompts, on_answered, seed=seed + first_row))
+    lines: list[tuple[Any, ...]] = []
+    for row, item in zip(questions["row"], encoded, strict=True):
+        if isinstance(item, list):
+            token_ids, is_whole = next(written)
+            text = builder.decode(token_ids).strip()
+            lines.append((row, text, len(token_ids), not is_whole, None))
+        else:
+            lines.append((row, None, None, None, item.value))
+    return pl.DataFrame(lines, schema=ANSWERS, orient="row")
+
+
+def write_answers(output: Path, questions: Shards, answers: Shards) -> dict[str, Any]:
+    """Writes one line of JSON per question, answered or not, and how it came; returns the counts.
+
+    A question without an answer has a null one and a ``drop_reason``.
+    """
+    source, found = questions.scan().collect(), answers.scan().collect()
+    if not source["row"].equals(found["row"]):
+        raise RuntimeError(f"{answers.folder}: {found.height} lines for {source.height} questions")
+    manifest = output.with_suffix(".meta.json")
+    if manifest.is_file() and read_json(manifest)["answers"] != answers.fingerprint:
+        log.warning("%s: answers of other settings are replaced; their shards stay", output)
+    both = pl.concat([source.drop("row", "drop_reason"), found.drop("row")], how="horizontal")
+    with atomic_path(output) as path:
+        lines = (json.dumps(line, ensure_ascii=False) for line in both.iter_rows(named=True))
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    counts = count_answers(both)
+    write_json(
+        manifest,
+        {"answers": answers.fingerprint, "counts": counts, **answers.summary},
+    )
+    return counts
+
+
+def count_answers(answers: pl.DataFrame) -> dict[str, Any]:
+    """Answered and dropped questions make up all; those answered ended, or were cut, or both."""
+    dropped = answers["drop_reason"].drop_nulls().value_counts(sort=True)
+    answered = answers.filter(pl.col("drop_reason").is_null())
+    num_cut = int(answered["truncated"].sum())
+    return {
+        "questions": answers.height,
+        "answered": {"ended": answered.height - num_cut, "cut at the limit": num_cut},
+        "dropped": dict(dropped.iter_rows()),
+        "empty answers": answered.filter(pl.col("answer") == "").height,
+        "answer tokens": int(answered["num_answer_tokens"].sum()),
+    }

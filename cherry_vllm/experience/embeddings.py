@@ -1,0 +1,97 @@
+"""A shard of rows to embeddings of their prompts, or to their perplexities."""
+
+from collections.abc import Callable
+
+import numpy as np
+import polars as pl
+
+from cherry_vllm.engines import Embedder, Engine, Span
+from cherry_vllm.prompts.spans import SpanBuilder
+from cherry_vllm.schema import PERPLEXITIES, REASON, DropReason
+
+
+def embed_shard(
+    rows: pl.DataFrame,
+    on_embedded: Callable[[int], None],
+    *,
+    builder: SpanBuilder,
+    model: Embedder,
+) -> pl.DataFrame:
+    """A frame of :data:`schema.ROWS` to one of :data:`schema.EMBEDDINGS`.
+
+    An embedding is the mean of the last hidden states over all tokens of the prompt (paper,
+    section 2.1), null where there is a drop reason.
+    """
+    encoded = _encode_prompts(rows, builder)
+    prompts = encoded.filter(pl.col("token_ids").is_not_null())
+    embeddings = model.embed(prompts["token_ids"].to_list(), on_embedded)
+    finite = np.asarray(np.isfinite(embeddings).all(axis=1))
+    vectors = pl.Series("embedding", embeddings, pl.Array(pl.Float32, embeddings.shape[1]))
+    found = prompts.select("row").with_columns(vectors, finite=finite)
+    joined = encoded.join(found, on="row", how="left", maintain_order="left")
+    return _drop_non_finite(joined, "embedding").select("row", "embedding", "drop_reason")
+
+
+def measure_shard(
+    rows: pl.DataFrame,
+    on_scored: Callable[[int], None],
+    *,
+    builder: SpanBuilder,
+    model: Engine,
+) -> pl.DataFrame:
+    """A frame of :data:`schema.ROWS` to one of :data:`schema.PERPLEXITIES`.
+
+    The perplexity of a prompt of n tokens is the exponential of the mean negative log-likelihood
+    of all but the first.
+    """
+    encoded = _encode_prompts(rows, builder)
+    prompts = encoded.filter(pl.col("token_ids").is_not_null())
+    spans = [Span(token_ids, 1) for token_ids in prompts["token_ids"].to_list()]
+    logprobs = model.logprobs(spans, on_scored)
+    with np.errstate(over="ignore"):
+        perplexities = [float(np.exp(-np.mean(values, dtype=np.float64))) for values in logprobs]
+    found = pl.DataFrame(
+        {"row": prompts["row"], "perplexity": perplexities, "finite": np.isfinite(perplexities)},
+        schema_overrides={"perplexity": pl.Float64, "finite": pl.Boolean},
+    )
+    joined = encoded.join(found, on="row", how="left", maintain_order="left")
+    return (
+        _drop_non_finite(joined, "perplexity")
+        .select(
+            "row",
+            pl.col("token_ids").list.len().alias("num_prompt_tokens"),
+            "perplexity",
+            "drop_reason",
+        )
+        .cast(PERPLEXITIES)  # type: ignore[arg-type]
+    )
+
+
+def _encode_prompts(rows: pl.DataFrame, builder: SpanBuilder) -> pl.DataFrame:
+    """Columns ``row``, ``token_ids`` and ``drop_reason``, one of the last two null."""
+    usable = rows.filter(pl.col("drop_reason").is_null())
+    encoded = builder.encode_prompts(usable["instruction"].to_list(), usable["input"].to_list())
+    # A single token has nothing to be predicted from.
+    short = [DropReason.NON_FINITE if isinstance(x, list) and len(x) < 2 else x for x in encoded]
+    found = pl.DataFrame(
+        {
+            "row": usable["row"],
+            "token_ids": [x if isinstance(x, list) else None for x in short],
+            "reason": [None if isinstance(x, list) else x.value for x in short],
+        },
+        schema={"row": pl.Int64, "token_ids": pl.List(pl.Int64), "reason": REASON},
+    )
+    return (
+        rows.select("row", "drop_reason")
+        .join(found, on="row", how="left", maintain_order="left")
+        .select("row", "token_ids", pl.coalesce("drop_reason", "reason").alias("drop_reason"))
+    )
+
+
+def _drop_non_finite(frame: pl.DataFrame, column: str) -> pl.DataFrame:
+    return frame.with_columns(
+        pl.when("finite").then(column).alias(column),
+        drop_reason=pl.when(~pl.col("finite"))
+        .then(pl.lit(DropReason.NON_FINITE.value, REASON))
+        .otherwise("drop_reason"),
+    )

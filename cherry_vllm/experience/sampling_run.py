@@ -1,0 +1,194 @@
+"""The room's own corridor: row shards and the base model to the rows of the brief experience.
+
+run_dir/embeddings/FINGERPRINT/     embed: mean hidden states, shard for shard
+run_dir/perplexities/FINGERPRINT/   measure_perplexity: of the prompts, shard for shard
+run_dir/experience/STRATEGY-FINGERPRINT/
+  experience.json                   sample: the chosen rows, with all their fields
+  experience.meta.json              which rows they are, and how they came to be chosen
+"""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from cherry_vllm.engines import build_embedder, build_engine
+from cherry_vllm.errors import UserError
+from cherry_vllm.experience.clusters import (
+    Sampling,
+    cluster_embeddings,
+    sample_clusters,
+    sample_difficult,
+    sample_random,
+)
+from cherry_vllm.experience.embeddings import embed_shard, measure_shard
+from cherry_vllm.runtime.versions import installed_versions
+from cherry_vllm.schema import SCHEMA_VERSION
+from cherry_vllm.selection.export import find_records, write_records
+from cherry_vllm.store.files import Shards, fingerprint, write_json
+from cherry_vllm.workers.run import WHOLE, Inference, Share
+
+log = logging.getLogger(__name__)
+
+
+def embed(
+    run_dir: Path, rows: Shards, checkpoint: Path, *, share: Share = WHOLE, **use: Any
+) -> Shards:
+    """Row shards to shards of :data:`schema.EMBEDDINGS`.
+
+    ``use`` holds the settings of :class:`inference.Inference`.
+
+    Raises:
+        UserError: the model cannot be used, or cannot take ``max_length`` tokens.
+    """
+    return Inference(run_dir / "embeddings", rows, checkpoint, **use).run(
+        "embedding", build_embedder, embed_shard, done="embedded", share=share
+    )
+
+
+def measure_perplexity(
+    run_dir: Path, rows: Shards, checkpoint: Path, *, share: Share = WHOLE, **use: Any
+) -> Shards:
+    """Row shards to shards of :data:`schema.PERPLEXITIES`; see :func:`embed`."""
+    return Inference(run_dir / "perplexities", rows, checkpoint, **use).run(
+        "perplexity", build_engine, measure_shard, done="measured", share=share
+    )
+
+
+def sample_diverse(
+    run_dir: Path,
+    rows: Shards,
+    embeddings: Shards,
+    perplexities: Shards,
+    *,
+    count: int,
+    num_clusters: int,
+    percentiles: tuple[float, float],
+    n_init: int,
+    minibatch_rows: int,
+    seed: int,
+) -> Path:
+    """``count`` rows from ``num_clusters`` clusters of instructions (paper, section 2.1).
+
+    See :func:`sampling.cluster_embeddings` and :func:`sampling.sample_clusters`. Like the other
+    two, it returns the file of the chosen rows, beside which a ``.meta.json`` counts them.
+
+    Raises:
+        UserError: ``count`` is not the same number from every cluster, or no row can be chosen.
+    """
+    rows_per_cluster, rest = divmod(count, num_clusters)
+    if rest:
+        raise UserError(
+            f"sample.count={count}: give a multiple of sample.num_clusters={num_clusters}, since "
+            "every cluster gives as many rows"
+        )
+    shares = {"num_clusters": num_clusters, "n_init": n_init, "minibatch_rows": minibatch_rows}
+
+    def choose() -> tuple[list[int], dict[str, Any]]:
+        usable, vectors = _load_embeddings(embeddings, perplexities)
+        if usable.is_empty():
+            return [], {}
+        clustering = cluster_embeddings(vectors, **shares, seed=seed)
+        chosen = sample_clusters(
+            clustering.labels,
+            usable["perplexity"].to_numpy(),
+            rows_per_cluster=rows_per_cluster,
+            percentiles=percentiles,
+        )
+        sizes = np.unique(clustering.labels, return_counts=True)[1]
+        facts = {
+            "num_candidates": usable.height,
+            "num_clusters": clustering.num_clusters,
+            "num_small_clusters": int((sizes < rows_per_cluster).sum()),
+            "method": clustering.method,
+        }
+        return usable["row"].gather(chosen).to_list(), facts
+
+    settings = {
+        "embeddings": embeddings.fingerprint,
+        "perplexities": perplexities.fingerprint,
+        "rows_per_cluster": rows_per_cluster,
+        "percentiles": list(percentiles),
+        **shares,
+        "seed": seed,
+    }
+    return _sample(run_dir, rows, Sampling.kmeans, settings, choose)
+
+
+def sample_most_difficult(run_dir: Path, rows: Shards, scores: Path, *, count: int) -> Path:
+    """The ``count`` usable rows with the highest IFD in ``scores``, the base model's.
+
+    Raises:
+        UserError: there are no scores, they are of other rows, or no row is usable.
+    """
+    if not scores.is_file():
+        raise UserError(
+            f"{scores}: no such file; sample=difficulty takes the base model's scores, so run "
+            "`cherry-vllm score` first, or let `cherry-vllm pipeline` do it"
+        )
+    origin = pl.read_parquet_metadata(scores)
+    if Path(origin["rows"]).name != rows.fingerprint:
+        raise UserError(f"{scores}: scores of other rows than data.path's; score these first")
+
+    def choose() -> tuple[list[int], dict[str, Any]]:
+        usable = pl.read_parquet(scores, glob=False).filter(pl.col("drop_reason").is_null())
+        chosen = sample_difficult(usable["ifd"].to_numpy(), count)
+        return usable["row"].gather(chosen).to_list(), {"num_candidates": usable.height}
+
+    settings = {"scores": origin["fingerprint"], "count": count}
+    return _sample(run_dir, rows, Sampling.difficulty, settings, choose)
+
+
+def sample_any(run_dir: Path, rows: Shards, *, count: int, seed: int) -> Path:
+    """``count`` rows at random."""
+
+    def choose() -> tuple[list[int], dict[str, Any]]:
+        usable = rows.scan().filter(pl.col("drop_reason").is_null()).select("row").collect()["row"]
+        chosen = sample_random(len(usable), count, seed)
+        return usable.gather(chosen).to_list(), {"num_candidates": len(usable)}
+
+    settings = {"rows": rows.fingerprint, "count": count, "seed": seed}
+    return _sample(run_dir, rows, Sampling.random, settings, choose)
+
+
+def _load_embeddings(
+    embeddings: Shards, perplexities: Shards
+) -> tuple[pl.DataFrame, NDArray[np.float32]]:
+    """Row numbers and perplexities of the rows that have both, and their embeddings."""
+    kept, vectors = [], []
+    for index in range(embeddings.num_shards):
+        shard = embeddings.read(index).join(
+            perplexities.read(index), on="row", maintain_order="left"
+        )
+        usable = shard.filter(pl.col("embedding").is_not_null(), pl.col("perplexity").is_not_null())
+        kept.append(usable.select("row", "perplexity"))
+        vectors.append(usable["embedding"].to_numpy())
+    return pl.concat(kept), np.concatenate(vectors)
+
+
+def _sample(
+    run_dir: Path,
+    rows: Shards,
+    strategy: Sampling,
+    settings: dict[str, Any],
+    choose: Callable[[], tuple[list[int], dict[str, Any]]],
+) -> Path:
+    name = f"{strategy.value}-{fingerprint({'schema_version': SCHEMA_VERSION, **settings})}"
+    target = run_dir / "experience" / name / "experience.json"
+    meta = target.with_suffix(".meta.json")
+    if meta.is_file():
+        log.info("%s: sampled before, nothing to do", target)
+        return target
+    chosen, facts = choose()
+    if not chosen:
+        raise UserError("no row can be sampled; the summary of `score` counts the reasons")
+    write_records(find_records(rows.scan(), pl.Series("row", chosen)), target)
+    counts = {"num_sampled": len(chosen), **facts}
+    write_json(
+        meta, {**counts, "rows": chosen, "settings": settings, "versions": installed_versions()}
+    )
+    return target

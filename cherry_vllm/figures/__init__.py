@@ -1,0 +1,1 @@
+"""Frames to pictures, for the commands and for the report's page."""

@@ -1,0 +1,239 @@
+"""The room's own corridor: a run folder to a page.
+
+.../report.html    everything, in one file that needs no network
+.../report/*.png   its figures, in light colours
+"""
+
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from cherry_vllm.commands.summary import count_outcomes
+from cherry_vllm.errors import UserError
+from cherry_vllm.figures import instructions as instruction_figures
+from cherry_vllm.figures import models as model_figures
+from cherry_vllm.figures import scores as score_figures
+from cherry_vllm.figures.figure import save_png
+from cherry_vllm.reporting.artifacts import (
+    find_aspects,
+    find_embeddings,
+    find_jobs,
+    find_losses,
+    find_rows,
+    find_scores,
+    find_selection,
+)
+from cherry_vllm.reporting.extremes import count_first_words, find_samples, find_texts, mark_sides
+from cherry_vllm.reporting.facts import Selection
+from cherry_vllm.reporting.landscape import find_dominated, survey
+from cherry_vllm.reporting.page import Page, render
+from cherry_vllm.runtime.progress import progress_bar
+from cherry_vllm.store.files import atomic_path, read_json
+
+log = logging.getLogger(__name__)
+
+MODEL = "model.path=..."
+
+
+class Scored(NamedTuple):
+    """A data set with its scores."""
+
+    folder: Path
+    manifest: dict[str, Any]  # score.json
+    scores: pl.DataFrame  # of SCORES
+    ranked: pl.DataFrame  # the usable ones, with their side
+    rows: pl.LazyFrame | None  # of ROWS
+    embeddings: pl.LazyFrame | None
+    aspects: dict[str, Any] | None  # how a judge rates both sides
+    selection: Selection | None  # of the run itself
+    cuts: dict[str, float]  # of that selection or, without one, of a sweep's
+
+
+def report(
+    run_dir: Path,
+    scores_dir: Path,
+    output_dir: Path,
+    *,
+    meta_name: str,
+    fraction: float,
+    max_embeddings: int,
+    num_clusters: int,
+    num_examples: int,
+    seed: int,
+) -> tuple[Path, Page]:
+    """Writes ``report.html`` and its figures of all that ``run_dir`` holds.
+
+    ``meta_name`` is what a selection's ``.meta.json`` is called. ``fraction`` of the usable rows
+    are the top by IFD, and as many the least; the map shows at most ``max_embeddings`` rows.
+
+    Raises:
+        UserError: the folder holds nothing that a page could show, or ``scores_dir`` no scores.
+    """
+    page = Page(name=run_dir.resolve().name, fraction=fraction)
+    page.jobs, losses = find_jobs(run_dir, meta_name), find_losses(run_dir)
+    folders = find_scores(run_dir, scores_dir)
+    if not (page.jobs or folders or losses.height):
+        raise UserError(
+            f"{run_dir}: nothing to report on; run `cherry-vllm score` or `cherry-vllm pipeline` "
+            "with this run_dir first"
+        )
+    place = f"run_dir={run_dir}"
+    if folders:
+        for other in folders[1:]:
+            log.warning("%s: not shown; scores_dir=%s shows it", other, other)
+        scored = _load(run_dir, folders[0], page, meta_name)
+        _add_scores(page, scored, place)
+        _add_rows(page, scored, num_examples)
+        _add_landscape(
+            page, scored, place, max_rows=max_embeddings, num_clusters=num_clusters, seed=seed
+        )
+        _add_aspects(page, scored, place)
+        _add_origin(page, scored)
+    else:
+        page.lack("Scores, and what is drawn from them", "score", "data.path=...", MODEL, place)
+    if losses.height:
+        page.draw(model_figures.draw_losses(losses))
+    else:
+        page.lack("A model's loss curve", "train", "data.path=...", MODEL, place)
+    _add_judgements(page, place)
+    return _write(page, output_dir), page
+
+
+def _write(page: Page, output_dir: Path) -> Path:
+    with progress_bar("drawing", unit=" figures", total=len(page.figures)) as bar:
+        for name, figure in page.figures.items():
+            with atomic_path(output_dir / "report" / f"{name}.png") as path:
+                save_png(path, figure)
+            bar.update()
+    target = output_dir / "report.html"
+    with atomic_path(target) as path:
+        path.write_text(render(page), encoding="utf-8")
+    return target
+
+
+def _load(run_dir: Path, folder: Path, page: Page, meta_name: str) -> Scored:
+    source = folder / "scores.parquet"
+    scores = pl.read_parquet(source, glob=False)
+    made_by = pl.read_parquet_metadata(source)["fingerprint"]
+    found = {
+        job.name: selection
+        for job in page.jobs
+        if (selection := find_selection(run_dir / job.name / meta_name, scores, made_by))
+    }
+    own = found.get(".")
+    shown = [own] if own else sorted(found.values(), key=lambda item: item.rows.height)
+    cuts = {f"{item.rows.height:,} rows": item.cut for item in shown if item.cut is not None}
+    return Scored(
+        folder=folder,
+        manifest=read_json(folder / "score.json"),
+        scores=scores,
+        ranked=mark_sides(scores, page.fraction),
+        rows=find_rows(folder),
+        embeddings=find_embeddings(run_dir, folder),
+        aspects=find_aspects(run_dir, made_by),
+        selection=own,
+        cuts=cuts,
+    )
+
+
+def _add_scores(page: Page, scored: Scored, place: str) -> None:
+    scores, selection = scored.scores, scored.selection
+    usable = count_outcomes(scores)["usable"]
+    page.headline |= {"rows read": f"{scores.height:,}", "usable": f"{usable:,}"}
+    if selection:
+        page.headline["selected"] = f"{selection.rows.height:,}"
+    if usable:
+        page.headline["median IFD"] = f"{scored.ranked.select(pl.median('ifd')).item():.3f}"
+    page.draw(score_figures.draw_ledger(scores, selection))
+    page.draw(score_figures.draw_ifd(scores, selection, scored.cuts))
+    page.draw(score_figures.draw_scores(scores, selection))
+    page.draw(score_figures.draw_length(scores, selection))
+    if not (selection or scored.cuts):
+        elsewhere = [] if place == f"run_dir={scored.folder}" else [f"scores_dir={scored.folder}"]
+        page.lack("A selection of these scores", "select", place, *elsewhere)
+
+
+def _add_rows(page: Page, scored: Scored, num_examples: int) -> None:
+    """What the rows themselves say, where their shards are still there."""
+    if scored.rows is None:
+        log.warning("%s: the row shards are gone; the page shows no texts", scored.folder)
+        return
+    ends = find_texts(scored.rows, scored.ranked.filter(pl.col("side") != "others"))
+    words = count_first_words(ends)
+    if words.height:
+        page.draw(instruction_figures.draw_words(words, page.fraction))
+    page.samples = find_samples(scored.ranked, scored.rows, num_examples)
+
+
+def _add_aspects(page: Page, scored: Scored, place: str) -> None:
+    if scored.aspects:
+        page.draw(instruction_figures.draw_aspects(scored.aspects))
+    else:
+        page.lack("What sets either end apart", "judge", "judge=aspects", "judge.model=...", place)
+
+
+def _add_landscape(
+    page: Page, scored: Scored, place: str, *, max_rows: int, num_clusters: int, seed: int
+) -> None:
+    if scored.rows is None:
+        return
+    if scored.embeddings is None:
+        page.lack("A map of the instructions", "embed", _data_path(scored), MODEL, place)
+        return
+    number = min(max_rows, scored.ranked.height)
+    log.info("mapping %d of %d instructions", number, scored.ranked.height)
+    landscape = survey(
+        scored.ranked,
+        scored.embeddings,
+        scored.rows,
+        max_rows=max_rows,
+        num_clusters=num_clusters,
+        seed=seed,
+    )
+    if landscape is None:
+        log.warning("%s: too few instructions that differ for a map", scored.folder)
+        return
+    page.draw(instruction_figures.draw_landscape(landscape, scored.ranked.height, page.fraction))
+    page.clusters = find_dominated(landscape)
+
+
+def _add_judgements(page: Page, place: str) -> None:
+    if not any(job.judgements for job in page.jobs):
+        answers = ("judge.first=...", "judge.second=...", "judge.model=...")
+        page.lack("Wins, ties and losses", "judge", *answers, place)
+        return
+    page.draw(model_figures.draw_verdicts(page.jobs))
+    points = model_figures.find_points(page.jobs)
+    if points.height:
+        page.headline["best winning score"] = f"{points.select(pl.max('score')).item():.3f}"
+    if points["rows"].n_unique() > 1:
+        page.draw(model_figures.draw_winning_score(points))
+    else:
+        page.lack(
+            "Winning score against data size, once each job\u2019s model is judged with "
+            "run_dir=(the job\u2019s folder)",
+            *("select", "-m", "select.fraction=0.05,0.1,0.15", place),
+        )
+
+
+def _data_path(scored: Scored) -> str:
+    files = scored.manifest["read"]["files"]
+    return f"data.path={files[0] if len(files) == 1 else '[' + ','.join(files) + ']'}"
+
+
+def _add_origin(page: Page, scored: Scored) -> None:
+    settings = scored.manifest["score"]["settings"]
+    engine = settings["engine"]
+    page.origin |= {
+        "data": ", ".join(scored.manifest["read"]["files"]),
+        "scores": str(scored.folder),
+        "fingerprint of the scores": scored.manifest["fingerprint"],
+        "longest prompt and answer": f"{settings['max_length']:,} tokens",
+        "engine": f"{engine['name']}, {engine['dtype']}",
+        "versions": ", ".join(
+            f"{name} {version}" for name, version in scored.manifest["score"]["versions"].items()
+        ),
+        "prompt": settings["prompt"]["with_input"],
+    }

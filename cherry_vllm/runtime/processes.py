@@ -1,0 +1,200 @@
+"""Processes of our own for what must not share this one: a model's memory, an engine's death."""
+
+import ctypes
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from ctypes.util import find_library
+from functools import partial
+from logging.handlers import QueueHandler
+from multiprocessing.connection import Connection, wait
+from threading import Lock
+from types import FrameType
+from typing import Any, TypeVar
+
+from cherry_vllm.errors import UserError
+
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
+GRACE_S = 10.0  # to clean up in, or to exit
+BOOTSTRAP = (
+    "import sys; from cherry_vllm.runtime.processes import run_child; run_child(*sys.argv[1:])"
+)
+
+T = TypeVar("T")
+
+
+class ChildError(Exception):
+    """A child ended, or gave no sign of life; the message goes on after "its process"."""
+
+
+class Wire(Connection):
+    """A connection that several threads may send through."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(descriptor)
+        self._send_lock = Lock()
+
+    def send(self, message: Any) -> None:
+        with self._send_lock:
+            super().send(message)
+
+    put_nowait = send  # as logging's QueueHandler calls it
+
+
+class Child:
+    """A Python process that runs ``function(wire, *arguments)`` and does not outlive this one.
+
+    It leads a session of its own, so that Ctrl-C reaches this process alone and all that the child
+    starts can be ended with it. What it logs is logged here.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., None],
+        *arguments: Any,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """Function and arguments are pickled; ``environment`` is added to this process's own."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            command = [sys.executable, "-c", BOOTSTRAP, str(theirs.fileno()), str(os.getpid())]
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+                env={**os.environ, **(environment or {})},
+            )
+        self._wire = Wire(ours.detach())
+        self._end = os.pidfd_open(self._process.pid)
+        self._lock, self._closed = Lock(), False
+        self.send((function, arguments))
+
+    def send(self, message: Any) -> None:
+        """Hands a message over; that the child is gone is left for :meth:`receive` to find."""
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self._wire.send(message)
+
+    def receive(self, timeout_s: float | None = None) -> Any:
+        """The child's next message.
+
+        Raises:
+            ChildError: the child ended, or neither sent nor logged anything for ``timeout_s``.
+        """
+        while True:
+            ready = wait([self._wire, self._end], timeout_s)
+            if not ready:
+                raise ChildError(f"gave no sign of life for {timeout_s:g} s")
+            if self._wire not in ready:
+                raise ChildError(self._describe_end())
+            try:
+                message = self._wire.recv()
+            except (EOFError, OSError):
+                raise ChildError(self._describe_end()) from None
+            if not isinstance(message, logging.LogRecord):
+                return message
+            logger = logging.getLogger(message.name)
+            if logger.isEnabledFor(message.levelno):
+                logger.handle(message)
+
+    def _describe_end(self) -> str:
+        # Looked at and not waited for: until it is, no other process can have its number.
+        end = wait([self._end], GRACE_S) and os.waitid(
+            os.P_PIDFD, self._end, os.WEXITED | os.WNOWAIT
+        )
+        if not end:
+            return "hung up"
+        if end.si_code == os.CLD_EXITED:
+            return f"ended with exit code {end.si_status}"
+        cause = ", most often for want of memory" if end.si_status == signal.SIGKILL else ""
+        return f"was killed by {signal.Signals(end.si_status).name}{cause}"
+
+    def interrupt(self) -> None:
+        """Asks the child to clean up and end."""
+        self._signal(os.kill, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Ends the child, and all that it started, at once; any thread may do so."""
+        self._signal(os.killpg, signal.SIGKILL)
+
+    def _signal(self, send: Callable[[int, int], None], number: signal.Signals) -> None:
+        with self._lock, suppress(ProcessLookupError):
+            if not self._closed:
+                send(self._process.pid, number)
+
+    def close(self, grace_s: float = 0) -> None:
+        """Gives the child ``grace_s`` to end by itself; nothing of it is left afterwards."""
+        wait([self._end], grace_s)
+        self.kill()
+        with self._lock:
+            self._process.wait()
+            self._closed = True
+        self._wire.close()
+        os.close(self._end)
+
+
+def run_child(descriptor: str, parent: str) -> None:
+    """What the child's interpreter runs."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(parent):  # it ended before the line above
+        return
+    wire = Wire(int(descriptor))
+    logging.getLogger().addHandler(QueueHandler(wire))  # type: ignore[arg-type]
+    logging.getLogger("cherry_vllm").setLevel(logging.INFO)
+    with suppress(EOFError):
+        function, arguments = wire.recv()
+        function(wire, *arguments)
+
+
+def isolate(
+    function: Callable[..., T],
+    *arguments: Any,
+    environment: Mapping[str, str] | None = None,
+    **keywords: Any,
+) -> T:
+    """What ``function``, run in a process of its own, returns or raises.
+
+    Raises:
+        ChildError: its process was killed.
+    """
+    child = Child(_answer, partial(function, *arguments, **keywords), environment=environment)
+    try:
+        returned, outcome = child.receive()
+    except BaseException:  # be it Ctrl-C
+        child.interrupt()
+        raise
+    finally:
+        child.close(GRACE_S)
+    if returned:
+        return outcome  # type: ignore[no-any-return]
+    raise outcome
+
+
+def _answer(wire: Wire, function: Callable[[], Any]) -> None:
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        answer = True, function()
+    except KeyboardInterrupt:
+        return  # nobody waits for an answer
+    except BaseException as error:
+        if not isinstance(error, UserError):
+            error.add_note(traceback.format_exc())
+        answer = False, error
+    wire.send(answer)
+
+
+def preload_malloc() -> dict[str, str]:
+    """What makes a child use tcmalloc, if that is installed: models on CPUs allocate a lot."""
+    found = find_library("tcmalloc_minimal") or find_library("tcmalloc")
+    return {"LD_PRELOAD": found} if found and "LD_PRELOAD" not in os.environ else {}
+
+
+def interrupt(number: int, _frame: FrameType | None) -> None:
+    """A signal handler: what Ctrl-C does, for any signal, whose number the exception holds."""
+    raise KeyboardInterrupt(number)

@@ -1,0 +1,1 @@
+"""Rows to log-probs, and log-probs to IFD scores."""

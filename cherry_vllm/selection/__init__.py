@@ -1,0 +1,1 @@
+"""Scores to chosen rows, and chosen rows to files."""

@@ -1,0 +1,205 @@
+"""The driver: hands pieces to workers, starts dead ones again, and keeps count."""
+
+import io
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import partial
+from threading import Condition, Thread
+
+import polars as pl
+
+from cherry_vllm.runtime.progress import progress_bar
+from cherry_vllm.schema import DropReason
+from cherry_vllm.workers import Executor, Worker, WorkerError
+from cherry_vllm.workers.schedule import Schedule
+from cherry_vllm.workers.work import Made, Piece, Task
+
+log = logging.getLogger(__name__)
+
+
+class Driver:
+    """Makes shards with an executor's workers: one thread waits for each."""
+
+    def __init__(
+        self, label: str, task: Task, executor: Executor, *, units_per_row: int, recycle_shards: int
+    ) -> None:
+        """``recycle_shards`` is how many pieces a worker makes before a new one takes its place."""
+        self._label, self._task, self._executor = label, task, executor
+        self._units_per_row, self._recycle_shards = units_per_row, recycle_shards
+        self._changed = Condition()
+        self._workers: dict[int, Worker] = {}
+        self._is_stopped = False
+        self._error: BaseException | None = None
+        self._rows_done, self._rows_under_way = 0, dict[int, int]()
+        self._parts: dict[int, dict[int, pl.DataFrame]] = defaultdict(dict)
+        self._seconds = self._model_seconds = 0.0
+
+    def run(self, indices: Sequence[int], missing: Sequence[int]) -> None:
+        """Makes the shards ``missing`` of those at ``indices``, which is what progress is told of.
+
+        Raises:
+            UserError: the model cannot be used, or the engine dies whatever it is given.
+            OSError: a shard cannot be written.
+        """
+        heights = {index: self._task.source.num_rows(index) for index in indices}
+        total = sum(heights.values())
+        num_rows = sum(heights[index] for index in missing)
+        self._rows_done = total - num_rows
+        num_workers = min(self._executor.num_workers, len(missing))
+        self._schedule = Schedule((Piece(i, 0, heights[i]) for i in missing), num_workers)
+        threads = [
+            Thread(target=self._serve, args=(slot,), daemon=True) for slot in range(num_workers)
+        ]
+        self._discard(missing)  # of a run that was killed
+        started = time.monotonic()
+        with progress_bar(self._label, total=total, initial=self._rows_done) as self._bar:
+            try:
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+            finally:  # be it Ctrl-C
+                self._stop(None)
+                for thread in threads:
+                    if thread.ident:
+                        thread.join()
+                self._discard(missing)
+        if self._error:
+            raise self._error
+        self._report(num_rows, num_workers, time.monotonic() - started)
+
+    def _serve(self, slot: int) -> None:
+        """A thread's life: one worker after the other in the same slot."""
+        num_made = 0
+        try:
+            while piece := self._take():
+                try:
+                    if slot not in self._workers:
+                        self._start(slot)
+                        num_made = 0
+                    made = self._workers[slot].make(piece, partial(self._advance, slot))
+                except WorkerError as lost:
+                    self._lose(slot, piece, lost)
+                    continue
+                self._keep(slot, piece, made)
+                num_made += 1
+                if num_made == self._recycle_shards:
+                    self._close(slot)
+        except BaseException as error:
+            self._stop(error)
+        finally:
+            self._close(slot)
+
+    def _take(self) -> Piece | None:
+        with self._changed:
+            while not (self._is_stopped or self._schedule.is_over):
+                if piece := self._schedule.take():
+                    return piece
+                self._changed.wait()
+            return None
+
+    def _start(self, slot: int) -> None:
+        with self._changed:
+            worker = self._executor.start(slot, self._task)
+            self._workers[slot] = worker
+            if self._is_stopped:
+                worker.kill()
+        worker.load()
+        with self._changed:
+            self._schedule.loaded()
+
+    def _advance(self, slot: int, num_units: int) -> None:
+        with self._changed:
+            self._rows_under_way[slot] = self._rows_under_way.get(slot, 0) + num_units
+            self._show()
+
+    def _keep(self, slot: int, piece: Piece, made: Made) -> None:
+        with self._changed:
+            if piece.is_quarantined:
+                log.warning(
+                    "row %d: the engine died on it, alone, twice; dropped as %s",
+                    self._task.source.read(piece.index)["row"][piece.start],
+                    DropReason.ENGINE_FAILED,
+                )
+            if made.part is not None:
+                self._join(piece.index, piece.start, pl.read_parquet(io.BytesIO(made.part)))
+            self._schedule.made(made.num_units)
+            self._rows_under_way.pop(slot, None)
+            self._rows_done += piece.num_rows
+            self._seconds += made.seconds
+            self._model_seconds += made.model_seconds
+            self._show()
+            self._changed.notify_all()
+
+    def _join(self, index: int, start: int, part: pl.DataFrame) -> None:
+        """Writes a shard that was halved, once all of its parts are there."""
+        parts = self._parts[index]
+        parts[start] = part
+        if sum(frame.height for frame in parts.values()) == self._task.source.num_rows(index):
+            whole = pl.concat([parts[position] for position in sorted(parts)])
+            self._task.target.write(index, whole)
+            del self._parts[index]
+
+    def _lose(self, slot: int, piece: Piece, lost: WorkerError) -> None:
+        if slot in self._workers:
+            self._workers[slot].kill()  # it may hang
+        self._close(slot)
+        with self._changed:
+            self._rows_under_way.pop(slot, None)
+            self._task.target.discard(piece.index)
+            if not self._is_stopped:
+                self._record(piece, lost)
+                if lost.while_loading:
+                    self._schedule.not_loaded(piece, str(lost))
+                elif self._task.target.is_done(piece.index):  # it had no time left to say so
+                    self._schedule.made(0)
+                    self._rows_done += piece.num_rows
+                else:
+                    self._schedule.lost(piece, str(lost))
+            self._show()
+            self._changed.notify_all()
+
+    def _record(self, piece: Piece, lost: WorkerError) -> None:
+        rows = self._task.source.read(piece.index)["row"]
+        span = f"rows {rows[piece.start]} to {rows[piece.stop - 1]}"
+        place = "before its model was loaded" if lost.while_loading else f"on {span}"
+        log.warning("the engine %s, %s", lost, place)
+        with (self._task.target.folder / "failures.log").open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%F %T')} the engine {lost}, {place}\n{lost.detail}")
+
+    def _close(self, slot: int) -> None:
+        with self._changed:
+            worker = self._workers.pop(slot, None)
+        if worker:
+            worker.close()
+
+    def _stop(self, error: BaseException | None) -> None:
+        with self._changed:
+            self._error = self._error or error
+            self._is_stopped = True
+            for worker in self._workers.values():
+                worker.kill()
+            self._changed.notify_all()
+
+    def _show(self) -> None:
+        # Rows that a lost worker had under way are counted back.
+        under_way = sum(units // self._units_per_row for units in self._rows_under_way.values())
+        self._bar.update(self._rows_done + under_way - self._bar.n)
+
+    def _discard(self, indices: Sequence[int]) -> None:
+        for index in indices:
+            self._task.target.discard(index)
+
+    def _report(self, num_rows: int, num_workers: int, seconds: float) -> None:
+        outside = 1 - self._model_seconds / self._seconds if self._seconds else 0
+        log.info(
+            "%s: %d rows in %.1f s with the start of the engine, %.1f rows/s without; "
+            "%.1f%% of that time outside the engine",
+            self._label,
+            num_rows,
+            seconds,
+            num_rows * num_workers / self._seconds if self._seconds else 0,
+            100 * outside,
+        )

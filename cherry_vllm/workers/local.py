@@ -1,0 +1,155 @@
+"""Workers that are processes of this machine: one per device, or as many as asked for."""
+
+import os
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+from cherry_vllm.errors import UserError
+from cherry_vllm.runtime.processes import GRACE_S, Child, ChildError, Wire, preload_malloc
+from cherry_vllm.workers import WorkerError
+from cherry_vllm.workers.work import EngineError, Made, Piece, Task, Work
+
+REPORT_S = 0.2  # between two reports of progress
+
+
+class LocalExecutor:
+    def __init__(
+        self,
+        engine: dict[str, Any],
+        *,
+        num_workers: int | None,
+        timeout_s: float,
+        load_timeout_s: float,
+    ) -> None:
+        """See :func:`executors.build_executor`; ``num_workers`` None is one per device.
+
+        A device is a GPU, or as many as ``tensor_parallel_size``; on CPUs the whole machine, whose
+        cores are split if there are more workers.
+        """
+        size = engine.get("tensor_parallel_size", 1)
+        gpus = find_gpus(engine)
+        groups = [gpus[first : first + size] for first in range(0, len(gpus) - size + 1, size)]
+        self.num_workers = max(1, len(groups)) if num_workers is None else num_workers
+        if gpus and self.num_workers > len(groups):
+            raise UserError(
+                f"executor.num_workers={self.num_workers}: {len(gpus)} GPUs are enough for "
+                f"{len(groups)} engines of engine.tensor_parallel_size={size}"
+            )
+        self._gpus = groups
+        self._timeout_s, self._load_timeout_s = timeout_s, load_timeout_s
+
+    def start(self, slot: int, task: Task) -> "LocalWorker":
+        """See :class:`executors.Executor`."""
+        cores = [] if self._gpus else split_cores(slot, self.num_workers)
+        gpus = {"CUDA_VISIBLE_DEVICES": ",".join(self._gpus[slot])} if self._gpus else {}
+        environment = gpus or preload_malloc()
+        child = Child(serve, task, cores, environment=environment)
+        return LocalWorker(child, self._timeout_s, self._load_timeout_s)
+
+
+class LocalWorker:
+    def __init__(self, child: Child, timeout_s: float, load_timeout_s: float) -> None:
+        self._child, self._timeout_s, self._load_timeout_s = child, timeout_s, load_timeout_s
+
+    def load(self) -> None:
+        """See :class:`executors.Worker`."""
+        try:
+            self._receive(self._load_timeout_s)
+        except WorkerError as lost:
+            lost.while_loading = True
+            raise
+
+    def make(self, piece: Piece, on_units: Callable[[int], None]) -> Made:
+        """See :class:`executors.Worker`."""
+        self._child.send(piece)
+        while True:
+            message = self._receive(self._timeout_s)
+            if isinstance(message, Made):
+                return message
+            on_units(message)
+
+    def kill(self) -> None:
+        """See :class:`executors.Worker`."""
+        self._child.kill()
+
+    def close(self) -> None:
+        """See :class:`executors.Worker`."""
+        self._child.send(None)
+        self._child.close(GRACE_S)
+
+    def _receive(self, timeout_s: float) -> Any:
+        try:
+            message = self._child.receive(timeout_s)
+        except ChildError as lost:
+            raise WorkerError(str(lost)) from None
+        if isinstance(message, EngineError):
+            raise WorkerError(message.summary, str(message))
+        if isinstance(message, Exception):
+            raise message
+        return message
+
+
+def serve(wire: Wire, task: Task, cores: Sequence[int]) -> None:
+    """A worker's process: answers pieces with counts of units and, in the end, what was made."""
+    if cores:  # before a library counts them
+        os.sched_setaffinity(0, cores)
+    try:
+        work = Work(task)
+        wire.send("loaded")
+        while piece := wire.recv():
+            reporter = _Reporter(wire)
+            made = work.make(piece, reporter.count)
+            reporter.flush()
+            wire.send(made)
+    except Exception as error:
+        if not isinstance(error, UserError | EngineError | OSError):
+            error.add_note(traceback.format_exc())
+        wire.send(error)
+
+
+class _Reporter:
+    """Sends counts on, but not every one by itself."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire, self._num_units, self._last = wire, 0, time.monotonic()
+
+    def count(self, num_units: int) -> None:
+        self._num_units += num_units
+        if time.monotonic() - self._last > REPORT_S:
+            self.flush()
+
+    def flush(self) -> None:
+        self._wire.send(self._num_units)
+        self._num_units, self._last = 0, time.monotonic()
+
+
+def split_cores(slot: int, num_workers: int) -> list[int]:
+    """The cores of one worker, of those that this process may use."""
+    cores = sorted(os.sched_getaffinity(0))
+    if num_workers > len(cores):
+        return [cores[slot % len(cores)]]
+    first, last = (len(cores) * position // num_workers for position in (slot, slot + 1))
+    return cores[first:last]
+
+
+def uses_gpus(engine: dict[str, Any]) -> bool:
+    """Whether the engine's workers are to have GPUs of their own, where there are some."""
+    if engine["name"] == "hf":
+        return engine["device"] in ("auto", "cuda")  # "cuda:1" is the user's own choice
+    return any(item.metadata["Name"].lower() == "vllm" for item in distributions())
+
+
+def find_gpus(engine: dict[str, Any]) -> list[str]:
+    """The GPUs that the engine's workers share out, as CUDA_VISIBLE_DEVICES names them."""
+    if not (uses_gpus(engine) and Path("/dev/nvidiactl").exists()):
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in visible.split(",") if name]
+    import torch
+
+    return [str(number) for number in range(torch.cuda.device_count())]

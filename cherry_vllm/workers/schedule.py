@@ -1,0 +1,89 @@
+"""Which piece is next, and what becomes of one that cost its worker."""
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import replace
+
+from cherry_vllm.errors import UserError
+from cherry_vllm.workers.work import Piece
+
+MAX_FAILED_LOADS = 2  # in a row
+MAX_LOSSES = 8  # in a row, for each worker
+
+
+class Schedule:
+    """The pieces that wait and those under way.
+
+    A shard that costs two workers is halved, and so are its halves, until the row that does it is
+    alone. If that row costs two more it is quarantined, but only once the engine has shown that it
+    can do other rows: an engine that never does is not a row's fault.
+    """
+
+    def __init__(self, pieces: Iterable[Piece], num_workers: int) -> None:
+        self._waiting, self._suspects = deque(pieces), deque[Piece]()
+        self._num_under_way = self._failed_loads = self._losses = 0
+        self._max_losses = MAX_LOSSES * num_workers
+        self._engine_works = False
+
+    @property
+    def is_over(self) -> bool:
+        return not (self._waiting or self._suspects or self._num_under_way)
+
+    def take(self) -> Piece | None:
+        """The next piece; None if none waits now, though one under way may come back."""
+        # Suspects first and in the order of their size: of a pair of halves one mostly succeeds.
+        queue = self._suspects or self._waiting
+        if not queue:
+            return None
+        self._num_under_way += 1
+        return queue.popleft()
+
+    def loaded(self) -> None:
+        """A worker has loaded its model."""
+        self._failed_loads = 0
+
+    def not_loaded(self, piece: Piece, reason: str) -> None:
+        """The worker that was to make ``piece`` died before it had loaded its model.
+
+        Raises:
+            UserError: it was not the first.
+        """
+        self._num_under_way -= 1
+        self._failed_loads += 1
+        if self._failed_loads >= MAX_FAILED_LOADS:
+            raise UserError(
+                f"the model cannot be loaded: the engine {reason}; check model.path and the "
+                "engine's memory settings, then give the same command again"
+            )
+        self._waiting.appendleft(piece)
+
+    def made(self, num_units: int) -> None:
+        """A piece is done, with so many units of work for the model."""
+        self._num_under_way -= 1
+        if num_units:
+            self._losses, self._engine_works = 0, True
+
+    def lost(self, piece: Piece, reason: str) -> None:
+        """``piece`` cost its worker.
+
+        Raises:
+            UserError: too many in a row did, so that no row can be the cause.
+        """
+        self._num_under_way -= 1
+        self._losses += 1
+        if self._losses >= self._max_losses:
+            raise UserError(
+                f"{self._losses} times in a row, on whatever rows it was given, the engine "
+                f"{reason}; check its memory settings, then give the same command again"
+            )
+        self._suspects.extend(self._next_step(replace(piece, num_losses=piece.num_losses + 1)))
+
+    def _next_step(self, piece: Piece) -> list[Piece]:
+        if piece.num_losses < 2 or piece.is_quarantined:
+            return [piece]
+        if piece.num_rows > 1:
+            middle = (piece.start + piece.stop) // 2
+            halves = replace(piece, stop=middle), replace(piece, start=middle)
+            # A half is under suspicion; a row alone has two tries of its own.
+            return [replace(half, num_losses=int(half.num_rows > 1)) for half in halves]
+        return [replace(piece, is_quarantined=self._engine_works)]
