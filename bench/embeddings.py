@@ -22,8 +22,9 @@ from bench.agreement import MODEL
 from cherry_vllm.config import compose, plain
 from cherry_vllm.engines import build_embedder
 from cherry_vllm.experience.clusters import cluster_embeddings
+from cherry_vllm.options import DataFormat
 from cherry_vllm.prompts.spans import open_span_builder
-from cherry_vllm.sources import Columns, DataFormat, read_rows
+from cherry_vllm.sources import Columns, read_rows
 
 MAX_LENGTH = 512
 REFERENCE = "hf float32"

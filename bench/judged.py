@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bench.server import serve
 from cherry_vllm.config import compose
-from cherry_vllm.evaluation.prompts import Mode
+from cherry_vllm.options import Mode
 from cherry_vllm.reporting.artifacts import find_artifacts, find_manifests
 
 EXPERIMENT = "+experiment=demo"

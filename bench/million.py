@@ -20,11 +20,12 @@ import polars as pl
 from tqdm import tqdm
 
 from cherry_vllm.config import compose, plain
+from cherry_vllm.options import Order, Rule, Strategy
 from cherry_vllm.runtime.versions import installed_versions
 from cherry_vllm.schema import LOGPROBS, ROWS
-from cherry_vllm.scoring import run as pipeline
-from cherry_vllm.selection.ranking import Order, Rule, Strategy
-from cherry_vllm.store.files import Shards
+from cherry_vllm.scoring.run import aggregate
+from cherry_vllm.selection.run import select_records
+from cherry_vllm.store.shards import Shards
 
 SHARD_ROWS = 2000
 SELECTIONS = [name for name in Strategy.__members__ if name != "rating"]  # needs a judge's
@@ -80,9 +81,9 @@ def run_step(step: str, run_dir: Path) -> None:
     """Runs one step in this process and prints its time and the process's peak memory."""
     started = time.perf_counter()
     if step == "aggregate":
-        pipeline.aggregate(run_dir, *open_shards(run_dir))
+        aggregate(run_dir, *open_shards(run_dir))
     else:
-        pipeline.select(
+        select_records(
             run_dir,
             run_dir / f"{step}.json",
             strategy=Strategy[step],

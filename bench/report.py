@@ -16,12 +16,13 @@ import numpy as np
 import polars as pl
 
 from bench.million import SHARD_ROWS, open_shards, write_inputs
+from cherry_vllm.commands.inputs import Job
 from cherry_vllm.commands.report import report
-from cherry_vllm.commands.stages import Job
 from cherry_vllm.config import compose
-from cherry_vllm.scoring import run as pipeline
-from cherry_vllm.selection.ranking import Order, Rule, Strategy
-from cherry_vllm.store.files import Shards
+from cherry_vllm.options import Order, Rule, Strategy
+from cherry_vllm.scoring.run import aggregate
+from cherry_vllm.selection.run import select_records
+from cherry_vllm.store.shards import Shards
 
 WIDTH = 576
 NUM_CLOUDS = 40
@@ -51,7 +52,7 @@ def main() -> None:
         write_inputs(run_dir, arguments.rows, num_tokens=100)
         rows, logprobs = open_shards(run_dir)
         write_embeddings(run_dir, rows)
-        pipeline.aggregate(run_dir, rows, logprobs)
+        aggregate(run_dir, rows, logprobs)
         choice: dict[str, Any] = {
             "strategy": Strategy.cherry,
             "fraction": 0.1,
@@ -59,7 +60,7 @@ def main() -> None:
             "num_tokens": None,
         }
         choice |= {"order": Order.input, "rule": Rule.exact, "seed": 0}
-        pipeline.select(run_dir, run_dir / "cherry.json", **choice)
+        select_records(run_dir, run_dir / "cherry.json", **choice)
         started = time.perf_counter()
         job = Job(run_dir, is_sweep=False)
         page = report(compose(f"run_dir={run_dir}"), job).artifact

@@ -37,8 +37,9 @@ from tqdm import tqdm
 
 from cherry_vllm.config import Config, compose, plain
 from cherry_vllm.engines import Span, build_engine
+from cherry_vllm.options import DataFormat
 from cherry_vllm.prompts.spans import Pair, open_span_builder
-from cherry_vllm.sources import Columns, DataFormat, find_files, read_rows
+from cherry_vllm.sources import Columns, find_files, read_rows
 from cherry_vllm.workers.local import split_cores
 
 DEMO = Path(compose().demo.cache_dir)

@@ -21,24 +21,30 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cherry_vllm import __version__
 from cherry_vllm.commands import pipeline as method
-from cherry_vllm.commands import stages
-from cherry_vllm.commands.judge import generate, judge
+from cherry_vllm.commands.demo import fetch_demo
+from cherry_vllm.commands.generate import generate
+from cherry_vllm.commands.inputs import Job
+from cherry_vllm.commands.judge import judge
 from cherry_vllm.commands.report import report
+from cherry_vllm.commands.sample import embed, sample
+from cherry_vllm.commands.score import score
+from cherry_vllm.commands.select import select
+from cherry_vllm.commands.train import train
 from cherry_vllm.config import CONF, Config, register
 from cherry_vllm.errors import UserError
 from cherry_vllm.runtime.processes import interrupt
 
 STAGES = {
     "pipeline": method.run,
-    "embed": stages.embed,
-    "sample": stages.sample,
-    "train": stages.train,
-    "score": stages.score,
-    "select": stages.select,
+    "embed": embed,
+    "sample": sample,
+    "train": train,
+    "score": score,
+    "select": select,
     "generate": generate,
     "judge": judge,
     "report": report,
-    "fetch-demo": stages.fetch_demo,
+    "fetch-demo": fetch_demo,
 }
 
 # What is wrong with the place that a run writes to, not with the program.
@@ -82,7 +88,7 @@ def run_stage(config: DictConfig) -> None:
         is_sweep = settings.mode is RunMode.MULTIRUN
         output_dir = settings.runtime.output_dir if is_sweep else typed.run_dir
         words = ["cherry-vllm", os.environ["CHERRY_VLLM_STAGE"], *settings.overrides.task]
-        stage(typed, stages.Job(Path(output_dir), is_sweep, shlex.join(words)))
+        stage(typed, Job(Path(output_dir), is_sweep, shlex.join(words)))
     except UserError as error:
         raise SystemExit(_complain(str(error))) from None
     except OSError as error:

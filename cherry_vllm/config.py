@@ -15,24 +15,18 @@ from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
-from cherry_vllm.evaluation.prompts import Mode
-from cherry_vllm.experience.clusters import Sampling
-from cherry_vllm.selection.ranking import Order, Rule, Strategy
-from cherry_vllm.sources import DataFormat
+from cherry_vllm.options import (
+    DataFormat,
+    Dtype,
+    Mode,
+    Order,
+    Rule,
+    Sampling,
+    ScorerDtype,
+    Strategy,
+)
 
 CONF = str(Path(__file__).parent / "conf")  # in a checkout, a link to the top-level folder
-
-
-class Dtype(Enum):
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
-class ScorerDtype(Enum):
-    float32 = "float32"
-    bfloat16 = "bfloat16"
 
 
 @dataclass(kw_only=True, slots=True)

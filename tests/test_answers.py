@@ -13,8 +13,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cherry_vllm.commands.judge import generate
-from cherry_vllm.commands.stages import Job
+from cherry_vllm.commands.generate import generate
+from cherry_vllm.commands.inputs import Job
 from cherry_vllm.config import compose
 from cherry_vllm.engines import Decoding, build_generator, until_stop
 from cherry_vllm.engines.checkpoint import read_stop_ids

@@ -15,9 +15,10 @@ from cherry_vllm.config import compose, plain
 from cherry_vllm.errors import UserError
 from cherry_vllm.experience import sampling_run as experience
 from cherry_vllm.experience.clusters import cluster_embeddings
-from cherry_vllm.scoring import run as pipeline
-from cherry_vllm.sources import Columns, DataFormat
-from cherry_vllm.store.files import Shards
+from cherry_vllm.options import DataFormat
+from cherry_vllm.sources import Columns
+from cherry_vllm.sources.shards import read_row_shards
+from cherry_vllm.store.shards import Shards
 from tests.conftest import ROWS, Cli
 
 PROMPT = plain(compose("prompt=wizardlm").prompt)
@@ -39,7 +40,7 @@ KMEANS = {
 
 
 def read(run_dir: Path, file: Path = ROWS) -> Shards:
-    return pipeline.read(
+    return read_row_shards(
         run_dir,
         [file],
         data_format=DataFormat.auto,

@@ -11,8 +11,9 @@ import polars as pl
 import pytest
 import yaml
 
-from cherry_vllm.commands import stages
-from cherry_vllm.commands.stages import Job
+from cherry_vllm.commands.inputs import Job, find_input
+from cherry_vllm.commands.score import score
+from cherry_vllm.commands.select import select
 from cherry_vllm.config import compose
 from cherry_vllm.errors import UserError
 from cherry_vllm.schema import DropReason
@@ -31,7 +32,7 @@ print(json.dumps({split: [dict(row) for row in rows[split]] for split in rows}))
 def run_dir(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped rows, scored by two random layers."""
     folder = tmp_path_factory.mktemp("exports") / "run"
-    run(stages.score, folder, f"data.path={ROWS}", f"model.path={tiny}", "max_length=128")
+    run(score, folder, f"data.path={ROWS}", f"model.path={tiny}", "max_length=128")
     return folder
 
 
@@ -44,8 +45,8 @@ def run(stage: Any, run_dir: Path, *overrides: str) -> Path:
 @pytest.fixture(scope="module")
 def folder(run_dir: Path) -> Path:
     """A data set folder, and the same rows as JSON beside it."""
-    run(stages.select, run_dir, "select.count=5", "select.output=cherry/", "select.order=ifd")
-    run(stages.select, run_dir, "select.count=5", "select.order=ifd")
+    run(select, run_dir, "select.count=5", "select.output=cherry/", "select.order=ifd")
+    run(select, run_dir, "select.count=5", "select.order=ifd")
     return run_dir / "cherry"
 
 
@@ -108,11 +109,11 @@ def test_the_card_says_where_every_row_went_and_how_it_was_made(
 
 def test_a_second_selection_replaces_the_folder_and_training_finds_its_rows(run_dir: Path) -> None:
     for count in (2, 3):
-        data = run(stages.select, run_dir, f"select.count={count}", "select.output=again")
+        data = run(select, run_dir, f"select.count={count}", "select.output=again")
         assert data == run_dir / "again" / DATA
         assert pl.read_parquet(data).height == count
     assert not list(run_dir.glob(".again*"))
-    files = stages.find_input(compose(f"data.path={run_dir}/again/data/*.parquet"))
+    files = find_input(compose(f"data.path={run_dir}/again/data/*.parquet"))
     assert files == [data]
 
 
@@ -122,7 +123,7 @@ def test_nothing_else_is_ever_replaced(run_dir: Path, output: str) -> None:
     (run_dir / "own" / "file").write_text("mine")
     before = sorted(run_dir.rglob("*"))
     with pytest.raises(UserError, match="there is something else"):
-        run(stages.select, run_dir, "select.count=2", f"select.output={output}")
+        run(select, run_dir, "select.count=2", f"select.output={output}")
     assert sorted(run_dir.rglob("*")) == before
     assert (run_dir / "own" / "file").read_text() == "mine"
 
@@ -134,16 +135,16 @@ def test_rows_that_fit_in_no_columns_cost_one_line_and_the_old_folder_stays(
     row = {"instruction": "Name a fruit.", "output": "Cherry pie is not a fruit."}
     data.write_text(json.dumps(row | {"extra": {"b": 1}}) + "\n" + json.dumps(row | {"extra": [1]}))
     run_dir = tmp_path / "run"
-    run(stages.score, run_dir, f"data.path={data}", f"model.path={tiny}", "select.count=1")
+    run(score, run_dir, f"data.path={data}", f"model.path={tiny}", "select.count=1")
     scores = pl.read_parquet(run_dir / "scores.parquet")
     usable = scores.with_columns(drop_reason=pl.lit(None, scores.schema["drop_reason"]), ifd=0.5)
     metadata = pl.read_parquet_metadata(run_dir / "scores.parquet")
     usable.write_parquet(
         run_dir / "scores.parquet", metadata={key: metadata[key] for key in ("rows", "fingerprint")}
     )
-    run(stages.select, run_dir, "select.count=1", "select.output=cherry")
+    run(select, run_dir, "select.count=1", "select.output=cherry")
     with pytest.raises(UserError, match=r"do not fit in columns.*jsonl") as error:
-        run(stages.select, run_dir, "select.count=2", "select.output=cherry")
+        run(select, run_dir, "select.count=2", "select.output=cherry")
     assert "\n" not in str(error.value)
     assert pl.read_parquet(run_dir / "cherry" / DATA).height == 1
     assert not list(run_dir.glob(".cherry*"))

@@ -10,10 +10,11 @@ import polars as pl
 import pytest
 
 from cherry_vllm.errors import UserError
+from cherry_vllm.options import DataFormat
 from cherry_vllm.runtime.processes import Child, ChildError, Wire
 from cherry_vllm.schema import ROWS
-from cherry_vllm.scoring import run as pipeline
-from cherry_vllm.sources import DataFormat, find_files, read_rows
+from cherry_vllm.sources import find_files, read_rows
+from cherry_vllm.sources.shards import read_row_shards
 from tests.test_sources import ALPACA, FIELDS, SAMPLES, compressed, encoded
 
 NAMES = [
@@ -211,7 +212,7 @@ def read_case(path: Path) -> str:
 
 
 def read_through_pipeline(run_dir: Path, path: Path) -> None:
-    pipeline.read(
+    read_row_shards(
         run_dir,
         find_files([str(path)]),
         data_format=DataFormat.auto,

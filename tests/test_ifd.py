@@ -7,9 +7,9 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from cherry_vllm.commands.summary import count_outcomes, misfit_warning, summarize
+from cherry_vllm.commands.summary import misfit_warning, summarize
 from cherry_vllm.schema import LOGPROBS, SCORES, SUMS, DropReason
-from cherry_vllm.scoring.ifd import aggregate_logprobs, sum_logprobs
+from cherry_vllm.scoring.ifd import aggregate_logprobs, count_outcomes, sum_logprobs
 
 VALUES = ["conditioned_score", "direct_score", "ifd", "ifd_ppl"]
 NAN, INFINITY = math.nan, math.inf

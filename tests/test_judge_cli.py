@@ -10,8 +10,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from cherry_vllm.commands.inputs import Job
 from cherry_vllm.commands.judge import judge
-from cherry_vllm.commands.stages import Job
 from cherry_vllm.config import compose
 from cherry_vllm.errors import UserError
 from tests.conftest import Cli, start

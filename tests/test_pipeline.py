@@ -10,11 +10,14 @@ import pytest
 
 from cherry_vllm.errors import UserError
 from cherry_vllm.evaluation.ratings import RATINGS, write
+from cherry_vllm.options import DataFormat, Order, Rule, Strategy
 from cherry_vllm.schema import LOGPROBS
-from cherry_vllm.scoring import run as pipeline
-from cherry_vllm.selection.ranking import Order, Rule, Strategy
-from cherry_vllm.sources import Columns, DataFormat
-from cherry_vllm.store.files import Shards
+from cherry_vllm.scoring.run import aggregate
+from cherry_vllm.selection.run import select_records
+from cherry_vllm.sources import Columns
+from cherry_vllm.sources.shards import read_row_shards
+from cherry_vllm.store.run_folder import name_data
+from cherry_vllm.store.shards import Shards
 from tests.conftest import ROWS
 
 CHOICE: dict[str, Any] = {
@@ -34,7 +37,7 @@ def read(run_dir: Path, **changes: Any) -> Shards:
         "censure": [],
         "shard_rows": 5,
     }
-    return pipeline.read(run_dir, [ROWS], **(settings | changes))
+    return read_row_shards(run_dir, [ROWS], **(settings | changes))
 
 
 def made_up_logprobs(run_dir: Path, rows: Shards, scale: float = 0.1) -> Shards:
@@ -87,20 +90,20 @@ def test_a_changed_setting_reads_into_another_folder(
 def test_scores_are_made_again_if_the_stage_did_not_end(tmp_path: Path) -> None:
     rows = read(tmp_path)
     logprobs = made_up_logprobs(tmp_path, rows)
-    scores = pipeline.aggregate(tmp_path, rows, logprobs)
+    scores = aggregate(tmp_path, rows, logprobs)
     assert scores["ifd"].to_list() == pytest.approx([0.1 + row / 20 for row in range(26)])
     for name in ("score.json", "ifd.png", "scores.parquet"):
         (tmp_path / name).unlink()
         (tmp_path / "score.json").unlink(missing_ok=True)
-        again = pipeline.aggregate(tmp_path, rows, logprobs)
+        again = aggregate(tmp_path, rows, logprobs)
         assert again.equals(scores)
         assert (tmp_path / name).is_file()
 
 
 def test_scores_of_other_settings_are_replaced(tmp_path: Path) -> None:
     rows = read(tmp_path)
-    pipeline.aggregate(tmp_path, rows, made_up_logprobs(tmp_path, rows))
-    replaced = pipeline.aggregate(tmp_path, rows, made_up_logprobs(tmp_path, rows, scale=0.2))
+    aggregate(tmp_path, rows, made_up_logprobs(tmp_path, rows))
+    replaced = aggregate(tmp_path, rows, made_up_logprobs(tmp_path, rows, scale=0.2))
     assert replaced["ifd"][0] == pytest.approx(0.2)
     assert pl.read_parquet(tmp_path / "scores.parquet").equals(replaced)
 
@@ -108,8 +111,8 @@ def test_scores_of_other_settings_are_replaced(tmp_path: Path) -> None:
 def test_selected_records_come_in_the_order_chosen(tmp_path: Path) -> None:
     run_dir = tmp_path / "names [1] that *look* like globs"
     rows = read(run_dir)
-    pipeline.aggregate(run_dir, rows, made_up_logprobs(run_dir, rows))
-    scores, chosen = pipeline.select(run_dir, tmp_path / "out.jsonl", **CHOICE)
+    aggregate(run_dir, rows, made_up_logprobs(run_dir, rows))
+    scores, chosen = select_records(run_dir, tmp_path / "out.jsonl", **CHOICE)
     # IFD 0.1 + 18 / 20 is 1 and usable: rows 0 to 18, of which half, rounded down, is 9.
     assert scores["drop_reason"].null_count() == 19
     assert chosen["row"].to_list() == list(range(18, 9, -1))
@@ -124,14 +127,14 @@ def test_selected_records_come_in_the_order_chosen(tmp_path: Path) -> None:
 @pytest.fixture
 def scored(tmp_path: Path) -> Shards:
     rows = read(tmp_path)
-    pipeline.aggregate(tmp_path, rows, made_up_logprobs(tmp_path, rows))
+    aggregate(tmp_path, rows, made_up_logprobs(tmp_path, rows))
     return rows
 
 
 def select_rated(run_dir: Path, ratings: Path) -> pl.DataFrame:
     choice = CHOICE | {"strategy": Strategy.rating, "fraction": None, "order": Order.input}
     output = run_dir / "best.jsonl"
-    _, chosen = pipeline.select(run_dir, output, ratings=ratings, threshold=4.5, **choice)
+    _, chosen = select_records(run_dir, output, ratings=ratings, threshold=4.5, **choice)
     return chosen
 
 
@@ -150,7 +153,7 @@ def test_ratings_of_the_same_data_choose_and_are_written_down(
         ratings,
         threshold=4.5,
         failures={},
-        origin=pipeline.name_data(other.summary["settings"]),
+        origin=name_data(other.summary["settings"]),
         settings={},
     )
     chosen = select_rated(tmp_path, tmp_path / "ratings.parquet")

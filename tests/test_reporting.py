@@ -12,26 +12,30 @@ import numpy as np
 import polars as pl
 import pytest
 
+from cherry_vllm.commands.inputs import Job
 from cherry_vllm.commands.report import report
-from cherry_vllm.commands.stages import Job
 from cherry_vllm.config import compose, plain
 from cherry_vllm.errors import UserError
 from cherry_vllm.evaluation import aspects
 from cherry_vllm.evaluation import pairwise as judging
 from cherry_vllm.evaluation.reviews import read_reviews
+from cherry_vllm.figures import facts
 from cherry_vllm.figures.figure import save_png
 from cherry_vllm.figures.instructions import draw_landscape
 from cherry_vllm.figures.models import draw_losses, find_points
 from cherry_vllm.figures.scores import draw_ifd, draw_ledger, draw_length, draw_scores
-from cherry_vllm.reporting import facts
+from cherry_vllm.options import Order, Rule, Strategy
 from cherry_vllm.reporting.artifacts import find_aspects, find_jobs, find_losses, find_selection
-from cherry_vllm.reporting.extremes import Side, count_first_words, find_samples, mark_sides
+from cherry_vllm.reporting.extremes import count_first_words, find_samples
 from cherry_vllm.reporting.landscape import find_dominated, survey
 from cherry_vllm.reporting.page import Page, render
 from cherry_vllm.schema import LOGPROBS, ROWS
-from cherry_vllm.scoring import run as pipeline
-from cherry_vllm.selection.ranking import Order, Rule, Strategy
-from cherry_vllm.store.files import Shards, read_json, write_json
+from cherry_vllm.scoring.run import aggregate
+from cherry_vllm.selection.extremes import Side, mark_sides
+from cherry_vllm.selection.run import select_records
+from cherry_vllm.store.files import read_json, write_json
+from cherry_vllm.store.run_folder import name_scores, read_scores
+from cherry_vllm.store.shards import Shards
 from tests.browser import PHONE_WIDTH, Tab, find_browser, open_tab
 from tests.conftest import ROWS as SHIPPED
 from tests.conftest import Cli
@@ -97,7 +101,7 @@ def write_scores(run_dir: Path, instructions: list[str], ifds: list[float | None
     scored = Shards(run_dir / "logprobs", settings)
     scored.write(0, logprobs)
     scored.close(1, versions={"python": "3"})
-    pipeline.aggregate(run_dir, rows, scored)
+    aggregate(run_dir, rows, scored)
     return rows
 
 
@@ -111,7 +115,7 @@ def write_embeddings(run_dir: Path, rows: Shards, vectors: np.ndarray[Any, Any])
 def write_selection(run_dir: Path, folder: Path, strategy: Strategy, fraction: float) -> None:
     sizes = {"fraction": fraction, "count": None, "num_tokens": None}
     rule = {"order": Order.input, "rule": Rule.exact, "seed": 0}
-    pipeline.select(run_dir, folder / "cherry.json", strategy=strategy, **sizes, **rule)
+    select_records(run_dir, folder / "cherry.json", strategy=strategy, **sizes, **rule)
 
 
 def write_verdicts(folder: Path) -> None:
@@ -122,14 +126,14 @@ def write_verdicts(folder: Path) -> None:
 def write_aspects(run_dir: Path, folder: Path) -> None:
     """Ratings of the run's rows: 8 and 2 throughout, by a judge that nobody asked."""
     names = list(compose("judge=aspects").judge.aspects)
-    sides = aspects.take_sides(pipeline.read_scores(run_dir), fraction=0.05, count=None)
+    sides = aspects.take_sides(read_scores(run_dir), fraction=0.05, count=None)
     high = pl.col("side") == "top"
     ratings = sides.with_columns(
         pl.lit(None, pl.String).alias("reason"),
         *(pl.when(high).then(8.0).otherwise(2.0).alias(name) for name in names),
     )
     summary = aspects.summarize(ratings, names)
-    settings = {"scores": pipeline.name_scores(run_dir)}
+    settings = {"scores": name_scores(run_dir)}
     aspects.write(folder, ratings, summary, failures={}, settings=settings)
 
 
@@ -437,9 +441,9 @@ def test_a_selection_by_rating_is_found_with_its_ratings_alone(tmp_path: Path) -
     write_scores(tmp_path, ["a", "b", "c", "d"], [0.1, 0.5, 0.9, 0.3])
     ratings = tmp_path / "ratings.parquet"
     pl.DataFrame({"row": [0, 1, 2, 3], "rating": [5.0, 2.0, 4.5, None]}).write_parquet(ratings)
-    scores = pipeline.read_scores(tmp_path)
+    scores = read_scores(tmp_path)
     job = tmp_path / "job"
-    pipeline.select(
+    select_records(
         tmp_path,
         job / "cherry.json",
         ratings=ratings,
@@ -447,7 +451,7 @@ def test_a_selection_by_rating_is_found_with_its_ratings_alone(tmp_path: Path) -
         **{"fraction": None, "count": None, "num_tokens": None, "threshold": 4.5},
         **{"order": Order.input, "rule": Rule.exact, "seed": 0},
     )
-    meta, fingerprint = job / "cherry.meta.json", pipeline.name_scores(tmp_path)
+    meta, fingerprint = job / "cherry.meta.json", name_scores(tmp_path)
     found = find_selection(meta, scores, fingerprint)
     assert found
     assert found.rows["row"].to_list() == [0, 2]
@@ -466,7 +470,7 @@ def test_answers_called_cherry_are_no_selection(tmp_path: Path) -> None:
 
 
 def test_aspects_of_other_scores_are_not_shown(run_dir: Path) -> None:
-    found = find_aspects(run_dir, pipeline.name_scores(run_dir))
+    found = find_aspects(run_dir, name_scores(run_dir))
     assert found
     assert {side: set(found[side]["means"].values()) for side in found} == {
         "top": {8.0},

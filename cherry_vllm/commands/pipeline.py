@@ -21,14 +21,16 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from cherry_vllm.commands import stages
-from cherry_vllm.commands.stages import Job, Outcome
+from cherry_vllm.commands.inputs import Job, Outcome
+from cherry_vllm.commands.sample import has_experience, sample
+from cherry_vllm.commands.score import score
+from cherry_vllm.commands.select import select
+from cherry_vllm.commands.train import train
 from cherry_vllm.config import Config
 from cherry_vllm.errors import UserError
-from cherry_vllm.experience.clusters import Sampling
+from cherry_vllm.options import DataFormat, Sampling
 from cherry_vllm.runtime.processes import ChildError, isolate
 from cherry_vllm.runtime.versions import installed_versions
-from cherry_vllm.sources import DataFormat
 from cherry_vllm.store.files import read_json, write_json
 from cherry_vllm.training.probe import gain_kept, warn_of_lost_gain
 from cherry_vllm.training.run import scorer_checkpoint
@@ -48,23 +50,23 @@ def run(config: Config, job: Job) -> Outcome:
     shared = Path(config.run_dir) / "scores"
     scorer, scored = config, replace(config, scores_dir=str(shared / "base"))
     tuned = experience = None
-    if stages.has_experience(config):
+    if has_experience(config):
         if config.sample.strategy is Sampling.difficulty:
-            manifest.run("score base", stages.score, scored)
-        experience = manifest.run("sample", stages.sample, scored)
+            manifest.run("score base", score, scored)
+        experience = manifest.run("sample", sample, scored)
         lesson = replace(_with_data(config, experience), train=config.pre_experience)
-        tuned = manifest.run("train pre-experienced", stages.train, lesson)
+        tuned = manifest.run("train pre-experienced", train, lesson)
         scorer = replace(
             config,
             model=replace(config.model, path=str(scorer_checkpoint(tuned))),
             scores_dir=str(shared / tuned.name),
         )
         scored = scorer
-    scores = manifest.run("score", stages.score, scored)
+    scores = manifest.run("score", score, scored)
     if tuned and experience:
         manifest.note("gain", measure_gain(tuned, experience, scores))
-    chosen = manifest.run("select", stages.select, scored)
-    model = manifest.run("train cherry", stages.train, _with_data(config, chosen))
+    chosen = manifest.run("select", select, scored)
+    model = manifest.run("train cherry", train, _with_data(config, chosen))
     print(f"cherry model: {model / 'model'}  manifest: {manifest.path}")
     return Outcome(manifest.path, {})
 

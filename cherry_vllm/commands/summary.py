@@ -5,16 +5,10 @@ from typing import Any
 import polars as pl
 
 from cherry_vllm.schema import DropReason
+from cherry_vllm.scoring.ifd import count_outcomes
 
 MAX_SHOWN_CHARS = 100
 MISFIT_SHARE = 1 / 3
-
-
-def count_outcomes(scores: pl.DataFrame) -> dict[str, int]:
-    """How many rows are usable, and how many fell to each drop reason: all rows together."""
-    counts = dict(scores["drop_reason"].value_counts().iter_rows())
-    reasons = {reason.value: counts.get(reason.value, 0) for reason in DropReason}
-    return {"usable": counts.get(None, 0), **reasons}
 
 
 def summarize(scores: pl.DataFrame, num_selected: int | None = None) -> str:

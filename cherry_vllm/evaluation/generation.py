@@ -18,7 +18,8 @@ from cherry_vllm.engines import Decoding, Generator, build_generator
 from cherry_vllm.engines.checkpoint import load_tokenizer, read_stop_ids
 from cherry_vllm.prompts.spans import SpanBuilder
 from cherry_vllm.schema import REASON, DropReason, Schema
-from cherry_vllm.store.files import Shards, atomic_path, read_json, write_json
+from cherry_vllm.store.files import atomic_path, read_json, write_json
+from cherry_vllm.store.shards import Shards
 from cherry_vllm.workers.run import Inference
 
 log = logging.getLogger(__name__)

@@ -1,21 +1,11 @@
 """The judge's prompts, filled in: a pair in either order of its answers, or a single answer."""
 
 from collections.abc import Mapping
-from enum import Enum
 from typing import Any
 
 from cherry_vllm.errors import UserError
 from cherry_vllm.evaluation.answers import Pair
 from cherry_vllm.prompts.templates import check_fields
-
-
-class Mode(Enum):
-    """What a judge is shown."""
-
-    pairwise = "pairwise"  # two answers, scored against each other
-    rating = "rating"  # one row of the data, rated by itself
-    aspects = "aspects"  # one instruction, rated aspect by aspect
-
 
 RESERVED = ("messages", "model", "n", "stream")
 

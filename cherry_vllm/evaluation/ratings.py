@@ -13,7 +13,6 @@ from typing import Any
 import polars as pl
 
 from cherry_vllm import __version__
-from cherry_vllm.errors import UserError
 from cherry_vllm.evaluation.endpoint import Endpoint
 from cherry_vllm.evaluation.parsing import parse_rating
 from cherry_vllm.evaluation.prompts import RatingRequests
@@ -100,41 +99,3 @@ def write(
         },
     )
     return counts
-
-
-def read_ratings(file: Path, origin: str | None = None) -> pl.DataFrame:
-    """Ratings that :func:`write` left, or a Parquet file of one's own with ``row`` and ``rating``.
-
-    Without ``origin`` they may be of any data.
-
-    Raises:
-        UserError: the file is no such table, or its rows are not those of the data ``origin``.
-    """
-    try:
-        found = pl.read_parquet_metadata(file).get("origin")
-        frame = pl.read_parquet(file, glob=False)
-    except FileNotFoundError:
-        raise UserError(
-            f"{file}: no such file; make it with `cherry-vllm judge judge=rating`, or name another "
-            "with select.ratings"
-        ) from None
-    except (pl.exceptions.PolarsError, OSError) as error:
-        fault = str(error).strip().splitlines()[0]
-        raise UserError(f"{file}: not readable ({fault}); give a ratings.parquet") from None
-    if found and origin and found != origin:
-        raise UserError(f"{file}: ratings of other data than was scored; rate the same data.path")
-    schema = dict(frame.schema)
-    numbers = [schema.get(name, pl.Null()) for name in ("row", "rating")]
-    if not (numbers[0].is_integer() and numbers[1].is_numeric()):
-        raise UserError(f"{file}: no ratings; give a Parquet file with the numbers row and rating")
-    is_fault = (
-        pl.col("row").is_null() | pl.col("row").is_duplicated() | ~pl.col("rating").is_finite()
-    )
-    for row, rating in frame.filter(is_fault).select("row", "rating").head(1).iter_rows():
-        raise UserError(
-            f"{file}: row {row}, rating {rating}: give each row once, with a finite number or null"
-        )
-    reason = pl.col("reason") if "reason" in schema else pl.lit(None)
-    return frame.select(
-        pl.col("row").cast(pl.Int64), pl.col("rating").cast(pl.Float64), reason=reason
-    ).cast({"reason": pl.String})

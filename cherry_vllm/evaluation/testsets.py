@@ -9,7 +9,8 @@ import polars as pl
 from cherry_vllm.errors import UserError
 from cherry_vllm.evaluation.answers import check_text, read_text
 from cherry_vllm.schema import REASON, SCHEMA_VERSION, Schema
-from cherry_vllm.store.files import Shards, file_sha256
+from cherry_vllm.store.files import file_sha256
+from cherry_vllm.store.shards import Shards
 
 # One line per question.
 QUESTIONS: Schema = {

@@ -1,22 +1,12 @@
 """The rows of the brief experience: diverse ones (paper, section 2.1), or random, or difficult."""
 
 import warnings
-from enum import Enum
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 MINIBATCH_SIZE = 4096  # rows a step; each start is made from three times as many
-
-
-class Sampling(Enum):
-    """Which rows the pre-experienced model learns from."""
-
-    kmeans = "kmeans"  # some of every cluster of instructions: the paper's first strategy
-    difficulty = "difficulty"  # the highest IFD under the base model: its second
-    random = "random"
-    none = "none"  # no experience: the base model scores
 
 
 class Clustering(NamedTuple):

@@ -19,17 +19,18 @@ from numpy.typing import NDArray
 from cherry_vllm.engines import build_embedder, build_engine
 from cherry_vllm.errors import UserError
 from cherry_vllm.experience.clusters import (
-    Sampling,
     cluster_embeddings,
     sample_clusters,
     sample_difficult,
     sample_random,
 )
 from cherry_vllm.experience.embeddings import embed_shard, measure_shard
+from cherry_vllm.options import Sampling
 from cherry_vllm.runtime.versions import installed_versions
 from cherry_vllm.schema import SCHEMA_VERSION
 from cherry_vllm.selection.export import find_records, write_records
-from cherry_vllm.store.files import Shards, fingerprint, write_json
+from cherry_vllm.store.files import fingerprint, write_json
+from cherry_vllm.store.shards import Shards
 from cherry_vllm.workers.run import WHOLE, Inference, Share
 
 log = logging.getLogger(__name__)

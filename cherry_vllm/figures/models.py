@@ -6,8 +6,8 @@ from typing import Any
 import altair as alt
 import polars as pl
 
+from cherry_vllm.figures.facts import Job
 from cherry_vllm.figures.figure import HEIGHT, Figure, color_by, inline, rule
-from cherry_vllm.reporting.facts import Job
 
 VERDICT_STEP = 44  # pixels of a bar whose name has two lines
 VERDICT_KEY = {"win": 0, "tie": 2, "loss": 1}  # in the order of the bars

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import altair as alt
 import polars as pl
 
-from cherry_vllm.commands.summary import count_outcomes
+from cherry_vllm.figures.facts import Selection
 from cherry_vllm.figures.figure import (
     BAR_STEP,
     HEIGHT,
@@ -18,8 +18,8 @@ from cherry_vllm.figures.figure import (
     share,
     tooltips,
 )
-from cherry_vllm.reporting.facts import Selection
 from cherry_vllm.schema import DropReason
+from cherry_vllm.scoring.ifd import count_outcomes
 
 BINS_PER_UNIT = 40  # of IFD: an edge lies at 1
 MAX_POINTS = 5_000  # a scatter of more shows a sample

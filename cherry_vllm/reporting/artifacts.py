@@ -6,11 +6,13 @@ from typing import Any
 import polars as pl
 
 from cherry_vllm.errors import UserError
-from cherry_vllm.evaluation.ratings import read_ratings
-from cherry_vllm.reporting.facts import Job, Selection
-from cherry_vllm.scoring.run import scan_rows
-from cherry_vllm.selection.ranking import Order, Rule, Strategy, add_ratings, select_rows
-from cherry_vllm.store.files import Shards, file_sha256, read_json
+from cherry_vllm.figures.facts import Job, Selection
+from cherry_vllm.options import Order, Rule, Strategy
+from cherry_vllm.selection.ranking import select_rows
+from cherry_vllm.selection.ratings import add_ratings, read_ratings
+from cherry_vllm.store.files import file_sha256, read_json
+from cherry_vllm.store.run_folder import scan_rows
+from cherry_vllm.store.shards import Shards
 
 
 def find_manifests(run_dir: Path) -> list[dict[str, Any]]:

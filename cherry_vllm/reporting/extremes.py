@@ -1,42 +1,16 @@
 """The rows at either end of the IFD scale, and what their instructions say."""
 
-import math
-from enum import StrEnum
 from typing import NamedTuple
 
 import polars as pl
+
+from cherry_vllm.selection.extremes import Side
 
 MAX_CARD_CHARS = 400
 # Courtesies before the verb of a request.
 COURTESY = r"(?i)^\W*(?:(?:please|kindly|(?:can|could|will|would) you)\W+)*"
 WORD = r"(\w[\w'\u2019-]{0,19})"  # \u2019 is an apostrophe; a script without spaces is cut
 MAX_WORDS_PER_SIDE = 8
-
-
-class Side(StrEnum):
-    """Where a usable row stands by its IFD."""
-
-    TOP = "top"
-    LEAST = "least"
-    OTHERS = "others"
-
-
-def mark_sides(scores: pl.DataFrame, fraction: float) -> pl.DataFrame:
-    """The usable rows of :data:`schema.SCORES`, highest IFD first, with their ``side``.
-
-    Each end holds ``fraction`` of them, rounded down but at least one; of a single row none.
-    """
-    usable = scores.filter(pl.col("drop_reason").is_null())
-    ranked = usable.sort(["ifd", "row"], descending=[True, False])
-    size = min(max(1, math.floor(fraction * ranked.height)), ranked.height // 2)
-    position = pl.int_range(pl.len())
-    return ranked.with_columns(
-        side=pl.when(position < size)
-        .then(pl.lit(Side.TOP.value))
-        .when(position >= pl.len() - size)
-        .then(pl.lit(Side.LEAST.value))
-        .otherwise(pl.lit(Side.OTHERS.value))
-    )
 
 
 def find_texts(rows: pl.LazyFrame, wanted: pl.DataFrame) -> pl.DataFrame:

@@ -7,7 +7,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from cherry_vllm.experience.clusters import cluster_embeddings
-from cherry_vllm.reporting.extremes import Side, find_texts, shorten
+from cherry_vllm.reporting.extremes import find_texts, shorten
+from cherry_vllm.selection.extremes import Side
 
 MIN_DISTINCT = 10  # embeddings: fewer make no map
 PERPLEXITY = 30

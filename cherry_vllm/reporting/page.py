@@ -13,10 +13,10 @@ import vl_convert
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from cherry_vllm.figures.facts import Job
 from cherry_vllm.figures.figure import Figure
 from cherry_vllm.figures.theme import DARK, DARK_COLORS, LIGHT, LIGHT_COLORS
 from cherry_vllm.reporting.extremes import Sample
-from cherry_vllm.reporting.facts import Job
 from cherry_vllm.reporting.landscape import Cluster
 
 FOLDER = Path(__file__).parent

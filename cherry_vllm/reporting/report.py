@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from cherry_vllm.commands.summary import count_outcomes
 from cherry_vllm.errors import UserError
 from cherry_vllm.figures import instructions as instruction_figures
 from cherry_vllm.figures import models as model_figures
 from cherry_vllm.figures import scores as score_figures
+from cherry_vllm.figures.facts import Selection
 from cherry_vllm.figures.figure import save_png
 from cherry_vllm.reporting.artifacts import (
     find_aspects,
@@ -25,11 +25,12 @@ from cherry_vllm.reporting.artifacts import (
     find_scores,
     find_selection,
 )
-from cherry_vllm.reporting.extremes import count_first_words, find_samples, find_texts, mark_sides
-from cherry_vllm.reporting.facts import Selection
+from cherry_vllm.reporting.extremes import count_first_words, find_samples, find_texts
 from cherry_vllm.reporting.landscape import find_dominated, survey
 from cherry_vllm.reporting.page import Page, render
 from cherry_vllm.runtime.progress import progress_bar
+from cherry_vllm.scoring.ifd import count_outcomes
+from cherry_vllm.selection.extremes import mark_sides
 from cherry_vllm.store.files import atomic_path, read_json
 
 log = logging.getLogger(__name__)

@@ -56,3 +56,10 @@ def aggregate_logprobs(logprobs: pl.LazyFrame) -> pl.LazyFrame:
 def _sum(column: str) -> pl.Expr:
     # In float64: a sum of float32 log-probs would lose digits that the ratio shows.
     return pl.col(column).cast(pl.List(pl.Float64)).list.sum()
+
+
+def count_outcomes(scores: pl.DataFrame) -> dict[str, int]:
+    """How many rows are usable, and how many fell to each drop reason: all rows together."""
+    counts = dict(scores["drop_reason"].value_counts().iter_rows())
+    reasons = {reason.value: counts.get(reason.value, 0) for reason in DropReason}
+    return {"usable": counts.get(None, 0), **reasons}

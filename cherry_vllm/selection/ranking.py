@@ -1,40 +1,12 @@
 """Scores to chosen rows: the cherry data and what it is compared with."""
 
-from enum import Enum
 from fractions import Fraction
 
 import numpy as np
 import polars as pl
 
 from cherry_vllm.errors import UserError
-
-NOT_RATED = "not rated"
-
-
-class Strategy(Enum):
-    """Which usable rows come first."""
-
-    cherry = "cherry"  # highest IFD
-    low_ifd = "low_ifd"  # lowest IFD
-    high_conditioned = "high_conditioned"  # highest conditioned score, the paper's "high CA"
-    longest = "longest"  # most answer tokens: what high IFD has to beat
-    rating = "rating"  # highest rating by a judge, as AlpaGasus chooses
-    random = "random"
-
-
-class Order(Enum):
-    """The order of the chosen rows in the output."""
-
-    input = "input"
-    ifd = "ifd"  # highest first
-
-
-class Rule(Enum):
-    """How many rows, and which of equals: ours, or one of the reference's two scripts."""
-
-    exact = "exact"
-    data_by_ifd = "data_by_ifd"
-    select_from_ifd_json = "select_from_ifd_json"
+from cherry_vllm.options import Order, Rule, Strategy
 
 
 def select_rows(
@@ -90,28 +62,6 @@ def select_rows(
     chosen = ranked.head(number)
     by_ifd = order is Order.ifd if rule is Rule.exact else rule is Rule.select_from_ifd_json
     return chosen.sort(["ifd", "row"], descending=[True, False]) if by_ifd else chosen.sort("row")
-
-
-def add_ratings(scores: pl.DataFrame, ratings: pl.DataFrame) -> pl.DataFrame:
-    """``scores`` with the columns ``rating`` and ``rating_reason``, which says why there is none.
-
-    ``ratings`` holds row, rating and reason; a row that it does not have is "not rated".
-    """
-    joined = scores.join(
-        ratings.select("row", "rating", rating_reason="reason"),
-        on="row",
-        how="left",
-        maintain_order="left",
-    )
-    is_unknown = pl.col("rating").is_null() & pl.col("rating_reason").is_null()
-    reason = pl.when(is_unknown).then(pl.lit(NOT_RATED)).otherwise("rating_reason")
-    return joined.with_columns(rating_reason=reason)
-
-
-def count_unrated(scores: pl.DataFrame) -> dict[str, int]:
-    """Why usable rows of a frame with ratings have none, counted."""
-    unrated = scores.filter(pl.col("drop_reason").is_null() & pl.col("rating").is_null())
-    return dict(unrated["rating_reason"].value_counts(sort=True).iter_rows())
 
 
 def _reaching(ranked: pl.DataFrame, threshold: float | None) -> pl.DataFrame:

@@ -10,9 +10,10 @@ from pathlib import Path
 import polars as pl
 
 from cherry_vllm.errors import UserError
+from cherry_vllm.options import DataFormat
 from cherry_vllm.schema import REASON, ROWS, DropReason
 from cherry_vllm.sources.columns import Columns
-from cherry_vllm.sources.files import DataFormat, detect_format, find_files
+from cherry_vllm.sources.files import detect_format, find_files
 from cherry_vllm.sources.records import read_records
 from cherry_vllm.sources.tables import read_table
 

@@ -4,22 +4,13 @@ import glob
 import gzip
 import zlib
 from collections.abc import Iterable
-from enum import Enum
 from pathlib import Path
 from typing import IO
 
 from backports import zstd
 
 from cherry_vllm.errors import UserError
-
-
-class DataFormat(Enum):
-    auto = "auto"
-    json = "json"
-    jsonl = "jsonl"
-    csv = "csv"
-    parquet = "parquet"
-
+from cherry_vllm.options import DataFormat
 
 SUFFIXES = {
     ".json": DataFormat.json,

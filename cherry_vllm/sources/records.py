@@ -16,8 +16,9 @@ from typing import IO, Any, NamedTuple
 import polars as pl
 
 from cherry_vllm.errors import UserError
+from cherry_vllm.options import DataFormat
 from cherry_vllm.sources.columns import Columns, check_required
-from cherry_vllm.sources.files import READ_ERRORS, DataFormat, open_bytes, unreadable
+from cherry_vllm.sources.files import READ_ERRORS, open_bytes, unreadable
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from typing import Any
 import polars as pl
 
 from cherry_vllm.errors import UserError
+from cherry_vllm.options import DataFormat
 from cherry_vllm.sources.columns import Columns, check_required
-from cherry_vllm.sources.files import DataFormat
 
 BATCH_ROWS = 10_000
 TEXT = (pl.String, pl.Categorical, pl.Enum, pl.Null)

@@ -26,7 +26,8 @@ from cherry_vllm.prompts.spans import open_span_builder
 from cherry_vllm.runtime.processes import ChildError, isolate, preload_malloc
 from cherry_vllm.runtime.versions import installed_versions
 from cherry_vllm.schema import SCHEMA_VERSION
-from cherry_vllm.store.files import Shards, atomic_path, fingerprint, read_json, write_json
+from cherry_vllm.store.files import atomic_path, fingerprint, read_json, write_json
+from cherry_vllm.store.shards import Shards
 from cherry_vllm.training.examples import Example, build_examples
 from cherry_vllm.training.probe import probe_losses, warn_of_lost_gain
 

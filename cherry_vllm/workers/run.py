@@ -16,7 +16,8 @@ from cherry_vllm.errors import UserError
 from cherry_vllm.prompts.spans import SpanBuilder, open_span_builder
 from cherry_vllm.runtime.versions import installed_versions
 from cherry_vllm.schema import SCHEMA_VERSION
-from cherry_vllm.store.files import Shards, read_json
+from cherry_vllm.store.files import read_json
+from cherry_vllm.store.shards import Shards
 from cherry_vllm.workers import build_executor
 from cherry_vllm.workers.driver import Driver
 from cherry_vllm.workers.work import Task, Transform

@@ -11,7 +11,7 @@ import polars as pl
 
 from cherry_vllm.errors import UserError
 from cherry_vllm.schema import REASON, DropReason
-from cherry_vllm.store.files import Shards
+from cherry_vllm.store.shards import Shards
 
 
 @dataclass(frozen=True)

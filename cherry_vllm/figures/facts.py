@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from cherry_vllm.selection.ranking import Strategy
+from cherry_vllm.options import Strategy
 
 SIZE_KEYS = ("select.fraction=", "select.count=", "select.num_tokens=")
 

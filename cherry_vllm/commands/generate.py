@@ -1,0 +1,83 @@
+"""``cherry-vllm generate``: a test set and a model to its answers."""
+
+import logging
+import math
+from dataclasses import asdict
+from pathlib import Path
+
+from cherry_vllm.commands import summary as report
+from cherry_vllm.commands.inputs import (
+    Job,
+    Outcome,
+    check_least,
+    find_model,
+    model_use,
+)
+from cherry_vllm.config import Config
+from cherry_vllm.engines import Decoding
+from cherry_vllm.errors import UserError
+from cherry_vllm.evaluation import generation as answering
+from cherry_vllm.evaluation import testsets
+from cherry_vllm.evaluation.testsets import QuestionColumns
+from cherry_vllm.schema import DropReason
+from cherry_vllm.store.locks import exclusive
+
+log = logging.getLogger(__name__)
+
+
+def generate(config: Config, job: Job) -> Outcome:
+    """Has a model answer a test set and prints the counts."""
+    file, decoding = _find_testset(config), _decoding(config)
+    checkpoint, run_dir = find_model(config), Path(config.run_dir)
+    output = job.output_dir / config.generate.output
+    if output.suffix != ".jsonl":
+        raise UserError(f"generate.output={config.generate.output}: end it in .jsonl")
+    with exclusive(run_dir):
+        questions = testsets.read(
+            run_dir,
+            file,
+            name=config.testset.name,
+            columns=QuestionColumns(**asdict(config.testset.columns)),
+            shard_questions=config.generate.shard_questions,
+        )
+        answers = answering.answer(
+            run_dir,
+            questions,
+            checkpoint,
+            decoding=decoding,
+            seed=config.seed,
+            **model_use(config),
+        )
+        counts = answering.write_answers(output, questions, answers)
+    print(report.describe("generate", counts))
+    print(f"answers: {output}")
+    num_too_long = counts["dropped"].get(DropReason.PROMPT_TOO_LONG)
+    if num_too_long:
+        log.warning(
+            "max_length=%d: filled by the prompt of %d of %d questions, which have no answer; "
+            "raise it for all models alike",
+            config.max_length,
+            num_too_long,
+            counts["questions"],
+        )
+    return Outcome(output, counts)
+
+
+def _find_testset(config: Config) -> Path:
+    settings = config.generate
+    least = {"max_length": config.max_length, "generate.max_new_tokens": settings.max_new_tokens}
+    check_least({**least, "generate.shard_questions": settings.shard_questions})
+    if not config.testset.path:
+        raise UserError("testset.path: not given; add testset.path=... (a file of questions)")
+    return Path(config.testset.path)
+
+
+def _decoding(config: Config) -> Decoding:
+    settings = config.generate
+    if not 0 <= settings.temperature < math.inf:
+        raise UserError(f"generate.temperature={settings.temperature}: give 0 or more")
+    if not 0 < settings.top_p <= 1:
+        raise UserError(f"generate.top_p={settings.top_p}: give a number above 0 and up to 1")
+    if settings.top_k < 0:
+        raise UserError(f"generate.top_k={settings.top_k}: give 0, for all tokens, or more")
+    return Decoding(settings.temperature, settings.top_p, settings.top_k, settings.max_new_tokens)

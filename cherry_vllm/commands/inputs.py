@@ -1,0 +1,98 @@
+"""What commands have in common: the job, the input, the model and the run folder that is held."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cherry_vllm.config import Config, plain
+from cherry_vllm.engines.checkpoint import find_checkpoint
+from cherry_vllm.errors import UserError
+from cherry_vllm.sources import Columns, find_files
+from cherry_vllm.sources.shards import read_row_shards
+from cherry_vllm.store.locks import exclusive, in_turn
+from cherry_vllm.store.shards import Shards
+from cherry_vllm.workers.run import Share
+
+
+class Job(NamedTuple):
+    """What Hydra knows of the job: its own folder (the run folder, or one below it in a sweep)."""
+
+    output_dir: Path
+    is_sweep: bool
+    command: str = ""  # what the user typed
+
+
+class Outcome(NamedTuple):
+    """The file or folder that a stage made, and what it tells of it."""
+
+    artifact: Path
+    facts: dict[str, Any]
+
+
+def find_input(config: Config) -> list[Path]:
+    """The files of ``data.path``."""
+    least = {"max_length": config.max_length, "shard_rows": config.shard_rows}
+    check_least({**least, "data.max_rows": config.data.max_rows})
+    path = config.data.path
+    if path is None:
+        raise UserError("data.path: not given; add data.path=... (a file, a glob or hf://...)")
+    patterns = [path] if isinstance(path, str) else path
+    if not (isinstance(patterns, list) and all(isinstance(item, str) for item in patterns)):
+        raise UserError(f"data.path={path}: give a path, a glob, an hf:// path, or a list of these")
+    return find_files(patterns)
+
+
+def check_least(numbers: Mapping[str, int | None]) -> None:
+    """Raises a UserError for a number below 1, by the key that it was given with."""
+    for name, value in numbers.items():
+        if value is not None and value < 1:
+            raise UserError(f"{name}={value}: give a number of at least 1")
+
+
+def find_model(config: Config) -> Path:
+    """The folder of ``model.path``."""
+    if not config.model.path:
+        raise UserError("model.path: not given; add model.path=... (a model folder or a hub id)")
+    return find_checkpoint(config.model.path)
+
+
+def read_input(config: Config, files: Sequence[Path]) -> Shards:
+    """The row shards of the input, read only where nobody has before."""
+    run_dir = Path(config.run_dir)
+    with in_turn(run_dir):
+        return read_row_shards(
+            run_dir,
+            files,
+            data_format=config.data.format,
+            columns=Columns(**asdict(config.data.columns)),
+            censure=config.censure.phrases,
+            max_rows=config.data.max_rows,
+            shard_rows=config.shard_rows,
+        )
+
+
+@contextmanager
+def hold_share(config: Config) -> Iterator[Share]:
+    """Holds the run folder, or a share of its shards beside the processes that hold others."""
+    run_dir, share = Path(config.run_dir), Share(config.shard.index, config.shard.count)
+    share.check()
+    if share.count == 1:
+        with exclusive(run_dir):
+            yield share
+    else:
+        name = f".lock-{share.index}-of-{share.count}"
+        with exclusive(run_dir, shared=True), exclusive(run_dir, name):
+            yield share
+
+
+def model_use(config: Config) -> dict[str, Any]:
+    """How a model is to be run over rows, for the stages that do so."""
+    return {
+        "prompt": plain(config.prompt),
+        "max_length": config.max_length,
+        "engine": plain(config.engine),
+        "executor": plain(config.executor),
+        "trust_remote_code": config.model.trust_remote_code,
+    }

@@ -1,0 +1,94 @@
+"""Files to row shards in the run folder: ``run_dir/rows/FINGERPRINT/``."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import polars as pl
+
+from cherry_vllm.errors import UserError
+from cherry_vllm.options import DataFormat
+from cherry_vllm.runtime.processes import ChildError, isolate
+from cherry_vllm.runtime.progress import progress_bar
+from cherry_vllm.schema import SCHEMA_VERSION
+from cherry_vllm.sources import Columns, read_rows
+from cherry_vllm.store.files import file_sha256
+from cherry_vllm.store.shards import Shards
+
+
+def read_row_shards(
+    run_dir: Path,
+    files: Sequence[Path],
+    *,
+    data_format: DataFormat,
+    columns: Columns,
+    censure: Sequence[str],
+    max_rows: int | None = None,
+    shard_rows: int,
+) -> Shards:
+    """Files to row shards. See :func:`sources.read_rows` for the arguments.
+
+    Raises:
+        UserError: a file cannot be read, or changes meanwhile.
+    """
+    states = [_state(file) for file in files]
+    settings = {
+        "schema_version": SCHEMA_VERSION,
+        "files": [[file_sha256(file), *file.suffixes] for file in files],
+        "format": data_format.value,
+        "columns": columns._asdict(),
+        "censure": list(censure),
+        "max_rows": max_rows,
+        "shard_rows": shard_rows,
+    }
+    rows = Shards(run_dir / "rows", settings)
+    # Shards of a folder that was never closed may be of a file that changed while it was read.
+    missing = rows.missing(range(rows.num_shards)) if rows.is_closed() else None
+    if missing == []:
+        return rows
+    rows.reopen()
+    frames = partial(
+        read_rows,
+        files,
+        data_format=data_format,
+        columns=columns,
+        censure=censure,
+        max_rows=max_rows,
+        batch_rows=shard_rows,
+    )
+    try:
+        # Polars may not fail on a damaged file but end the process.
+        num_rows, num_shards = isolate(write_rows, rows, missing, frames)
+    except ChildError as lost:
+        names = ", ".join(map(str, files))
+        raise UserError(
+            f"{names}: not readable, the reader {lost}; check that it is whole"
+        ) from None
+    for file, state in zip(files, states, strict=True):
+        if _state(file) != state:
+            raise UserError(f"{file}: changed while it was read; run again once it is at rest")
+    rows.close(num_shards, num_rows=num_rows, files=[str(file) for file in files])
+    return rows
+
+
+def write_rows(
+    rows: Shards, wanted: Sequence[int] | None, frames: Callable[[], Iterator[pl.DataFrame]]
+) -> tuple[int, int]:
+    """Writes frames to row shards, only to those ``wanted`` if that is not None.
+
+    Returns the number of rows and of shards.
+    """
+    num_rows = num_shards = 0
+    with progress_bar("reading") as bar:
+        for frame in frames():
+            if wanted is None or num_shards in wanted:
+                rows.discard(num_shards)
+                rows.write(num_shards, frame)
+            num_rows, num_shards = num_rows + frame.height, num_shards + 1
+            bar.update(frame.height)
+    return num_rows, num_shards
+
+
+def _state(file: Path) -> tuple[int, int, int]:
+    found = file.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
