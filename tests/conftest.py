@@ -13,6 +13,7 @@ from tests.runs import DEADLY, DEADLY_ROW, NUM_ROWS, command, plain_answer, writ
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 ROWS = Path(__file__).parent / "data" / "rows.jsonl"
+TOKENIZER = Path(__file__).parent / "data" / "tokenizer"  # ChatML, 2,000 tokens
 
 # Side by side, test processes share the cores out: threads that wait for each other's core crawl.
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):
@@ -31,13 +32,13 @@ def checkpoint() -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random checkpoint of two narrow layers, with the embedded one's tokenizer."""
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random checkpoint of two narrow layers, with the tokenizer in ``tests/data``."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     folder = tmp_path_factory.mktemp("tiny") / "tiny"
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),

@@ -92,7 +92,7 @@ def test_scores_are_made_again_if_the_stage_did_not_end(tmp_path: Path) -> None:
     logprobs = made_up_logprobs(tmp_path, rows)
     scores = aggregate(tmp_path, rows, logprobs)
     assert scores["ifd"].to_list() == pytest.approx([0.1 + row / 20 for row in range(26)])
-    for name in ("score.json", "ifd.png", "scores.parquet"):
+    for name in ("score.json", "scores.parquet"):
         (tmp_path / name).unlink()
         (tmp_path / "score.json").unlink(missing_ok=True)
         again = aggregate(tmp_path, rows, logprobs)
