@@ -23,6 +23,7 @@ from typing import Any
 from bench.agreement import MODEL
 from cherry_vllm.config import compose, plain
 from cherry_vllm.engines import Span
+from cherry_vllm.engines.checkpoint import Checkpoint, read_checkpoint
 from cherry_vllm.prompts.spans import Pair, open_span_builder
 from cherry_vllm.store.files import fingerprint, read_json, write_json
 from cherry_vllm.training.probe import answer_loss
@@ -89,7 +90,7 @@ def find_manifests(run_dir: Path, seed: int) -> dict[str, dict[str, Any]]:
 
 
 def answer_spans(
-    model: Path, records: Sequence[dict[str, Any]], overrides: Sequence[str]
+    model: Checkpoint, records: Sequence[dict[str, Any]], overrides: Sequence[str]
 ) -> list[Span]:
     """The records as the scorer sees them after their instruction."""
     config = compose(*overrides)
@@ -125,12 +126,15 @@ def evaluate(
         model = _artifact(manifest, "train cherry") / "model"
         lines.append((name, model, _facts(manifest, "select")))
     table = []
-    for name, model, facts in lines:
-        file = run_dir / "losses" / fingerprint(sets) / f"{model.parent.name}.json"
+    for name, folder, facts in lines:
+        file = run_dir / "losses" / fingerprint(sets) / f"{folder.parent.name}.json"
         if not file.is_file():
+            checkpoint = read_checkpoint(folder)
             losses = {
                 key: answer_loss(
-                    model, answer_spans(model, sets[key], overrides), trust_remote_code=False
+                    checkpoint,
+                    answer_spans(checkpoint, sets[key], overrides),
+                    trust_remote_code=False,
                 )
                 for key in ("held-out", "other")
             }

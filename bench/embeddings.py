@@ -21,6 +21,7 @@ from sklearn.metrics import adjusted_rand_score
 from bench.agreement import MODEL
 from cherry_vllm.config import compose, plain
 from cherry_vllm.engines import build_embedder
+from cherry_vllm.engines.checkpoint import read_checkpoint
 from cherry_vllm.experience.clusters import cluster_embeddings
 from cherry_vllm.options import DataFormat
 from cherry_vllm.prompts.spans import open_span_builder
@@ -40,14 +41,15 @@ def embed(name: str, data: Path, model: Path, num_rows: int) -> NDArray[np.float
             [data], data_format=DataFormat.auto, columns=columns, censure=[], batch_rows=num_rows
         )
     )
+    checkpoint = read_checkpoint(model)
     builder = open_span_builder(
-        model, prompt=plain(compose().prompt), max_length=MAX_LENGTH, trust_remote_code=False
+        checkpoint, prompt=plain(compose().prompt), max_length=MAX_LENGTH, trust_remote_code=False
     )
     texts = (rows[column].fill_null("").to_list() for column in ("instruction", "input"))
     prompts = [ids for ids in builder.encode_prompts(*texts) if isinstance(ids, list)]
     option = "vllm_eager" if engine == "vllm" else engine
     embedder = build_embedder(
-        model_path=model,
+        checkpoint=checkpoint,
         max_length=MAX_LENGTH,
         trust_remote_code=False,
         **plain(compose(f"engine={option}", f"engine.dtype={dtype}").engine),

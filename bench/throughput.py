@@ -37,6 +37,7 @@ from tqdm import tqdm
 
 from cherry_vllm.config import Config, compose, plain
 from cherry_vllm.engines import Span, build_engine
+from cherry_vllm.engines.checkpoint import read_checkpoint
 from cherry_vllm.options import DataFormat
 from cherry_vllm.prompts.spans import Pair, open_span_builder
 from cherry_vllm.sources import Columns, find_files, read_rows
@@ -74,7 +75,10 @@ def build_spans(data: str, model: Path, num_rows: int, *, longest: bool = False)
     if longest:
         rows = rows.sort(pl.col("answer").str.len_chars(), descending=True)
     builder = open_span_builder(
-        model, prompt=plain(compose().prompt), max_length=MAX_LENGTH, trust_remote_code=False
+        read_checkpoint(model),
+        prompt=plain(compose().prompt),
+        max_length=MAX_LENGTH,
+        trust_remote_code=False,
     )
     rows = rows.head(num_rows)
     built = builder.build(*(rows[name].to_list() for name in ("instruction", "input", "answer")))
@@ -123,7 +127,7 @@ def load_engine(setup: str, model: Path) -> Any:
     if setup == PLAIN:
         return PlainTransformers(model)
     return build_engine(
-        model_path=model,
+        checkpoint=read_checkpoint(model),
         max_length=MAX_LENGTH,
         trust_remote_code=False,
         **plain(configure(setup).engine),

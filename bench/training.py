@@ -34,7 +34,7 @@ from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, Trainin
 from bench.agreement import MODEL
 from bench.throughput import measure_ceiling
 from cherry_vllm.config import compose, plain
-from cherry_vllm.engines.checkpoint import load_tokenizer
+from cherry_vllm.engines.checkpoint import load_tokenizer, read_checkpoint
 from cherry_vllm.prompts.spans import Pair, open_span_builder
 from cherry_vllm.runtime.processes import preload_malloc
 from cherry_vllm.training import tuning
@@ -55,7 +55,7 @@ def load_examples(data: Path, model: Path, rows: int) -> tuple[list[Any], Any]:
         records = [json.loads(line) for line in islice(lines, rows)]
     prompt = plain(compose().prompt)
     builder = open_span_builder(
-        model, prompt=prompt, max_length=MAX_LENGTH, trust_remote_code=False
+        read_checkpoint(model), prompt=prompt, max_length=MAX_LENGTH, trust_remote_code=False
     )
     columns = ([record[key] for record in records] for key in ("instruction", "input", "output"))
     tokenizer = load_tokenizer(model, trust_remote_code=False)
@@ -161,7 +161,13 @@ def train_ours(
 
     AnswerTrainer.train = train  # type: ignore[assignment, method-assign]
     tuning.fine_tune(
-        model, examples, tokenizer, Path(folder), **recipe, seed=0, trust_remote_code=False
+        read_checkpoint(model),
+        examples,
+        tokenizer,
+        Path(folder),
+        **recipe,
+        seed=0,
+        trust_remote_code=False,
     )
 
 

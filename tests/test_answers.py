@@ -17,7 +17,7 @@ from cherry_vllm.commands.generate import generate
 from cherry_vllm.commands.inputs import Job
 from cherry_vllm.config import compose
 from cherry_vllm.engines import Decoding, build_generator, until_stop
-from cherry_vllm.engines.checkpoint import read_stop_ids
+from cherry_vllm.engines.checkpoint import read_checkpoint, read_stop_ids
 from cherry_vllm.errors import UserError
 from cherry_vllm.evaluation.answers import read_pairs
 from cherry_vllm.evaluation.testsets import QuestionColumns, read_questions
@@ -338,7 +338,7 @@ def test_batching_changes_no_greedy_answer(checkpoint: Path) -> None:
     for batch_tokens in (1, 1024):
         generator = build_generator(
             "hf",
-            checkpoint,
+            read_checkpoint(checkpoint),
             max_length=14,
             trust_remote_code=False,
             dtype="float32",

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cherry_vllm.engines import Span, build_engine
+from cherry_vllm.engines.checkpoint import read_checkpoint
 from cherry_vllm.engines.hf import HfEngine
 from cherry_vllm.errors import UserError
 from cherry_vllm.prompts.spans import SpanBuilder
@@ -28,7 +29,7 @@ def hf(checkpoint: Path) -> HfEngine:
 
 def hf_engine(checkpoint: Path, batch_tokens: int) -> HfEngine:
     return HfEngine(
-        checkpoint,
+        read_checkpoint(checkpoint),
         max_length=512,
         dtype="float32",
         device="cpu",
@@ -68,7 +69,7 @@ def test_hf_log_probs_are_those_of_the_whole_softmax(checkpoint: Path, hf: HfEng
 
 def test_an_unknown_engine_is_refused(checkpoint: Path) -> None:
     with pytest.raises(UserError, match="engine=vllm or engine=hf"):
-        build_engine("tpu", checkpoint, max_length=8, trust_remote_code=False)
+        build_engine("tpu", read_checkpoint(checkpoint), max_length=8, trust_remote_code=False)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from sklearn.metrics import adjusted_rand_score
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cherry_vllm.config import compose, plain
+from cherry_vllm.engines.checkpoint import read_checkpoint
 from cherry_vllm.errors import UserError
 from cherry_vllm.experience import sampling_run as experience
 from cherry_vllm.experience.clusters import cluster_embeddings
@@ -62,12 +63,12 @@ def rows(run_dir: Path) -> Shards:
 
 @pytest.fixture(scope="module")
 def embeddings(checkpoint: Path, run_dir: Path, rows: Shards) -> Shards:
-    return experience.embed(run_dir, rows, checkpoint, **USE)
+    return experience.embed(run_dir, rows, read_checkpoint(checkpoint), **USE)
 
 
 @pytest.fixture(scope="module")
 def perplexities(checkpoint: Path, run_dir: Path, rows: Shards) -> Shards:
-    return experience.measure_perplexity(run_dir, rows, checkpoint, **USE)
+    return experience.measure_perplexity(run_dir, rows, read_checkpoint(checkpoint), **USE)
 
 
 def test_both_are_what_a_plain_forward_pass_gives(
@@ -142,7 +143,7 @@ def test_a_lost_shard_alone_is_made_again(
     before = embeddings.path(1).read_bytes()
     kept = embeddings.path(0).stat().st_mtime_ns
     embeddings.path(1).unlink()
-    again = experience.embed(run_dir, rows, checkpoint, **USE)
+    again = experience.embed(run_dir, rows, read_checkpoint(checkpoint), **USE)
     assert again.fingerprint == embeddings.fingerprint
     assert again.path(1).read_bytes() == before
     assert again.path(0).stat().st_mtime_ns == kept

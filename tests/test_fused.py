@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from cherry_vllm.config import compose, plain
 from cherry_vllm.engines import Span, build_engine
+from cherry_vllm.engines.checkpoint import read_checkpoint
 from cherry_vllm.errors import UserError
 
 VOCABULARY = 300
@@ -104,7 +105,10 @@ def score(
         capabilities = capabilities | {"amx_bf16": has_tiles}
     with patch("torch.cpu.get_capabilities", return_value=capabilities):
         engine: Any = build_engine(
-            model_path=checkpoint, max_length=MAX_LENGTH, trust_remote_code=False, **settings
+            checkpoint=read_checkpoint(checkpoint),
+            max_length=MAX_LENGTH,
+            trust_remote_code=False,
+            **settings,
         )
 
     num_uncached = num_preemptions = 0

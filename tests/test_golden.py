@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from cherry_vllm.config import compose, plain
+from cherry_vllm.engines.checkpoint import Checkpoint
 from cherry_vllm.store.files import fingerprint
-from cherry_vllm.workers import run as inference
 from cherry_vllm.workers.run import Inference
 
 
@@ -25,16 +25,13 @@ GOLDEN = {
 
 
 @pytest.mark.parametrize(("overrides", "expected"), GOLDEN.items())
-def test_inference(
-    overrides: tuple[str, ...], expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(inference, "checkpoint_fingerprint", lambda _folder: "fedcba9876543210")
+def test_inference(overrides: tuple[str, ...], expected: str) -> None:
     config = compose(*overrides)
     rows: Any = _Rows()
     target = Inference(
         Path("run"),
         rows,
-        Path("model"),
+        Checkpoint(Path("model"), "fedcba9876543210", ()),
         prompt=plain(config.prompt),
         max_length=config.max_length,
         engine=plain(config.engine),

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from cherry_vllm.engines.checkpoint import read_checkpoint
 from cherry_vllm.errors import UserError
 from cherry_vllm.prompts.spans import open_span_builder
 from cherry_vllm.schema import ROWS as ROWS_SCHEMA
@@ -81,14 +82,16 @@ def examples(tiny: Path) -> list[Example]:
     """Examples of the shipped rows under a short prompt."""
     records = [json.loads(line) for line in ROWS.read_text(encoding="utf-8").splitlines()]
     records = [record for record in records if isinstance(record.get("output"), str)]
-    builder = open_span_builder(tiny, prompt=PROMPT, max_length=MAX_LENGTH, trust_remote_code=False)
+    builder = open_span_builder(
+        read_checkpoint(tiny), prompt=PROMPT, max_length=MAX_LENGTH, trust_remote_code=False
+    )
     built, _ = build_examples(frame_of(records), builder, eos_token_id=2, max_length=MAX_LENGTH)
     return [example for example in built if example is not None]
 
 
 def tune(tiny: Path, examples: list[Example], folder: Path, **changes: Any) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(tiny)
-    return fine_tune(tiny, examples, tokenizer, folder, **(RECIPE | changes))
+    return fine_tune(read_checkpoint(tiny), examples, tokenizer, folder, **(RECIPE | changes))
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -113,7 +116,9 @@ def test_an_example_is_the_whole_text_encoded_at_once_and_eos(tiny: Path) -> Non
         {"instruction": "Say nothing.", "input": "", "output": " "},
         {"instruction": "long " * 300, "input": "", "output": "x"},
     ]
-    builder = open_span_builder(tiny, prompt=PROMPT, max_length=64, trust_remote_code=False)
+    builder = open_span_builder(
+        read_checkpoint(tiny), prompt=PROMPT, max_length=64, trust_remote_code=False
+    )
     eos = tokenizer.eos_token_id
     built, dropped = build_examples(frame_of(records), builder, eos_token_id=eos, max_length=64)
     short, cut = built[0], built[1]
@@ -132,7 +137,9 @@ def test_an_answer_that_ends_at_the_limit_has_no_eos(tiny: Path) -> None:
     records = [{"instruction": "Name a river.", "input": "", "output": "The Danube."}]
     length = len(tokenizer("Name a river.\nThe Danube.")["input_ids"])
     for limit, ends_in_eos in [(length, False), (length + 1, True)]:
-        builder = open_span_builder(tiny, prompt=PROMPT, max_length=limit, trust_remote_code=False)
+        builder = open_span_builder(
+            read_checkpoint(tiny), prompt=PROMPT, max_length=limit, trust_remote_code=False
+        )
         ((example,), _) = build_examples(
             frame_of(records), builder, eos_token_id=2, max_length=limit
         )
@@ -360,7 +367,7 @@ def test_a_tokenizer_without_pad_token_trains_the_same(
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny)
     tokenizer.pad_token = None
-    fine_tune(tiny, examples, tokenizer, tmp_path / "one", **RECIPE)
+    fine_tune(read_checkpoint(tiny), examples, tokenizer, tmp_path / "one", **RECIPE)
     tune(tiny, examples, tmp_path / "other")
     assert_same_weights(tmp_path / "one" / "model", tmp_path / "other" / "model", atol=0)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cherry_vllm.config import Config, plain
-from cherry_vllm.engines.checkpoint import find_checkpoint
+from cherry_vllm.engines.checkpoint import Checkpoint, find_checkpoint
 from cherry_vllm.errors import UserError
 from cherry_vllm.sources import Columns, find_files
 from cherry_vllm.sources.shards import read_row_shards
@@ -51,8 +51,8 @@ def check_least(numbers: Mapping[str, int | None]) -> None:
             raise UserError(f"{name}={value}: give a number of at least 1")
 
 
-def find_model(config: Config) -> Path:
-    """The folder of ``model.path``."""
+def find_model(config: Config) -> Checkpoint:
+    """The checkpoint of ``model.path``."""
     if not config.model.path:
         raise UserError("model.path: not given; add model.path=... (a model folder or a hub id)")
     return find_checkpoint(config.model.path)

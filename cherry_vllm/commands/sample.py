@@ -13,6 +13,7 @@ from cherry_vllm.commands.inputs import (
     read_input,
 )
 from cherry_vllm.config import Config, KMeansConfig
+from cherry_vllm.engines.checkpoint import Checkpoint
 from cherry_vllm.errors import UserError
 from cherry_vllm.experience import sampling_run as experience
 from cherry_vllm.options import Sampling
@@ -55,7 +56,7 @@ def has_experience(config: Config) -> bool:
 
 
 def _embed(
-    config: Config, rows: Shards, checkpoint: Path, share: Share = WHOLE
+    config: Config, rows: Shards, checkpoint: Checkpoint, share: Share = WHOLE
 ) -> tuple[Shards, Shards]:
     arguments, use = (Path(config.run_dir), rows, checkpoint), model_use(config)
     embeddings = experience.embed(*arguments, share=share, **use)

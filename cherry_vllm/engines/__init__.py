@@ -12,12 +12,12 @@ in a second.
 
 from collections.abc import Callable, Sequence
 from importlib.metadata import distributions
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cherry_vllm.engines.checkpoint import Checkpoint
 from cherry_vllm.errors import UserError
 
 # Settings that decide whether a run fits in memory, and no score: changing them resumes a run.
@@ -95,7 +95,7 @@ class Generator(Protocol):
 
 def build_engine(
     name: str,
-    model_path: Path,
+    checkpoint: Checkpoint,
     *,
     max_length: int,
     trust_remote_code: bool,
@@ -114,15 +114,15 @@ def build_engine(
         from cherry_vllm.engines.vllm import FusedVllmEngine, VllmEngine
 
         engine_class = FusedVllmEngine if name == "vllm_fused" else VllmEngine
-        return engine_class(model_path, **settings)
+        return engine_class(checkpoint, **settings)
     from cherry_vllm.engines.hf import HfEngine
 
-    return HfEngine(model_path, **settings)
+    return HfEngine(checkpoint, **settings)
 
 
 def build_embedder(
     name: str,
-    model_path: Path,
+    checkpoint: Checkpoint,
     *,
     max_length: int,
     trust_remote_code: bool,
@@ -133,15 +133,15 @@ def build_embedder(
     if _is_vllm(name):
         from cherry_vllm.engines.vllm import VllmEmbedder
 
-        return VllmEmbedder(model_path, **settings)
+        return VllmEmbedder(checkpoint, **settings)
     from cherry_vllm.engines.hf import HfEmbedder
 
-    return HfEmbedder(model_path, **settings)
+    return HfEmbedder(checkpoint, **settings)
 
 
 def build_generator(
     name: str,
-    model_path: Path,
+    checkpoint: Checkpoint,
     *,
     max_length: int,
     trust_remote_code: bool,
@@ -155,10 +155,10 @@ def build_generator(
     if _is_vllm(name):
         from cherry_vllm.engines.vllm import VllmGenerator
 
-        return VllmGenerator(model_path, **settings)
+        return VllmGenerator(checkpoint, **settings)
     from cherry_vllm.engines.hf import HfGenerator
 
-    return HfGenerator(model_path, **settings)
+    return HfGenerator(checkpoint, **settings)
 
 
 def until_stop(token_ids: Sequence[int], limit: int, stop_ids: Sequence[int]) -> Continuation:

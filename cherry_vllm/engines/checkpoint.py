@@ -1,14 +1,55 @@
 """A model on disk: found, checked and fingerprinted before anything heavy is loaded."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cherry_vllm.errors import UserError
-from cherry_vllm.store.files import file_sha256, fingerprint, read_json
+from cherry_vllm.store.files import fingerprint, read_json
+from cherry_vllm.store.hashes import Stamp, read_stamp, stamped_sha256
 
 WEIGHTS = "*.safetensors"
 # The files that decide a score: weights, architecture, tokenizer.
 SCORED_BY = (WEIGHTS, "*.json", "*.jinja", "*.model", "*.txt", "*.py")
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A file that decides a score, as it was when the checkpoint was found."""
+
+    name: str  # relative to the checkpoint's folder
+    stamp: Stamp
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model folder whose contents are known; only these may be loaded under its fingerprint."""
+
+    folder: Path
+    fingerprint: str
+    files: tuple[ModelFile, ...]
+
+    def verify(self) -> None:
+        """Raises a UserError that names a file which has other contents than the fingerprint's."""
+        before = {file.name: file for file in self.files}
+        now = _scoring_files(self.folder)
+        for name in sorted(before.keys() | now.keys()):
+            if name not in now:
+                change = "is gone"
+            elif name not in before:
+                change = "is new"
+            elif (
+                read_stamp(now[name]) == before[name].stamp
+                or stamped_sha256(now[name])[1] == before[name].sha256
+            ):
+                continue
+            else:
+                change = "has changed"
+            raise UserError(
+                f"{self.folder / name}: {change} since this run began; put the model back as it "
+                "was to go on, or score the new one in a run_dir of its own"
+            )
 
 
 class Limits(NamedTuple):
@@ -18,8 +59,8 @@ class Limits(NamedTuple):
     max_length: int | None
 
 
-def find_checkpoint(path: str) -> Path:
-    """The folder of a checkpoint, fetched from the hub if ``path`` is not a local folder.
+def find_checkpoint(path: str) -> Checkpoint:
+    """The checkpoint at ``path``, fetched from the hub if ``path`` is not a local folder.
 
     Raises:
         UserError: there is no such model, or it lacks its configuration or weights.
@@ -35,7 +76,20 @@ def find_checkpoint(path: str) -> Path:
             "or fetch what is missing"
         )
     _check_weights(folder)
-    return folder
+    return read_checkpoint(folder)
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """The checkpoint in a folder that is known to hold one, named by its contents."""
+    files = []
+    for name, path in sorted(_scoring_files(folder).items()):
+        files.append(ModelFile(name, *stamped_sha256(path)))
+    contents = {file.name: file.sha256 for file in files}
+    return Checkpoint(folder, fingerprint(contents), tuple(files))
+
+
+def _scoring_files(folder: Path) -> dict[str, Path]:
+    return {file.name: file for pattern in SCORED_BY for file in folder.glob(pattern)}
 
 
 def _check_weights(folder: Path) -> None:
@@ -65,12 +119,6 @@ def _download(path: str) -> Path:
             f"{path}: neither a folder nor to be had from the hub ({reason}); check model.path, "
             "the network and HF_TOKEN"
         ) from None
-
-
-def checkpoint_fingerprint(folder: Path) -> str:
-    """Names a checkpoint by its contents, wherever it lies."""
-    files = sorted({file for pattern in SCORED_BY for file in folder.glob(pattern)})
-    return fingerprint({file.name: file_sha256(file) for file in files})
 
 
 def checkpoint_dtype(folder: Path) -> str:

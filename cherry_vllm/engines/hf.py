@@ -1,7 +1,6 @@
 """The reference engine: a transformers forward pass, batched by length."""
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from cherry_vllm.engines import Continuation, Decoding, Span, until_stop
+from cherry_vllm.engines.checkpoint import Checkpoint
 from cherry_vllm.runtime.progress import hide_transformers_bars
 
 
@@ -18,7 +18,7 @@ class HfModel:
 
     def __init__(
         self,
-        model_path: Path,
+        checkpoint: Checkpoint,
         *,
         max_length: int,  # noqa: ARG002 - a forward pass takes what it is given
         dtype: str,
@@ -32,7 +32,7 @@ class HfModel:
         self._batch_tokens = batch_tokens
         hide_transformers_bars()
         model: Any = AutoModelForCausalLM.from_pretrained(
-            model_path,
+            checkpoint.folder,
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
@@ -112,14 +112,14 @@ class HfEmbedder(HfModel):
 class HfGenerator(HfModel):
     def __init__(
         self,
-        model_path: Path,
+        checkpoint: Checkpoint,
         *,
         max_length: int,
         decoding: Decoding,
         stop_ids: Sequence[int],
         **settings: Any,
     ) -> None:
-        super().__init__(model_path, max_length=max_length, **settings)
+        super().__init__(checkpoint, max_length=max_length, **settings)
         self._max_length, self._decoding, self._stop_ids = max_length, decoding, stop_ids
         names = ("temperature", "top_p", "top_k") if decoding.temperature else ()
         # In place of the checkpoint's own, which may sample.

@@ -4,7 +4,6 @@ import io
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cherry_vllm.engines import Continuation, Decoding, Span, until_stop
-from cherry_vllm.engines.checkpoint import checkpoint_dtype
+from cherry_vllm.engines.checkpoint import Checkpoint, checkpoint_dtype
 from cherry_vllm.errors import UserError
 from cherry_vllm.store.files import read_json
 
@@ -20,10 +19,10 @@ from cherry_vllm.store.files import read_json
 class VllmEngine:
     """Stock ``prompt_logprobs``."""
 
-    def __init__(self, model_path: Path, *, max_length: int, **settings: Any) -> None:
+    def __init__(self, checkpoint: Checkpoint, *, max_length: int, **settings: Any) -> None:
         """``settings`` are the keys of ``conf/engine/vllm.yaml`` and ``trust_remote_code``."""
         # Room for a prompt, and for the token that generate() makes.
-        self._llm = _load(model_path, max_length + 1, _generating, **settings)
+        self._llm = _load(checkpoint, max_length + 1, _generating, **settings)
         from vllm import SamplingParams
 
         self._params = SamplingParams(
@@ -45,13 +44,13 @@ class VllmEngine:
 class FusedVllmEngine:
     """vLLM with :mod:`answer_model`: the LM head on answer rows alone, and no object per token."""
 
-    def __init__(self, model_path: Path, *, max_length: int, **settings: Any) -> None:
+    def __init__(self, checkpoint: Checkpoint, *, max_length: int, **settings: Any) -> None:
         """``settings`` are the keys of ``conf/engine/vllm_fused.yaml`` and ``trust_remote_code``.
 
         Raises:
             UserError: this vLLM has no such model class, or does not let it be replaced.
         """
-        self._llm = _load(model_path, max_length, _scoring_answers, **settings)
+        self._llm = _load(checkpoint, max_length, _scoring_answers, **settings)
 
     def logprobs(
         self, spans: Sequence[Span], on_scored: Callable[[int], None]
@@ -92,13 +91,18 @@ class FusedVllmEngine:
 
 class VllmEmbedder:
     def __init__(
-        self, model_path: Path, *, max_length: int, max_num_batched_tokens: int, **settings: Any
+        self,
+        checkpoint: Checkpoint,
+        *,
+        max_length: int,
+        max_num_batched_tokens: int,
+        **settings: Any,
     ) -> None:
         """Takes what the other two take."""
         # A prompt is pooled in one piece: not in several steps, nor without a cached prefix.
         settings |= {"max_num_batched_tokens": max(max_num_batched_tokens, max_length)}
         settings |= {"enable_prefix_caching": False}
-        self._llm = _load(model_path, max_length, _mean_pooling, **settings)
+        self._llm = _load(checkpoint, max_length, _mean_pooling, **settings)
 
     def embed(
         self, prompts: Sequence[list[int]], on_embedded: Callable[[int], None]
@@ -121,7 +125,7 @@ class VllmEmbedder:
 class VllmGenerator:
     def __init__(
         self,
-        model_path: Path,
+        checkpoint: Checkpoint,
         *,
         max_length: int,
         decoding: Decoding,
@@ -129,7 +133,7 @@ class VllmGenerator:
         **settings: Any,
     ) -> None:
         """Takes what :class:`VllmEngine` takes, and how to write an answer."""
-        self._llm = _load(model_path, max_length, _generating, **settings)
+        self._llm = _load(checkpoint, max_length, _generating, **settings)
         self._max_length, self._decoding, self._stop_ids = max_length, decoding, list(stop_ids)
 
     def generate(
@@ -165,9 +169,9 @@ class VllmGenerator:
 
 
 def _load(
-    model_path: Path,
+    checkpoint: Checkpoint,
     max_model_len: int,
-    use: Callable[[Path], dict[str, Any]],
+    use: Callable[[Checkpoint], dict[str, Any]],
     *,
     dtype: str,
     tensor_parallel_size: int,
@@ -185,10 +189,10 @@ def _load(
     from vllm.platforms import current_platform
 
     return LLM(
-        model=str(model_path),
+        model=str(checkpoint.folder),
         max_model_len=max_model_len,
         # vLLM's own "auto" rounds an fp32 checkpoint.
-        dtype=checkpoint_dtype(model_path) if dtype == "auto" else dtype,
+        dtype=checkpoint_dtype(checkpoint.folder) if dtype == "auto" else dtype,
         load_format="safetensors",
         tensor_parallel_size=tensor_parallel_size,
         gpu_memory_utilization=gpu_memory_utilization,
@@ -198,22 +202,22 @@ def _load(
         enforce_eager=enforce_eager,
         enable_prefix_caching=enable_prefix_caching,
         trust_remote_code=trust_remote_code,
-        **use(model_path),
+        **use(checkpoint),
     )
 
 
-def _generating(_model_path: Path) -> dict[str, Any]:
+def _generating(_checkpoint: Checkpoint) -> dict[str, Any]:
     return {"runner": "generate", "skip_tokenizer_init": True}
 
 
-def _mean_pooling(_model_path: Path) -> dict[str, Any]:
+def _mean_pooling(_checkpoint: Checkpoint) -> dict[str, Any]:
     from vllm.config import PoolerConfig
 
     pooler = PoolerConfig(pooling_type="MEAN", use_activation=False)
     return {"runner": "pooling", "convert": "embed", "pooler_config": pooler}
 
 
-def _scoring_answers(model_path: Path) -> dict[str, Any]:
+def _scoring_answers(checkpoint: Checkpoint) -> dict[str, Any]:
     """Puts :mod:`answer_model` in the place of the checkpoint's model class."""
     import vllm
     from vllm.config import PoolerConfig
@@ -223,14 +227,14 @@ def _scoring_answers(model_path: Path) -> dict[str, Any]:
     try:
         from cherry_vllm.engines import answer_model
 
-        (architecture,) = read_json(model_path / "config.json")["architectures"]
+        (architecture,) = read_json(checkpoint.folder / "config.json")["architectures"]
         known = ModelRegistry.models[architecture]
         wrapped = known.class_name  # by an engine before this one
         if known.module_name != answer_model.__name__:
             wrapped = f"{known.module_name}.{known.class_name}"
     except (ImportError, AttributeError, KeyError, ValueError) as error:
         raise UserError(
-            f"engine=vllm_fused: does not fit vLLM {vllm.__version__} and {model_path} "
+            f"engine=vllm_fused: does not fit vLLM {vllm.__version__} and {checkpoint.folder} "
             f"({type(error).__name__}: {error}); use engine=vllm"
         ) from None
     # Prefixes are cached in whole blocks; 32 tokens are the least that attention on CPUs takes. The

@@ -15,7 +15,7 @@ from typing import Any
 import polars as pl
 
 from cherry_vllm.engines import Decoding, Generator, build_generator
-from cherry_vllm.engines.checkpoint import load_tokenizer, read_stop_ids
+from cherry_vllm.engines.checkpoint import Checkpoint, load_tokenizer, read_stop_ids
 from cherry_vllm.prompts.spans import SpanBuilder
 from cherry_vllm.schema import REASON, DropReason, Schema
 from cherry_vllm.store.files import atomic_path, read_json, write_json
@@ -37,7 +37,7 @@ ANSWERS: Schema = {
 def answer(
     run_dir: Path,
     questions: Shards,
-    checkpoint: Path,
+    checkpoint: Checkpoint,
     *,
     decoding: Decoding,
     seed: int,
@@ -63,12 +63,12 @@ def answer(
 
 
 def _open_generator(
-    name: str, model_path: Path, *, trust_remote_code: bool, **settings: Any
+    name: str, checkpoint: Checkpoint, *, trust_remote_code: bool, **settings: Any
 ) -> Generator:
-    tokenizer = load_tokenizer(model_path, trust_remote_code=trust_remote_code)
-    stop_ids = read_stop_ids(model_path, tokenizer, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(checkpoint.folder, trust_remote_code=trust_remote_code)
+    stop_ids = read_stop_ids(checkpoint.folder, tokenizer, trust_remote_code=trust_remote_code)
     settings |= {"stop_ids": stop_ids, "trust_remote_code": trust_remote_code}
-    return build_generator(name, model_path, **settings)
+    return build_generator(name, checkpoint, **settings)
 
 
 def answer_shard(

@@ -17,6 +17,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from cherry_vllm.engines import build_embedder, build_engine
+from cherry_vllm.engines.checkpoint import Checkpoint
 from cherry_vllm.errors import UserError
 from cherry_vllm.experience.clusters import (
     cluster_embeddings,
@@ -37,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 def embed(
-    run_dir: Path, rows: Shards, checkpoint: Path, *, share: Share = WHOLE, **use: Any
+    run_dir: Path, rows: Shards, checkpoint: Checkpoint, *, share: Share = WHOLE, **use: Any
 ) -> Shards:
     """Row shards to shards of :data:`schema.EMBEDDINGS`.
 
@@ -52,7 +53,7 @@ def embed(
 
 
 def measure_perplexity(
-    run_dir: Path, rows: Shards, checkpoint: Path, *, share: Share = WHOLE, **use: Any
+    run_dir: Path, rows: Shards, checkpoint: Checkpoint, *, share: Share = WHOLE, **use: Any
 ) -> Shards:
     """Row shards to shards of :data:`schema.PERPLEXITIES`; see :func:`embed`."""
     return Inference(run_dir / "perplexities", rows, checkpoint, **use).run(

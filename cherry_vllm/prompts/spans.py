@@ -5,11 +5,10 @@ in the paper's code: pieces encoded apart and joined would give other ids.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from cherry_vllm.engines import Span
-from cherry_vllm.engines.checkpoint import load_tokenizer, read_limits
+from cherry_vllm.engines.checkpoint import Checkpoint, load_tokenizer, read_limits
 from cherry_vllm.errors import UserError
 from cherry_vllm.prompts.templates import PromptTemplate, build_template
 from cherry_vllm.schema import DropReason
@@ -113,19 +112,20 @@ class SpanBuilder:
 
 
 def open_span_builder(
-    checkpoint: Path, *, prompt: dict[str, Any], max_length: int, trust_remote_code: bool
+    checkpoint: Checkpoint, *, prompt: dict[str, Any], max_length: int, trust_remote_code: bool
 ) -> SpanBuilder:
     """The builder that fits a checkpoint; ``prompt`` holds :func:`prompts.build_template`'s keys.
 
     Raises:
         UserError: the checkpoint cannot take ``max_length`` tokens, or the prompt does not suit it.
     """
-    limits = read_limits(checkpoint, trust_remote_code=trust_remote_code)
+    limits = read_limits(checkpoint.folder, trust_remote_code=trust_remote_code)
     if limits.max_length is not None and max_length > limits.max_length:
         raise UserError(
-            f"max_length={max_length}: {checkpoint} takes {limits.max_length} tokens; lower it"
+            f"max_length={max_length}: {checkpoint.folder} takes {limits.max_length} tokens; "
+            "lower it"
         )
-    tokenizer = load_tokenizer(checkpoint, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(checkpoint.folder, trust_remote_code=trust_remote_code)
     template = build_template(tokenizer, **prompt)
     return SpanBuilder(tokenizer, template, max_length=max_length, vocab_size=limits.vocab_size)
 

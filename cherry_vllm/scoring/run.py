@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 
 from cherry_vllm.engines import build_engine
+from cherry_vllm.engines.checkpoint import Checkpoint
 from cherry_vllm.errors import UserError
 from cherry_vllm.scoring.ifd import aggregate_logprobs, count_outcomes
 from cherry_vllm.scoring.shard import score_shard, sum_shard
@@ -30,7 +31,7 @@ def score_rows(
     run_dir: Path,
     scores_dir: Path,
     rows: Shards,
-    checkpoint: Path,
+    checkpoint: Checkpoint,
     *,
     may_replace: bool,
     keep_logprobs: bool = True,

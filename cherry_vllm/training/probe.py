@@ -2,12 +2,12 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cherry_vllm.engines import Span, build_engine
+from cherry_vllm.engines.checkpoint import Checkpoint
 from cherry_vllm.training.examples import Example
 
 log = logging.getLogger(__name__)
@@ -17,7 +17,7 @@ KEPT_ENOUGH = 0.9  # of what training took off the loss
 
 def probe_losses(
     examples: Sequence[Example | None],
-    models: Mapping[str, Path],
+    models: Mapping[str, Checkpoint],
     *,
     num_rows: int,
     eos_token_id: int,
@@ -41,7 +41,7 @@ def probe_losses(
     return {"rows": rows, "losses": losses}
 
 
-def answer_loss(model: Path, spans: Sequence[Span], *, trust_remote_code: bool) -> float:
+def answer_loss(model: Checkpoint, spans: Sequence[Span], *, trust_remote_code: bool) -> float:
     """A model's mean loss over the answer tokens of all spans, in nats, computed in fp32."""
     engine = build_engine(
         "hf",

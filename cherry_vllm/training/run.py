@@ -20,7 +20,7 @@ from typing import Any
 
 import polars as pl
 
-from cherry_vllm.engines.checkpoint import checkpoint_fingerprint, load_tokenizer
+from cherry_vllm.engines.checkpoint import Checkpoint, load_tokenizer, read_checkpoint
 from cherry_vllm.errors import UserError
 from cherry_vllm.prompts.spans import open_span_builder
 from cherry_vllm.runtime.processes import ChildError, isolate, preload_malloc
@@ -47,7 +47,7 @@ MACHINE_SETTINGS = (
 def train(
     run_dir: Path,
     rows: Shards,
-    checkpoint: Path,
+    checkpoint: Checkpoint,
     *,
     name: str,
     prompt: dict[str, Any],
@@ -70,7 +70,7 @@ def train(
     settings = {
         "schema_version": SCHEMA_VERSION,
         "rows": rows.fingerprint,
-        "model": checkpoint_fingerprint(checkpoint),
+        "model": checkpoint.fingerprint,
         "prompt": prompt,
         "max_length": max_length,
         "recipe": {key: recipe[key] for key in recipe if key not in MACHINE_SETTINGS},
@@ -138,7 +138,7 @@ def check_trackers(report_to: Sequence[str]) -> None:
 
 def _tune(
     folder: Path,
-    checkpoint: Path,
+    checkpoint: Checkpoint,
     examples: Sequence[Example | None],
     tokenizer: Any,
     **settings: Any,
@@ -216,7 +216,7 @@ def scorer_checkpoint(folder: Path) -> Path:
     return rounded if rounded.is_dir() else folder / "model"
 
 
-def _make_copies(folder: Path, scorer_dtype: str, seed: int) -> dict[str, Path]:
+def _make_copies(folder: Path, scorer_dtype: str, seed: int) -> dict[str, Checkpoint]:
     """The tuned model and its copies, by name."""
     copies = {"model": folder / "model"}
     if scorer_dtype == "bfloat16":
@@ -224,7 +224,7 @@ def _make_copies(folder: Path, scorer_dtype: str, seed: int) -> dict[str, Path]:
 
         copies["bfloat16"] = folder / "bfloat16"
         export_bfloat16(copies["model"], copies["bfloat16"], seed=seed)
-    return copies
+    return {name: read_checkpoint(copy) for name, copy in copies.items()}
 
 
 def _write_losses(losses: list[dict[str, float]], folder: Path) -> None:
@@ -238,12 +238,12 @@ def _write_losses(losses: list[dict[str, float]], folder: Path) -> None:
         save_png(path, draw_losses(table.with_columns(model=pl.lit(folder.name))))
 
 
-def _load_tokenizer(checkpoint: Path, *, trust_remote_code: bool) -> Any:
-    tokenizer = load_tokenizer(checkpoint, trust_remote_code=trust_remote_code)
+def _load_tokenizer(checkpoint: Checkpoint, *, trust_remote_code: bool) -> Any:
+    tokenizer = load_tokenizer(checkpoint.folder, trust_remote_code=trust_remote_code)
     if tokenizer.eos_token_id is None:
         raise UserError(
-            f"{checkpoint}: the tokenizer has no EOS token, which has to end every answer; name "
-            "one in its tokenizer_config.json"
+            f"{checkpoint.folder}: the tokenizer has no EOS token, which has to end every "
+            "answer; name one in its tokenizer_config.json"
         )
     return tokenizer
 

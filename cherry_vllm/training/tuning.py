@@ -23,6 +23,7 @@ from transformers import (
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from cherry_vllm.engines.checkpoint import Checkpoint
 from cherry_vllm.errors import UserError
 from cherry_vllm.runtime.progress import hide_transformers_bars, progress_bar
 from cherry_vllm.training.batches import LengthBatches, collate
@@ -35,7 +36,7 @@ LOSS_COLUMNS = ("step", "epoch", "loss", "learning_rate", "grad_norm")
 
 
 def fine_tune(
-    checkpoint: Path,
+    checkpoint: Checkpoint,
     examples: Sequence[Example],
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
@@ -188,11 +189,11 @@ def newest_whole_checkpoint(checkpoints: Path) -> str | None:
     return whole[max(whole)] if whole else None
 
 
-def load_model(checkpoint: Path, *, trust_remote_code: bool) -> Any:
+def load_model(checkpoint: Checkpoint, *, trust_remote_code: bool) -> Any:
     """The checkpoint's causal language model, in fp32 whatever it was saved in."""
     hide_transformers_bars()
     return AutoModelForCausalLM.from_pretrained(
-        checkpoint,
+        checkpoint.folder,
         dtype=torch.float32,
         # On CPUs, plain attention trains faster than torch's fused one.
         attn_implementation=None if torch.cuda.is_available() else "eager",
@@ -229,7 +230,7 @@ def _compile_layers(model: nn.Module) -> None:
 
 def _save(
     trainer: AnswerTrainer,
-    checkpoint: Path,
+    checkpoint: Checkpoint,
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     *,

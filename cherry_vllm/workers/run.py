@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 
 from cherry_vllm.engines import MEMORY_SETTINGS
-from cherry_vllm.engines.checkpoint import checkpoint_fingerprint
+from cherry_vllm.engines.checkpoint import Checkpoint
 from cherry_vllm.errors import UserError
 from cherry_vllm.prompts.spans import SpanBuilder, open_span_builder
 from cherry_vllm.runtime.versions import installed_versions
@@ -54,7 +54,7 @@ class Inference:
         self,
         parent: Path,
         rows: Shards,
-        checkpoint: Path,
+        checkpoint: Checkpoint,
         *,
         prompt: dict[str, Any],
         max_length: int,
@@ -77,7 +77,7 @@ class Inference:
         settings = {
             "schema_version": SCHEMA_VERSION,
             "rows": rows.fingerprint,
-            "model": checkpoint_fingerprint(checkpoint),
+            "model": checkpoint.fingerprint,
             "prompt": prompt,
             "max_length": max_length,
             "engine": {key: engine[key] for key in engine if key not in MEMORY_SETTINGS},
@@ -111,12 +111,12 @@ class Inference:
         indices = range(share.index, num_shards, share.count)
         missing = target.missing(indices)
         if missing:
-            log.info("loading %s", self._checkpoint)
+            log.info("loading %s", self._checkpoint.folder)
             open_transform: Callable[[], Transform] = partial(
                 ModelTransform,
                 transform_shard,
                 partial(open_span_builder, self._checkpoint, prompt=self._prompt, **self._limits),
-                partial(open_model, model_path=self._checkpoint, **self._engine, **self._limits),
+                partial(open_model, checkpoint=self._checkpoint, **self._engine, **self._limits),
             )
             settings = dict(self._executor)
             recycle_shards = settings.pop("recycle_shards")
@@ -131,7 +131,7 @@ class Inference:
             log.info("%s: %s before, nothing to do", target.folder, done)
         elif not target.missing(set(range(num_shards)).difference(indices)):
             versions = installed_versions()
-            target.close(num_shards, model=str(self._checkpoint), versions=versions)
+            target.close(num_shards, model=str(self._checkpoint.folder), versions=versions)
         return target
 
     def _refuse_changed_input(self) -> None:
