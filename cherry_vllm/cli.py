@@ -9,14 +9,13 @@ import shlex
 import signal
 import sys
 from pathlib import Path
-from typing import cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from cherry_vllm import __version__
@@ -30,7 +29,7 @@ from cherry_vllm.commands.sample import embed, sample
 from cherry_vllm.commands.score import score
 from cherry_vllm.commands.select import select
 from cherry_vllm.commands.train import train
-from cherry_vllm.config import CONF, Config, register
+from cherry_vllm.config import CONF, register, typed
 from cherry_vllm.errors import UserError
 from cherry_vllm.runtime.processes import interrupt
 
@@ -84,11 +83,11 @@ def run_stage(config: DictConfig) -> None:
     stage = STAGES[os.environ["CHERRY_VLLM_STAGE"]]
     settings = HydraConfig.get()
     try:
-        typed = cast(Config, OmegaConf.to_object(config))
+        checked = typed(config)
         is_sweep = settings.mode is RunMode.MULTIRUN
-        output_dir = settings.runtime.output_dir if is_sweep else typed.run_dir
+        output_dir = settings.runtime.output_dir if is_sweep else checked.run_dir
         words = ["cherry-vllm", os.environ["CHERRY_VLLM_STAGE"], *settings.overrides.task]
-        stage(typed, Job(Path(output_dir), is_sweep, shlex.join(words)))
+        stage(checked, Job(Path(output_dir), is_sweep, shlex.join(words)))
     except UserError as error:
         raise SystemExit(_complain(str(error))) from None
     except OSError as error:

@@ -1,10 +1,11 @@
 """The typed configuration; the values live in ``conf/``.
 
 Hydra composes the YAML files against these classes, so a misspelt key or a value of the wrong
-type is refused before anything runs. Only the command line sees them: components take plain
-arguments.
+type is refused before anything runs; every number and text has its limit here (:mod:`checks`).
+Only the commands see them: components take plain arguments.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -13,8 +14,26 @@ from typing import Any, cast
 import hydra
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 
+from cherry_vllm.checks import (
+    FRACTION,
+    HALF,
+    LIMIT,
+    MOST,
+    MOST_LONG,
+    Each,
+    Free,
+    Interval,
+    Limit,
+    OneOf,
+    Text,
+    check,
+    number,
+    seconds,
+    whole,
+)
+from cherry_vllm.errors import UserError
 from cherry_vllm.options import (
     DataFormat,
     Dtype,
@@ -28,39 +47,67 @@ from cherry_vllm.options import (
 
 CONF = str(Path(__file__).parent / "conf")  # in a checkout, a link to the top-level folder
 
+TEXT = Text("a text that is not empty")
+PATH = Text("a path that is not empty")
+PATHS = Each(PATH, "a path, a glob, an hf:// path, or a list of these", one_will_do=True)
+COLUMN = Text("the name of a column")
+FILE_NAME = Text("a name without slashes", r"[^\0/.][^\0/]*")
+PHRASES = Each(TEXT, "texts that are not empty")
+TRACKERS = Each(TEXT, "names of trackers that transformers knows")
+SCHEDULERS = OneOf(
+    (
+        "linear",
+        "cosine",
+        "cosine_with_restarts",
+        "polynomial",
+        "constant",
+        "constant_with_warmup",
+        "inverse_sqrt",
+    )
+)
+
+
+def setting(
+    limit: Limit, default: Any = MISSING, *, factory: Callable[[], Any] | None = None
+) -> Any:
+    """A field whose values are checked against a limit; without a default, ``conf/`` has one."""
+    if factory is not None:
+        return field(default_factory=factory, metadata={LIMIT: limit})
+    return field(default=default, metadata={LIMIT: limit})
+
 
 @dataclass(kw_only=True, slots=True)
 class ColumnsConfig:
-    instruction: str = MISSING
-    input: str | None = None
-    output: str = MISSING
+    instruction: str = setting(COLUMN)
+    input: str | None = setting(COLUMN, None)
+    output: str = setting(COLUMN)
 
 
 @dataclass(kw_only=True, slots=True)
 class DataConfig:
-    path: Any = None  # str or list of str: OmegaConf has no such union
+    path: Any = setting(PATHS, None)  # str or list of str: OmegaConf has no such union
     format: DataFormat = DataFormat.auto
-    max_rows: int | None = None
+    max_rows: int | None = setting(whole(1), None)
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
 
 
 @dataclass(kw_only=True, slots=True)
 class CensureConfig:
-    phrases: list[str] = field(default_factory=list)
+    phrases: list[str] = setting(PHRASES, factory=list)
 
 
 @dataclass(kw_only=True, slots=True)
 class PromptConfig:
-    without_input: str = MISSING
-    with_input: str = MISSING
-    marker: str | None = None
+    without_input: str = setting(TEXT)
+    with_input: str = setting(TEXT)
+    marker: str | None = setting(TEXT, None)
     chat: bool = False
-    system: str | None = None
+    system: str | None = setting(Free("a system message may be empty"), None)
 
 
 @dataclass(kw_only=True, slots=True)
 class ModelConfig:
-    path: str | None = None
+    path: str | None = setting(PATH, None)
     trust_remote_code: bool = False
 
 
@@ -68,48 +115,48 @@ class ModelConfig:
 class EngineConfig:
     """What every engine has; ``conf/engine/`` picks one of the two below."""
 
-    name: str = MISSING
+    name: str = setting(OneOf(("vllm_fused", "vllm", "hf")))
     dtype: Dtype = Dtype.auto
 
 
 @dataclass(kw_only=True, slots=True)
 class VllmConfig(EngineConfig):
-    tensor_parallel_size: int = MISSING
-    gpu_memory_utilization: float = MISSING
-    max_num_batched_tokens: int = MISSING
-    max_num_seqs: int = MISSING
+    tensor_parallel_size: int = setting(whole(1))
+    gpu_memory_utilization: float = setting(FRACTION)
+    max_num_batched_tokens: int = setting(whole(1))
+    max_num_seqs: int = setting(whole(1))
     enforce_eager: bool = MISSING
     enable_prefix_caching: bool = MISSING
-    cpu_kv_cache_gib: float = MISSING
+    cpu_kv_cache_gib: float = setting(number(above=0, at_most=2**20))
 
 
 @dataclass(kw_only=True, slots=True)
 class HfConfig(EngineConfig):
-    device: str = MISSING
-    batch_tokens: int = MISSING
+    device: str = setting(Text("auto, cpu, cuda or cuda:N", r"auto|[a-z]+(:\d+)?"))
+    batch_tokens: int = setting(whole(1))
 
 
 @dataclass(kw_only=True, slots=True)
 class ExecutorConfig:
     """What every executor has; ``conf/executor/`` picks one."""
 
-    name: str = MISSING
-    num_workers: int | None = None
-    timeout_s: float = MISSING
-    load_timeout_s: float = MISSING
-    recycle_shards: int = MISSING
+    name: str = setting(OneOf(("local", "ray")))
+    num_workers: int | None = setting(whole(1), None)
+    timeout_s: float = setting(seconds())
+    load_timeout_s: float = setting(seconds())
+    recycle_shards: int = setting(whole(1))
 
 
 @dataclass(kw_only=True, slots=True)
 class RayConfig(ExecutorConfig):
-    num_cpus: int = MISSING
-    address: str | None = None
+    num_cpus: int = setting(whole(1))
+    address: str | None = setting(Text("auto, or the address of a cluster's head"), None)
 
 
 @dataclass(kw_only=True, slots=True)
 class ShardConfig:
-    index: int = MISSING
-    count: int = MISSING
+    index: int = setting(whole(0))
+    count: int = setting(whole(1))
 
 
 @dataclass(kw_only=True, slots=True)
@@ -122,130 +169,136 @@ class SampleConfig:
     """What every strategy has; ``conf/sample/`` picks one."""
 
     strategy: Sampling = MISSING
-    count: int = MISSING
+    count: int = setting(whole(0))
 
 
 @dataclass(kw_only=True, slots=True)
 class KMeansConfig(SampleConfig):
-    num_clusters: int = MISSING
-    percentiles: list[float] = MISSING
-    n_init: int = MISSING
-    minibatch_rows: int = MISSING
+    num_clusters: int = setting(whole(1))
+    percentiles: list[float] = setting(Interval(0, 100))
+    n_init: int = setting(whole(1))
+    minibatch_rows: int = setting(whole(1))
 
 
 @dataclass(kw_only=True, slots=True)
 class TrainConfig:
-    name: str = MISSING
-    num_epochs: int = MISSING
-    learning_rate: float = MISSING
-    lr_scheduler: str = MISSING
-    warmup_ratio: float = MISSING
-    weight_decay: float = MISSING
-    max_grad_norm: float = MISSING
-    global_batch_size: int = MISSING
-    micro_batch_tokens: int = MISSING
+    name: str = setting(FILE_NAME)
+    num_epochs: int = setting(whole(1))
+    learning_rate: float = setting(number(above=0))
+    lr_scheduler: str = setting(SCHEDULERS)
+    warmup_ratio: float = setting(number(at_least=0, at_most=1))
+    weight_decay: float = setting(number(at_least=0))
+    max_grad_norm: float = setting(number(at_least=0))
+    global_batch_size: int = setting(whole(1))
+    micro_batch_tokens: int = setting(whole(1))
     bf16: bool = MISSING
     gradient_checkpointing: bool = MISSING
     compile_layers: bool = MISSING
-    lora_rank: int = MISSING
-    lora_alpha: int = MISSING
-    lora_dropout: float = MISSING
+    lora_rank: int = setting(whole(0))
+    lora_alpha: int = setting(whole(1))
+    lora_dropout: float = setting(number(at_least=0, below=1))
     fsdp: bool = MISSING
-    save_steps: float = MISSING
-    report_to: list[str] = MISSING
+    save_steps: float = setting(number(above=0, at_most=MOST))
+    report_to: list[str] = setting(TRACKERS)
     scorer_dtype: ScorerDtype = MISSING
-    num_probe_rows: int = MISSING
+    num_probe_rows: int = setting(whole(0))
 
 
 @dataclass(kw_only=True, slots=True)
 class SelectConfig:
     strategy: Strategy = Strategy.cherry
-    fraction: float | None = None
-    count: int | None = None
-    num_tokens: int | None = None
+    fraction: float | None = setting(FRACTION, None)
+    count: int | None = setting(whole(1), None)
+    num_tokens: int | None = setting(whole(1, MOST_LONG), None)
     order: Order = Order.input
     rule: Rule = Rule.exact
-    ratings: str = MISSING
-    threshold: float | None = None
-    output: str = MISSING
-    num_examples: int = MISSING
+    ratings: str = setting(PATH)
+    threshold: float | None = setting(number(), None)
+    output: str = setting(PATH)
+    num_examples: int = setting(whole(0))
 
 
 @dataclass(kw_only=True, slots=True)
 class QuestionColumnsConfig:
-    id: str | None = None
-    question: str = MISSING
-    input: str | None = None
-    category: str | None = None
+    id: str | None = setting(COLUMN, None)
+    question: str = setting(COLUMN)
+    input: str | None = setting(COLUMN, None)
+    category: str | None = setting(COLUMN, None)
 
 
 @dataclass(kw_only=True, slots=True)
 class TestsetConfig:
-    path: str | None = None
-    name: str | None = None
+    path: str | None = setting(PATH, None)
+    name: str | None = setting(TEXT, None)
     columns: QuestionColumnsConfig = field(default_factory=QuestionColumnsConfig)
 
 
 @dataclass(kw_only=True, slots=True)
 class GenerateConfig:
-    temperature: float = MISSING
-    top_p: float = MISSING
-    top_k: int = MISSING
-    max_new_tokens: int | None = None
-    shard_questions: int = MISSING
-    output: str = MISSING
+    temperature: float = setting(number(at_least=0))
+    top_p: float = setting(FRACTION)
+    top_k: int = setting(whole(0))
+    max_new_tokens: int | None = setting(whole(1), None)
+    shard_questions: int = setting(whole(1))
+    output: str = setting(Text("a file that ends in .jsonl", r"[^\0]*[^\0/]\.jsonl"))
 
 
 @dataclass(kw_only=True, slots=True)
 class JudgePromptConfig:
-    system: str = MISSING
-    user: str = MISSING
-    question_with_input: str = MISSING
+    system: str = setting(Free("a system message may be empty"))
+    user: str = setting(TEXT)
+    question_with_input: str = setting(TEXT)
 
 
 @dataclass(kw_only=True, slots=True)
 class JudgeConfig:
     mode: Mode = Mode.pairwise
-    first: str | None = None
-    second: str | None = None
-    reviews: Any = None  # str or list of str
-    against: str | None = None
-    base_url: str = MISSING
-    model: str | None = None
-    api_key_env: str | None = None
-    parameters: dict[str, Any] = field(default_factory=dict)
+    first: str | None = setting(PATH, None)
+    second: str | None = setting(PATH, None)
+    reviews: Any = setting(PATHS, None)  # str or list of str
+    against: str | None = setting(PATH, None)
+    base_url: str = setting(Text("a URL such as http://localhost:8000/v1"))
+    model: str | None = setting(TEXT, None)
+    api_key_env: str | None = setting(
+        Text("the name of an environment variable", r"[^\0=\s]+"), None
+    )
+    parameters: dict[str, Any] = setting(
+        Free("what an endpoint takes, the endpoint knows"), factory=dict
+    )
     prompt: JudgePromptConfig = field(default_factory=JudgePromptConfig)
-    concurrency: int = MISSING
-    timeout_s: float = MISSING
-    max_tries: int = MISSING
-    backoff_s: float = MISSING
-    max_wait_s: float = MISSING
-    threshold: float = MISSING
-    fraction: float | None = None
-    count: int | None = None
-    aspects: dict[str, str] = field(default_factory=dict)
+    concurrency: int = setting(whole(1, 10_000))
+    timeout_s: float = setting(seconds())
+    max_tries: int = setting(whole(1))
+    backoff_s: float = setting(seconds())
+    max_wait_s: float = setting(seconds())
+    threshold: float = setting(number())
+    fraction: float | None = setting(HALF, None)
+    count: int | None = setting(whole(1), None)
+    aspects: dict[str, str] = setting(
+        Free("any words; judge=aspects needs at least one"), factory=dict
+    )
 
 
 @dataclass(kw_only=True, slots=True)
 class ReportConfig:
-    fraction: float = MISSING
-    max_embeddings: int = MISSING
-    num_clusters: int = MISSING
-    num_examples: int = MISSING
+    fraction: float = setting(HALF)
+    max_embeddings: int = setting(whole(10))
+    num_clusters: int = setting(whole(2))
+    num_examples: int = setting(whole(0))
 
 
 @dataclass(kw_only=True, slots=True)
 class DemoConfig:
-    cache_dir: str = MISSING
+    cache_dir: str = setting(PATH)
 
 
 @dataclass(kw_only=True, slots=True)
 class Config:
-    run_dir: str = MISSING
-    scores_dir: str = MISSING
-    seed: int = MISSING
-    max_length: int = MISSING
-    shard_rows: int = MISSING
+    run_dir: str = setting(PATH)
+    scores_dir: str = setting(PATH)
+    seed: int = setting(whole(0, 2**32 - 1))
+    max_length: int = setting(whole(1))
+    shard_rows: int = setting(whole(1))
     data: DataConfig = field(default_factory=DataConfig)
     censure: CensureConfig = field(default_factory=CensureConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
@@ -273,15 +326,42 @@ def plain(
     return {key: value.value if isinstance(value, Enum) else value for key, value in items}
 
 
+def check_config(config: Config) -> None:
+    """Holds every setting against its limit, and those that limit each other.
+
+    Raises:
+        UserError: a setting is outside its limit.
+    """
+    check(config)
+    engine = config.engine
+    if isinstance(engine, VllmConfig) and engine.max_num_batched_tokens < engine.max_num_seqs:
+        raise UserError(
+            f"engine.max_num_batched_tokens={engine.max_num_batched_tokens}: give at least "
+            f"engine.max_num_seqs={engine.max_num_seqs}"
+        )
+
+
+def typed(composed: DictConfig) -> Config:
+    """What Hydra composed as dataclasses, every setting checked.
+
+    Raises:
+        UserError: a setting is outside its limit.
+    """
+    config = cast(Config, OmegaConf.to_object(composed))
+    check_config(config)
+    return config
+
+
 def compose(*overrides: str) -> Config:
     """The configuration that the command line would compose from these overrides.
 
     Raises:
         hydra.errors.ConfigCompositionException: an override does not fit the schema.
+        UserError: a setting is outside its limit.
     """
     register()
     with initialize_config_dir(CONF, version_base="1.3"):
-        return cast(Config, OmegaConf.to_object(hydra.compose("config", list(overrides))))
+        return typed(hydra.compose("config", list(overrides)))
 
 
 def register() -> None:

@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """A mistake the user can mend: one line that names what, where and the remedy.
+    """A mistake that the user can fix: one line that says what, where and how to fix it.
 
     The command line prints it without a traceback and exits with code 2.
     """

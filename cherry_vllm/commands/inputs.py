@@ -1,6 +1,6 @@
 """What commands have in common: the job, the input, the model and the run folder that is held."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -33,22 +33,11 @@ class Outcome(NamedTuple):
 
 def find_input(config: Config) -> list[Path]:
     """The files of ``data.path``."""
-    least = {"max_length": config.max_length, "shard_rows": config.shard_rows}
-    check_least({**least, "data.max_rows": config.data.max_rows})
     path = config.data.path
     if path is None:
         raise UserError("data.path: not given; add data.path=... (a file, a glob or hf://...)")
     patterns = [path] if isinstance(path, str) else path
-    if not (isinstance(patterns, list) and all(isinstance(item, str) for item in patterns)):
-        raise UserError(f"data.path={path}: give a path, a glob, an hf:// path, or a list of these")
     return find_files(patterns)
-
-
-def check_least(numbers: Mapping[str, int | None]) -> None:
-    """Raises a UserError for a number below 1, by the key that it was given with."""
-    for name, value in numbers.items():
-        if value is not None and value < 1:
-            raise UserError(f"{name}={value}: give a number of at least 1")
 
 
 def find_model(config: Config) -> Checkpoint:

@@ -76,8 +76,6 @@ def _recorded(settings: JudgeConfig, _run_dir: Path) -> tuple[Work, dict[str, An
     if settings.first is not None or settings.second is not None:
         raise UserError("judge.reviews: excludes judge.first and judge.second; give one or other")
     names = settings.reviews if isinstance(settings.reviews, list) else [settings.reviews]
-    if not all(isinstance(name, str) for name in names):
-        raise UserError(f"judge.reviews={settings.reviews}: give a file, or a list of files")
     files = [Path(name) for name in names]
     judgements = read_reviews(files)
     return lambda: (judgements, Counter()), {"reviews": _hashes(files)}
@@ -168,9 +166,6 @@ def _request_settings(settings: JudgeConfig) -> dict[str, Any]:
 
 
 def _connect(settings: JudgeConfig) -> Endpoint:
-    for name in ("concurrency", "timeout_s", "max_tries", "backoff_s", "max_wait_s"):
-        if not getattr(settings, name) > 0:
-            raise UserError(f"judge.{name}={getattr(settings, name)}: give a number above 0")
     return Endpoint(
         base_url=settings.base_url,
         api_key=read_api_key(settings.api_key_env),

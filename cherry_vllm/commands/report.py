@@ -14,12 +14,6 @@ def report(config: Config, job: Job) -> Outcome:
     run_dir, settings = Path(config.run_dir), config.report
     if not run_dir.is_dir():
         raise UserError(f"run_dir={run_dir}: no such folder; name the folder of a run")
-    least = {"max_embeddings": 10, "num_clusters": 2, "num_examples": 0}
-    for name, value in least.items():
-        if getattr(settings, name) < value:
-            raise UserError(f"report.{name}={getattr(settings, name)}: give at least {value}")
-    if not 0 < settings.fraction <= 0.5:
-        raise UserError(f"report.fraction={settings.fraction}: give a number above 0, up to 0.5")
     target, page = pipeline.report(
         run_dir,
         Path(config.scores_dir),
