@@ -32,6 +32,7 @@ from cherry_vllm.commands.train import train
 from cherry_vllm.config import CONF, register, typed
 from cherry_vllm.errors import UserError
 from cherry_vllm.runtime.processes import interrupt
+from cherry_vllm.runtime.text import printable
 
 STAGES = {
     "pipeline": method.run,
@@ -146,7 +147,7 @@ def _name_jobs(overrides: list[str]) -> list[str]:
 
 
 def _complain(message: str) -> int:
-    print(f"cherry-vllm: {message}", file=sys.stderr)
+    print(f"cherry-vllm: {printable(message)}", file=sys.stderr)
     return 2
 
 
