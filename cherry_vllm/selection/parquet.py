@@ -106,7 +106,7 @@ def _find_float(numbers: Sequence[Any], place: str, mixed: list[str]) -> pl.Data
     for number in numbers:
         if isinstance(number, int) and not _is_float(number):
             raise MisfitError(
-                f"column '{place}' holds decimals and {number}, which is no 64-bit float"
+                f"column '{place}' holds decimals and {_show(number)}, not a 64-bit float"
             )
     mixed.append(place)
     return pl.Float64()
