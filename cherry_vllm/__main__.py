@@ -1,7 +1,21 @@
-"""``python -m cherry_vllm`` is the console script ``cherry-vllm``."""
+"""The console script ``cherry-vllm``, and ``python -m cherry_vllm``."""
 
 import sys
 
-from cherry_vllm.cli import main
+from cherry_vllm.runtime.imports import forget_current_directory
 
-sys.exit(main())
+
+def main() -> int:
+    """Runs the command line; returns the exit code."""
+    forget_current_directory()  # before anything is imported from there
+    from cherry_vllm.runtime.signals import install_handlers, obeying_signals
+
+    with obeying_signals():
+        from cherry_vllm import cli
+
+        install_handlers()  # polars has put one of its own in place
+        return cli.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,12 +1,12 @@
 """The console script: ``cherry-vllm STAGE [hydra overrides]``.
 
-Exit codes: 0 done; 2 the user's mistake, one line on stderr; 1 a fault of ours.
+Exit codes: 0 done; 2 the user's mistake, one line on stderr; 1 internal error (please report it);
+128 + n stopped by signal n (:mod:`runtime.signals`).
 """
 
 import errno
 import os
 import shlex
-import signal
 import sys
 from pathlib import Path
 
@@ -31,8 +31,6 @@ from cherry_vllm.commands.select import select
 from cherry_vllm.commands.train import train
 from cherry_vllm.config import CONF, register, typed
 from cherry_vllm.errors import UserError
-from cherry_vllm.runtime.processes import interrupt
-from cherry_vllm.runtime.text import printable
 
 STAGES = {
     "pipeline": method.run,
@@ -122,7 +120,6 @@ def _run_hydra(stage: str, overrides: list[str]) -> int:
     overrides = [word for word in overrides if word not in sweep]
     register()
     try:
-        signal.signal(signal.SIGTERM, interrupt)
         sys.argv = [sys.argv[0], *sweep, *overrides, *(_name_jobs(overrides) if sweep else [])]
         hydra.main(version_base="1.3", config_path=CONF, config_name="config")(run_stage)()
     except (HydraException, OmegaConfBaseException) as error:
@@ -130,11 +127,6 @@ def _run_hydra(stage: str, overrides: list[str]) -> int:
         return _complain(" ".join(f"{error}{cause}".split()))
     except OSError as error:  # from Hydra, which makes the folders of a sweep
         return _complain_of_place(error)
-    except KeyboardInterrupt as error:
-        number = signal.Signals(error.args[0] if error.args else signal.SIGINT)
-        message = f"cherry-vllm: stopped by {number.name}; the same command resumes"
-        print(message, file=sys.stderr)
-        return 128 + number
     return 0
 
 
@@ -147,7 +139,7 @@ def _name_jobs(overrides: list[str]) -> list[str]:
 
 
 def _complain(message: str) -> int:
-    print(f"cherry-vllm: {printable(message)}", file=sys.stderr)
+    print(f"cherry-vllm: {message}", file=sys.stderr)
     return 2
 
 

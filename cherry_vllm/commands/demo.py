@@ -17,6 +17,7 @@ from typing import NamedTuple
 from cherry_vllm.commands.inputs import Job, Outcome
 from cherry_vllm.config import Config
 from cherry_vllm.errors import UserError
+from cherry_vllm.runtime.imports import safe_environment
 
 log = logging.getLogger(__name__)
 
@@ -76,9 +77,12 @@ def _download(package: Package, folder: Path) -> Path:
     requirement = folder / f"{package.name}.txt"
     requirement.write_text(f"{package.name}=={package.version} --hash=sha256:{package.sha256}\n")
     kind = "--no-binary" if package.is_source else "--only-binary"
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", kind, package.name]
+    command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-deps"]
+    command += [kind, package.name]
     command += ["--dest", str(folder / package.name), "--requirement", str(requirement)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=safe_environment()
+    )
     if done.returncode:
         faults = [line for line in done.stderr.splitlines() if "ERROR" in line]
         reason = faults[-1] if faults else f"pip ended with {done.returncode}"

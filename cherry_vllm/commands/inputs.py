@@ -56,7 +56,7 @@ def read_input(config: Config, files: Sequence[Path]) -> Shards:
             files,
             data_format=config.data.format,
             columns=Columns(**asdict(config.data.columns)),
-            refusals=config.refusals.phrases,
+            censure=config.censure.phrases,
             max_rows=config.data.max_rows,
             shard_rows=config.shard_rows,
         )

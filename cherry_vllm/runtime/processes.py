@@ -14,23 +14,34 @@ from ctypes.util import find_library
 from functools import partial
 from logging.handlers import QueueHandler
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from threading import Lock
-from types import FrameType
 from typing import Any, TypeVar
 
 from cherry_vllm.errors import UserError
+from cherry_vllm.runtime.imports import safe_environment
+from cherry_vllm.runtime.liveness import Pulse, cpu_seconds_of
+from cherry_vllm.runtime.signals import descendants, interrupt, kill_all
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
-GRACE_S = 10.0  # to clean up in, or to exit
+GRACE_S = 10.0  # to exit in
+INTERRUPT_GRACE_S = 0.8  # to clean up in after a signal; less than :data:`signals.GRACE_S`
+HOME = Path(__file__).parents[2]  # where this package lies
+# The last entry of the path serves a checkout that is not installed.
 BOOTSTRAP = (
-    "import sys; from cherry_vllm.runtime.processes import run_child; run_child(*sys.argv[1:])"
+    "import sys; sys.path.append(sys.argv.pop()); "
+    "from cherry_vllm.runtime.processes import run_child; run_child(*sys.argv[1:])"
 )
 
 T = TypeVar("T")
 
 
 class ChildError(Exception):
-    """A child ended, or gave no sign of life; the message goes on after "its process"."""
+    """A child ended, or hangs; the message goes on after "its process"."""
+
+
+class ChildTimeoutError(ChildError):
+    """A child neither reported nor computed anything for longer than it may."""
 
 
 class Wire(Connection):
@@ -63,13 +74,14 @@ class Child:
         """Function and arguments are pickled; ``environment`` is added to this process's own."""
         ours, theirs = socket.socketpair()
         with theirs:
-            command = [sys.executable, "-c", BOOTSTRAP, str(theirs.fileno()), str(os.getpid())]
+            words = [str(theirs.fileno()), str(os.getpid()), str(HOME)]
+            command = [sys.executable, "-P", "-c", BOOTSTRAP, *words]
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
-                env={**os.environ, **(environment or {})},
+                env={**safe_environment(), **(environment or {})},
             )
         self._wire = Wire(ours.detach())
         self._end = os.pidfd_open(self._process.pid)
@@ -85,12 +97,17 @@ class Child:
         """The child's next message.
 
         Raises:
-            ChildError: the child ended, or neither sent nor logged anything for ``timeout_s``.
+            ChildTimeoutError: the child neither sent, logged nor computed anything for
+                ``timeout_s``.
+            ChildError: the child ended.
         """
+        pulse = Pulse(timeout_s) if timeout_s else None
         while True:
-            ready = wait([self._wire, self._end], timeout_s)
-            if not ready:
-                raise ChildError(f"gave no sign of life for {timeout_s:g} s")
+            ready = wait([self._wire, self._end], pulse.seconds_left() if pulse else None)
+            if pulse and not ready:
+                if reason := pulse.why_lost(cpu_seconds_of(self._process.pid)):
+                    raise ChildTimeoutError(reason)
+                continue
             if self._wire not in ready:
                 raise ChildError(self._describe_end())
             try:
@@ -99,6 +116,8 @@ class Child:
                 raise ChildError(self._describe_end()) from None
             if not isinstance(message, logging.LogRecord):
                 return message
+            if pulse:
+                pulse.report()
             logger = logging.getLogger(message.name)
             if logger.isEnabledFor(message.levelno):
                 logger.handle(message)
@@ -112,21 +131,23 @@ class Child:
             return "hung up"
         if end.si_code == os.CLD_EXITED:
             return f"ended with exit code {end.si_status}"
-        cause = ", most often for want of memory" if end.si_status == signal.SIGKILL else ""
+        cause = ", most often because memory ran out" if end.si_status == signal.SIGKILL else ""
         return f"was killed by {signal.Signals(end.si_status).name}{cause}"
 
     def interrupt(self) -> None:
         """Asks the child to clean up and end."""
-        self._signal(os.kill, signal.SIGTERM)
+        with self._lock, suppress(ProcessLookupError):
+            if not self._closed:
+                os.kill(self._process.pid, signal.SIGTERM)
 
     def kill(self) -> None:
         """Ends the child, and all that it started, at once; any thread may do so."""
-        self._signal(os.killpg, signal.SIGKILL)
-
-    def _signal(self, send: Callable[[int, int], None], number: signal.Signals) -> None:
-        with self._lock, suppress(ProcessLookupError):
+        with self._lock:
             if not self._closed:
-                send(self._process.pid, number)
+                pid = self._process.pid
+                kill_all([pid, *descendants(pid)])
+                with suppress(ProcessLookupError):  # what has lost its parent is still in the group
+                    os.killpg(pid, signal.SIGKILL)
 
     def close(self, grace_s: float = 0) -> None:
         """Gives the child ``grace_s`` to end by itself; nothing of it is left afterwards."""
@@ -164,13 +185,15 @@ def isolate(
         ChildError: its process was killed.
     """
     child = Child(_answer, partial(function, *arguments, **keywords), environment=environment)
+    grace_s = GRACE_S
     try:
         returned, outcome = child.receive()
-    except BaseException:  # be it Ctrl-C
+    except BaseException:  # also Ctrl-C
+        grace_s = INTERRUPT_GRACE_S
         child.interrupt()
         raise
     finally:
-        child.close(GRACE_S)
+        child.close(grace_s)
     if returned:
         return outcome  # type: ignore[no-any-return]
     raise outcome
@@ -193,8 +216,3 @@ def preload_malloc() -> dict[str, str]:
     """What makes a child use tcmalloc, if that is installed: models on CPUs allocate a lot."""
     found = find_library("tcmalloc_minimal") or find_library("tcmalloc")
     return {"LD_PRELOAD": found} if found and "LD_PRELOAD" not in os.environ else {}
-
-
-def interrupt(number: int, _frame: FrameType | None) -> None:
-    """A signal handler: what Ctrl-C does, for any signal, whose number the exception holds."""
-    raise KeyboardInterrupt(number)

@@ -22,7 +22,7 @@ def read_row_shards(
     *,
     data_format: DataFormat,
     columns: Columns,
-    refusals: Sequence[str],
+    censure: Sequence[str],
     max_rows: int | None = None,
     shard_rows: int,
 ) -> Shards:
@@ -37,7 +37,7 @@ def read_row_shards(
         "files": [[file_sha256(file), *file.suffixes] for file in files],
         "format": data_format.value,
         "columns": columns._asdict(),
-        "refusals": list(refusals),
+        "censure": list(censure),
         "max_rows": max_rows,
         "shard_rows": shard_rows,
     }
@@ -52,7 +52,7 @@ def read_row_shards(
         files,
         data_format=data_format,
         columns=columns,
-        refusals=refusals,
+        censure=censure,
         max_rows=max_rows,
         batch_rows=shard_rows,
     )

@@ -1,0 +1,130 @@
+"""Ctrl-C, SIGTERM and SIGHUP end a command within two seconds, wherever it is.
+
+A signal raises KeyboardInterrupt in the main thread, which cleans up. Where the main thread cannot
+be interrupted (in a library's native code, or while other threads finish), a watcher ends the
+process when the grace is over. Nothing is lost: files are written atomically, and runs resume.
+"""
+
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock, Thread, current_thread, main_thread
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+GRACE_S = 1.4  # to clean up in
+
+_ending = Lock()
+_received: list[int] = []
+_wakes = socket.socketpair()  # Python writes a signal's number to the second at once
+
+
+@contextmanager
+def obeying_signals() -> Iterator[None]:
+    """Ends this process with exit code 128 + n if signal n arrives in the block, or after it.
+
+    The last line on stderr then says that the same command resumes.
+    """
+    install_handlers()
+    for end in _wakes:
+        end.setblocking(end is _wakes[0])
+    signal.set_wakeup_fd(_wakes[1].fileno(), warn_on_full_buffer=False)
+    Thread(target=_watch, name="signals", daemon=True).start()
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        end_process(error.args[0] if error.args else signal.SIGINT)
+    finally:
+        if _received:  # something may have replaced the KeyboardInterrupt
+            end_process(_received[0])
+
+
+def install_handlers() -> None:
+    """Call it again after a library has put handlers of its own in place, as polars does.
+
+    A signal that this process was started to ignore (``nohup``) stays ignored.
+    """
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _interrupt_once)
+
+
+def interrupt(number: int, _frame: FrameType | None) -> None:
+    """A signal handler that does what Ctrl-C does, for any signal."""
+    raise KeyboardInterrupt(number)
+
+
+def _interrupt_once(number: int, _frame: FrameType | None) -> None:
+    # A second signal does not disturb the clean-up: the watcher ends the process.
+    _received.append(number)
+    if len(_received) == 1:
+        raise KeyboardInterrupt(number)
+
+
+def _watch() -> None:
+    """Ends the process when the grace after the first signal is over, or at a second signal."""
+    first = _next_signal()
+    started = time.monotonic()
+    _wakes[0].settimeout(GRACE_S)
+    try:
+        _next_signal()
+        if time.monotonic() - started < 0.1:  # one event that was sent as two signals
+            time.sleep(GRACE_S)
+    except TimeoutError:
+        pass
+    end_process(first)
+
+
+def _next_signal() -> int:
+    while True:
+        number = _wakes[0].recv(1)[0]
+        if number in SIGNALS:
+            return number
+
+
+def end_process(number: int) -> None:
+    """Ends this process, and all that it started, as stopped by a signal."""
+    _ending.acquire()  # whoever comes second waits for the end
+    kill_all(descendants(os.getpid()))
+    line = f"cherry-vllm: stopped by {signal.Signals(number).name}; the same command resumes\n"
+    if current_thread() is main_thread():
+        sys.stdout.flush()
+    else:
+        line = f"\n{line}"  # it may stand behind a progress bar
+    os.write(2, line.encode())
+    os._exit(128 + number)
+
+
+def kill_all(pids: list[int]) -> None:
+    """Ends processes at once; those that are gone already are fine."""
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that ``pid`` and its descendants started and that are still there."""
+    children: dict[int, list[int]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        found = read_stat(int(folder.name))
+        if found:
+            children.setdefault(int(found[1]), []).append(int(folder.name))
+    tree = [pid]
+    for parent in tree:
+        tree += children.get(parent, [])
+    return tree[1:]
+
+
+def read_stat(pid: int) -> list[str]:
+    """The fields of a process's ``/proc/PID/stat`` from its state on; [] if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
