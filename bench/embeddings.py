@@ -38,7 +38,7 @@ def embed(name: str, data: Path, model: Path, num_rows: int) -> NDArray[np.float
     columns = Columns("instruction", "input", "output")
     rows = next(
         read_rows(
-            [data], data_format=DataFormat.auto, columns=columns, censure=[], batch_rows=num_rows
+            [data], data_format=DataFormat.auto, columns=columns, refusals=[], batch_rows=num_rows
         )
     )
     checkpoint = read_checkpoint(model)

@@ -68,7 +68,7 @@ def build_spans(data: str, model: Path, num_rows: int, *, longest: bool = False)
         find_files([data]),
         data_format=DataFormat.auto,
         columns=Columns("instruction", "input", "output"),
-        censure=[],
+        refusals=[],
         batch_rows=10_000 if longest else num_rows,
     )
     rows = next(frames).filter(pl.col("drop_reason").is_null())

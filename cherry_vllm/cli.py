@@ -31,6 +31,7 @@ from cherry_vllm.commands.select import select
 from cherry_vllm.commands.train import train
 from cherry_vllm.config import CONF, register, typed
 from cherry_vllm.errors import UserError
+from cherry_vllm.runtime.text import printable
 
 STAGES = {
     "pipeline": method.run,
@@ -139,7 +140,7 @@ def _name_jobs(overrides: list[str]) -> list[str]:
 
 
 def _complain(message: str) -> int:
-    print(f"cherry-vllm: {message}", file=sys.stderr)
+    print(f"cherry-vllm: {printable(message)}", file=sys.stderr)
     return 2
 
 

@@ -92,7 +92,7 @@ class DataConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class CensureConfig:
+class RefusalsConfig:
     phrases: list[str] = setting(PHRASES, factory=list)
 
 
@@ -299,8 +299,9 @@ class Config:
     seed: int = setting(whole(0, 2**32 - 1))
     max_length: int = setting(whole(1))
     shard_rows: int = setting(whole(1))
+    verbose: bool = MISSING
     data: DataConfig = field(default_factory=DataConfig)
-    censure: CensureConfig = field(default_factory=CensureConfig)
+    refusals: RefusalsConfig = field(default_factory=RefusalsConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)

@@ -12,7 +12,7 @@ class DropReason(StrEnum):
 
     MALFORMED = "malformed"  # not a record, a field missing or of the wrong type, not valid text
     EMPTY_ANSWER = "empty_answer"  # null, blank, or no token of its own after the prompt
-    CENSURED = "censured"  # holds a phrase of the censure list
+    REFUSAL = "refusal"  # the answer holds a phrase of refusals.phrases
     OUT_OF_VOCABULARY = "out_of_vocabulary"  # the tokenizer made an id the model does not have
     PROMPT_TOO_LONG = "prompt_too_long"  # the prompt alone fills max_length
     ENGINE_FAILED = "engine_failed"  # the engine died on it, alone, twice

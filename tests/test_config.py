@@ -7,7 +7,7 @@ from cherry_vllm.config import CONF, HfConfig, VllmConfig, compose
 
 GROUPS = (
     "data",
-    "censure",
+    "refusals",
     "prompt",
     "engine",
     "executor",
@@ -56,8 +56,8 @@ def test_unknown_keys_and_wrong_types_are_refused(override: str) -> None:
         compose(override)
 
 
-def test_censure_phrases_are_data_and_minimal() -> None:
-    phrases = compose("censure=wizardlm").censure.phrases
+def test_refusal_phrases_are_data_and_minimal() -> None:
+    phrases = compose("refusals=wizardlm").refusals.phrases
     assert len(phrases) == len(set(phrases)) > 50
     held = [(a, b) for a in phrases for b in phrases if a != b and a in b]
     assert held == []

@@ -46,7 +46,7 @@ def read(run_dir: Path, file: Path = ROWS) -> Shards:
         [file],
         data_format=DataFormat.auto,
         columns=Columns("instruction", "input", "output"),
-        censure=[],
+        refusals=[],
         shard_rows=10,
     )
 

@@ -198,7 +198,7 @@ def read_case(path: Path) -> str:
                 find_files([str(path)]),
                 data_format=DataFormat.auto,
                 columns=ALPACA,
-                censure=["sorry"],
+                refusals=["sorry"],
                 batch_rows=3,
             )
         )
@@ -217,7 +217,7 @@ def read_through_pipeline(run_dir: Path, path: Path) -> None:
         find_files([str(path)]),
         data_format=DataFormat.auto,
         columns=ALPACA,
-        censure=["sorry"],
+        refusals=["sorry"],
         shard_rows=3,
     )
 
@@ -229,4 +229,4 @@ def check_rows(rows: pl.DataFrame) -> None:
     usable = rows.filter(pl.col("drop_reason").is_null())
     assert usable.select(FIELDS).null_count().sum_horizontal().item() == 0
     assert (usable["answer"].str.strip_chars() != "").all()
-    assert set(rows["drop_reason"].drop_nulls()) <= {"malformed", "empty_answer", "censured"}
+    assert set(rows["drop_reason"].drop_nulls()) <= {"malformed", "empty_answer", "refusal"}

@@ -142,7 +142,7 @@ def test_a_score_that_is_no_finite_number_is_null_and_named(conditioned, direct)
 
 
 @pytest.mark.parametrize(
-    "reason", ["malformed", "empty_answer", "censured", "out_of_vocabulary", "prompt_too_long"]
+    "reason", ["malformed", "empty_answer", "refusal", "out_of_vocabulary", "prompt_too_long"]
 )
 def test_a_row_dropped_before_keeps_its_reason_and_has_no_score(reason):
     scores = aggregate(None, ([-1.0], [-2.0]), reasons=[reason, None])
@@ -187,7 +187,7 @@ def test_outcomes_add_up_to_the_rows():
         ([-1.0], [-1.0]),
         None,
         None,
-        reasons=[None, None, None, "malformed", None, "censured", "malformed"],
+        reasons=[None, None, None, "malformed", None, "refusal", "malformed"],
     )
     outcomes = count_outcomes(scores)
     assert {name: count for name, count in outcomes.items() if count} == {
@@ -195,7 +195,7 @@ def test_outcomes_add_up_to_the_rows():
         "ifd_above_one": 1,
         "non_finite": 1,
         "malformed": 2,
-        "censured": 1,
+        "refusal": 1,
     }
     assert set(outcomes) == {"usable", *(reason.value for reason in DropReason)}
     assert sum(outcomes.values()) == scores.height
@@ -209,7 +209,7 @@ def test_every_reason_is_counted_by_itself():
 
 
 def test_the_summary_shows_every_number():
-    scores = with_outcomes(above=11, usable=22, malformed=33, censured=44)
+    scores = with_outcomes(above=11, usable=22, malformed=33, refusal=44)
     scores = scores.with_columns(truncated=pl.col("ifd").is_not_null())
     lines = [line.split() for line in summarize(scores, num_selected=5).splitlines()]
     numbers = {" ".join(line[:-2]): line[-2] for line in lines[:-1]}
@@ -218,7 +218,7 @@ def test_the_summary_shows_every_number():
         "scored": "33",
         "of these, answer cut at max_length": "33",
         "dropped: malformed": "33",
-        "dropped: censured": "44",
+        "dropped: refusal": "44",
         "dropped: ifd_above_one": "11",
         "usable": "22",
         "selected": "5",

@@ -11,6 +11,7 @@ from cherry_vllm.config import compose
 from cherry_vllm.errors import UserError
 from cherry_vllm.evaluation.aspects import SIDES, show, summarize, take_sides
 from cherry_vllm.evaluation.parsing import parse_aspects
+from cherry_vllm.selection.extremes import mark_sides
 from tests.judge_server import Fault, JudgeServer, completion
 from tests.test_exports import run_dir  # noqa: F401 - a scored run
 from tests.test_judge_cli import run_judge, server  # noqa: F401 - a fixture
@@ -79,6 +80,14 @@ def test_no_row_is_on_both_sides_and_a_fraction_is_exact() -> None:
     sides = take_sides(scores_of([0.5] * 100), fraction=0.5, count=None)
     assert sorted(sides["row"]) == list(range(100))
     assert take_sides(distinct(100), fraction=0.07, count=None).height == 14
+
+
+@pytest.mark.parametrize("fraction", [0.07, 0.29, 0.5])
+def test_judge_and_report_count_the_rows_of_a_side_alike(fraction: float) -> None:
+    judged = take_sides(distinct(100), fraction=fraction, count=None)
+    shown = mark_sides(distinct(100), fraction=fraction).filter(pl.col("side") != "others")
+    assert judged["row"].to_list() == shown["row"].to_list()
+    assert judged.height == 2 * round(100 * fraction)
 
 
 @pytest.mark.parametrize(

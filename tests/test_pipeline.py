@@ -34,7 +34,7 @@ def read(run_dir: Path, **changes: Any) -> Shards:
     settings: dict[str, Any] = {
         "data_format": DataFormat.auto,
         "columns": Columns("instruction", "input", "output"),
-        "censure": [],
+        "refusals": [],
         "shard_rows": 5,
     }
     return read_row_shards(run_dir, [ROWS], **(settings | changes))
@@ -76,7 +76,7 @@ def test_what_was_read_is_not_read_again_and_what_was_cut_short_is(tmp_path: Pat
 
 @pytest.mark.parametrize(
     "change",
-    [{"shard_rows": 6}, {"censure": ["sky"]}, {"columns": Columns("instruction", None, "output")}],
+    [{"shard_rows": 6}, {"refusals": ["sky"]}, {"columns": Columns("instruction", None, "output")}],
 )
 def test_a_changed_setting_reads_into_another_folder(
     tmp_path: Path, change: dict[str, Any]
@@ -141,7 +141,7 @@ def select_rated(run_dir: Path, ratings: Path) -> pl.DataFrame:
 def test_ratings_of_the_same_data_choose_and_are_written_down(
     tmp_path: Path, scored: Shards
 ) -> None:
-    other = read(tmp_path, shard_rows=9, censure=["sky"])  # of the same file: the same rows
+    other = read(tmp_path, shard_rows=9, refusals=["sky"])  # of the same file: the same rows
     assert other.fingerprint != scored.fingerprint
     values = [float(row % 6) if row % 5 else None for row in range(26)]
     reasons = [None if row % 5 else "unparsed" for row in range(26)]

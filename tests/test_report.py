@@ -1,9 +1,11 @@
 from typing import Any
 
 import polars as pl
+import pytest
 
-from cherry_vllm.commands.summary import show_extremes, summarize
+from cherry_vllm.commands.summary import describe, show_extremes, summarize
 from cherry_vllm.schema import SCORES
+from cherry_vllm.selection.extremes import mark_sides
 
 
 def scores_of(*ifds: float | None, reason: str | None = None) -> pl.DataFrame:
@@ -57,3 +59,26 @@ def test_extremes_are_the_highest_and_lowest_usable_rows_in_order() -> None:
     ]
     assert "question 2 more" in shown[6]
     assert max(len(line) for line in shown) < 130
+
+
+def test_no_text_of_a_row_acts_on_the_terminal() -> None:
+    rows = pl.DataFrame(
+        {
+            "row": [0, 1],
+            "instruction": ["\x1b[2Jclear", "evil\u202etxt"],
+            "input": ["\x9b31m", ""],
+            "answer": ["\x1b]0;title\x07", "a\u200bb" * 1000],
+        }
+    )
+    shown = show_extremes(scores_of(0.5, 0.9), rows.lazy(), 1)
+    assert all(line.isprintable() for line in shown.split("\n"))
+    assert r"row 0: \x1b[2Jclear \x9b31m" in shown
+    assert r"-> \x1b]0;title\x07" in shown
+    assert describe("title", {"failed": {"\x1b[31m": 1}}).endswith("1")
+    assert "\x1b" not in describe("\x1b", {"a": {"\x1b[31m": 1}, "b": "\x1b"})
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_a_side_is_shown_as_it_is_counted_elsewhere(count: int) -> None:
+    scores = scores_of(0.5, 0.5, 0.5, 0.5)
+    assert mark_sides(scores, count=count).filter(side="top")["row"].to_list() == [0, 1][:count]

@@ -155,7 +155,7 @@ def test_a_fraction_is_taken_exactly_and_rounded_down(fraction, usable, expected
 
 
 def test_a_fraction_is_of_the_usable_rows():
-    scores = scores_of([0.5] * 20, reasons=[None, "censured"] * 10)
+    scores = scores_of([0.5] * 20, reasons=[None, "refusal"] * 10)
     assert chosen_rows(scores, fraction=0.3) == [0, 2, 4]
 
 
@@ -311,7 +311,7 @@ def scores_of_lines(lines):
     return scores_of(
         [ifd for _, ifd, _ in lines],
         reasons=[
-            None if usable else "ifd_above_one" if ifd > 1 else "censured"
+            None if usable else "ifd_above_one" if ifd > 1 else "refusal"
             for _, ifd, usable in lines
         ],
     )

@@ -48,9 +48,9 @@ SAMPLES = [
 ]
 
 
-def rows_of(*files, data_format=DataFormat.auto, columns=ALPACA, censure=(), batch_rows=100):
+def rows_of(*files, data_format=DataFormat.auto, columns=ALPACA, refusals=(), batch_rows=100):
     frames = read_rows(
-        files, data_format=data_format, columns=columns, censure=censure, batch_rows=batch_rows
+        files, data_format=data_format, columns=columns, refusals=refusals, batch_rows=batch_rows
     )
     return pl.concat(list(frames))
 
@@ -64,7 +64,7 @@ def test_only_the_first_rows_are_read_if_so_asked(tmp_path, max_rows, heights):
             shards_of_twelve_rows(tmp_path),
             data_format=DataFormat.auto,
             columns=ALPACA,
-            censure=[],
+            refusals=[],
             max_rows=max_rows,
             batch_rows=5,
         )
@@ -280,15 +280,15 @@ def test_duplicate_rows_are_all_kept(tmp_path):
     assert rows["answer"].to_list() == ["first"] * 5
 
 
-def test_malformed_is_named_before_empty_and_empty_before_censured(tmp_path):
+def test_malformed_is_named_before_empty_and_empty_before_refusal(tmp_path):
     lines = [
         b'{"output": ""}',
         b'{"instruction": "i", "output": " "}',
         b'{"instruction": "i", "output": "sorry"}',
         b'{"instruction": "i", "output": "fine"}',
     ]
-    rows = rows_of(file_with(tmp_path, "d.jsonl", b"\n".join(lines)), censure=[" ", "sorry"])
-    assert rows["drop_reason"].to_list() == ["malformed", "empty_answer", "censured", None]
+    rows = rows_of(file_with(tmp_path, "d.jsonl", b"\n".join(lines)), refusals=[" ", "sorry"])
+    assert rows["drop_reason"].to_list() == ["malformed", "empty_answer", "refusal", None]
 
 
 def test_rows_are_numbered_over_all_files_and_none_is_lost(tmp_path):
@@ -762,7 +762,7 @@ def test_every_batch_but_the_last_is_full_and_the_rows_do_not_depend_on_it(
     files = shards_of_twelve_rows(tmp_path)
     frames = list(
         read_rows(
-            files, data_format=DataFormat.auto, columns=ALPACA, censure=[], batch_rows=batch_rows
+            files, data_format=DataFormat.auto, columns=ALPACA, refusals=[], batch_rows=batch_rows
         )
     )
     assert [frame.height for frame in frames] == heights
@@ -857,41 +857,41 @@ def test_a_csv_record_holds_text(tmp_path):
     ]
 
 
-# --- the censure filter ------------------------------------------------------------------------
+# --- the filter of refusals --------------------------------------------------------------------
 
 
 def wizardlm_phrases():
-    text = (REPOSITORY / "conf" / "censure" / "wizardlm.yaml").read_text(encoding="utf-8")
+    text = (REPOSITORY / "conf" / "refusals" / "wizardlm.yaml").read_text(encoding="utf-8")
     return yaml.safe_load(text)["phrases"]
 
 
-def censured(folder, answers, phrases, name="d.jsonl", **rest):
+def refused(folder, answers, phrases, name="d.jsonl", **rest):
     samples = [{"instruction": "i", "output": answer, **rest} for answer in answers]
-    rows = rows_of(file_of(folder, name, samples), censure=phrases)
+    rows = rows_of(file_of(folder, name, samples), refusals=phrases)
     assert rows["answer"].to_list() == answers
-    assert set(rows["drop_reason"]) <= {None, "censured"}
-    return (rows["drop_reason"] == "censured").fill_null(value=False).to_list()
+    assert set(rows["drop_reason"]) <= {None, "refusal"}
+    return (rows["drop_reason"] == "refusal").fill_null(value=False).to_list()
 
 
 @pytest.mark.parametrize("name", ["d.jsonl", "d.parquet", "d.csv"])
 def test_a_phrase_is_a_substring_in_any_case(tmp_path, name):
     answers = ["As An AI", "it has an aim", "Well, as an ai, no.", "as a n ai", "ÇA NON", "fine"]
-    found = censured(tmp_path, answers, ["as an AI", "ça non"], name)
+    found = refused(tmp_path, answers, ["as an AI", "ça non"], name)
     assert found == [True, True, True, False, True, False]
 
 
 def test_a_phrase_is_text_and_no_pattern(tmp_path):
     answers = ["really? (yes)", "really (yes", "reall", "a.c", "abc"]
-    found = censured(tmp_path, answers, ["really?", "(yes)", "a.c"])
+    found = refused(tmp_path, answers, ["really?", "(yes)", "a.c"])
     assert found == [True, False, False, True, False]
 
 
-def test_only_the_answer_is_censured(tmp_path):
-    assert censured(tmp_path, ["fine"], ["sorry"], input="sorry", note="sorry") == [False]
+def test_only_the_answer_is_a_refusal(tmp_path):
+    assert refused(tmp_path, ["fine"], ["sorry"], input="sorry", note="sorry") == [False]
 
 
-def test_without_phrases_nothing_is_censured(tmp_path):
-    assert censured(tmp_path, ["I'm sorry, as an AI"], []) == [False]
+def test_without_phrases_nothing_is_a_refusal(tmp_path):
+    assert refused(tmp_path, ["I'm sorry, as an AI"], []) == [False]
 
 
 @pytest.mark.parametrize(
@@ -907,7 +907,7 @@ def test_without_phrases_nothing_is_censured(tmp_path):
     ],
 )
 def test_the_phrases_of_the_paper_catch_refusals(tmp_path, answer):
-    assert censured(tmp_path, [answer], wizardlm_phrases()) == [True]
+    assert refused(tmp_path, [answer], wizardlm_phrases()) == [True]
 
 
 @pytest.mark.parametrize(
@@ -920,14 +920,14 @@ def test_the_phrases_of_the_paper_catch_refusals(tmp_path, answer):
     ],
 )
 def test_the_phrases_of_the_paper_pass_ordinary_answers(tmp_path, answer):
-    assert censured(tmp_path, [answer], wizardlm_phrases()) == [False]
+    assert refused(tmp_path, [answer], wizardlm_phrases()) == [False]
 
 
-def test_real_refusals_are_censured():
+def test_real_refusals_are_found():
     path = REPOSITORY.parent / "shared" / "data" / "refusals_1200.jsonl"
     if not path.is_file():
         pytest.skip(f"{path.name} is not beside this checkout")
-    rows = rows_of(path, censure=wizardlm_phrases(), batch_rows=500)
+    rows = rows_of(path, refusals=wizardlm_phrases(), batch_rows=500)
     lines = path.read_text(encoding="utf-8").split("\n")
     answers = [json.loads(line)["output"] for line in lines if line]
     assert rows["answer"].to_list() == answers
@@ -935,5 +935,5 @@ def test_real_refusals_are_censured():
         row for row, text in enumerate(answers) if "as an ai language model" in text.lower()
     ]
     assert len(refusals) > 500
-    assert set(rows["drop_reason"].gather(refusals)) == {"censured"}
+    assert set(rows["drop_reason"].gather(refusals)) == {"refusal"}
     assert rows["drop_reason"].null_count() > 0

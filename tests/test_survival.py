@@ -306,5 +306,5 @@ def test_an_input_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> No
 def read(run_dir: Path, file: Path) -> Shards:
     columns = Columns("instruction", "input", "output")
     return read_row_shards(
-        run_dir, [file], data_format=DataFormat.auto, columns=columns, censure=[], shard_rows=100
+        run_dir, [file], data_format=DataFormat.auto, columns=columns, refusals=[], shard_rows=100
     )

@@ -56,7 +56,7 @@ def read_input(config: Config, files: Sequence[Path]) -> Shards:
             files,
             data_format=config.data.format,
             columns=Columns(**asdict(config.data.columns)),
-            censure=config.censure.phrases,
+            refusals=config.refusals.phrases,
             max_rows=config.data.max_rows,
             shard_rows=config.shard_rows,
         )

@@ -4,8 +4,10 @@ from typing import Any
 
 import polars as pl
 
+from cherry_vllm.runtime.text import printable
 from cherry_vllm.schema import DropReason
 from cherry_vllm.scoring.ifd import count_outcomes
+from cherry_vllm.selection.extremes import Side, mark_sides
 
 MAX_SHOWN_CHARS = 100
 MISFIT_SHARE = 1 / 3
@@ -33,12 +35,14 @@ def summarize(scores: pl.DataFrame, num_selected: int | None = None) -> str:
 
 def describe(title: str, facts: dict[str, Any]) -> str:
     """A stage's counts, in lines of two columns; nested ones are indented."""
-    lines = [title]
+    lines = [printable(title)]
     for key, value in facts.items():
         name = "  " + key.removeprefix("num_").replace("_", " ")
         if isinstance(value, dict):
             lines += [name] if value else []
-            lines += [f"    {part:<36}{_show(number):>10}" for part, number in value.items()]
+            lines += [
+                f"    {printable(part):<36}{_show(number):>10}" for part, number in value.items()
+            ]
         else:
             lines.append(f"{name:<40}{_show(value):>10}")
     return "\n".join(lines)
@@ -47,7 +51,7 @@ def describe(title: str, facts: dict[str, Any]) -> str:
 def _show(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.4g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) else printable(value)
 
 
 def _share(value: int, total: int) -> str:
@@ -68,21 +72,24 @@ def misfit_warning(scores: pl.DataFrame) -> str | None:
 
 
 def show_extremes(scores: pl.DataFrame, rows: pl.LazyFrame, count: int) -> str:
-    """The ``count`` usable rows with the highest IFD and with the lowest, a line or two each."""
-    usable = scores.filter(pl.col("drop_reason").is_null()).sort(["ifd", "row"])
-    count = min(count, usable.height // 2)
-    groups = {"highest IFD": usable.tail(count).reverse(), "lowest IFD": usable.head(count)}
+    """The ``count`` usable rows with the highest IFD and with the lowest, two lines each."""
+    ranked = mark_sides(scores, count=count)
+    groups = {
+        "highest IFD": ranked.filter(side=Side.TOP.value),
+        "lowest IFD": ranked.filter(side=Side.LEAST.value).reverse(),
+    }
     lines: list[str] = []
     for title, group in groups.items():
         texts = rows.join(group.lazy().select("row"), on="row", how="semi").collect()
         lines.append(f"{title}:")
         for found in group.join(texts, on="row", maintain_order="left").iter_rows(named=True):
-            question = " ".join(f"{found['instruction']} {found['input']}".split())
-            answer = " ".join(found["answer"].split())
+            question = f"{found['instruction']} {found['input']}"
             lines.append(f"  {found['ifd']:.3f}  row {found['row']}: {_shorten(question)}")
-            lines.append(f"         -> {_shorten(answer)}")
+            lines.append(f"         -> {_shorten(found['answer'])}")
     return "\n".join(lines)
 
 
 def _shorten(text: str) -> str:
-    return text if len(text) <= MAX_SHOWN_CHARS else text[: MAX_SHOWN_CHARS - 3] + "..."
+    """The beginning of a text, on one line that is safe to print."""
+    line = printable(" ".join(text.strip()[: 10 * MAX_SHOWN_CHARS].split()))
+    return line if len(line) <= MAX_SHOWN_CHARS else line[: MAX_SHOWN_CHARS - 3] + "..."

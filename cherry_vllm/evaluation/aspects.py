@@ -9,7 +9,6 @@ run_dir/replies.jsonl       every reply (:mod:`asking`)
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,8 @@ from cherry_vllm.evaluation.parsing import parse_aspects
 from cherry_vllm.evaluation.prompts import AspectRequests
 from cherry_vllm.evaluation.requests import ask_about_rows
 from cherry_vllm.schema import Schema
+from cherry_vllm.selection.extremes import Side, mark_sides
+from cherry_vllm.selection.ranking import take_share
 from cherry_vllm.store.files import atomic_path, write_json
 
 SIDES = ("top", "least")  # highest IFD, lowest IFD
@@ -46,20 +47,18 @@ def take_sides(scores: pl.DataFrame, *, fraction: float | None, count: int | Non
     Raises:
         UserError: a side would be empty, or both would overlap.
     """
-    usable = scores.filter(pl.col("drop_reason").is_null())
-    ranked = usable.sort(["ifd", "row"], descending=[True, False])
     if count is None and not 0 < (fraction or 0) <= 0.5:
         raise UserError(f"judge.fraction={fraction}: give a number above 0 and up to 0.5")
-    number = int(Fraction(str(fraction)) * ranked.height) if count is None else count
-    if not 0 < number <= ranked.height // 2:
+    usable = scores["drop_reason"].null_count()
+    number = take_share(usable, fraction or 0) if count is None else count
+    if not 0 < number <= usable // 2:
         asked = f"judge.fraction={fraction}" if count is None else f"judge.count={count}"
         raise UserError(
-            f"{asked}: {number} rows on either side, of {ranked.height} usable ones; ask for "
+            f"{asked}: {number} rows on either side, of {usable} usable ones; ask for "
             "at least 1 and at most half of them"
         )
-    sides = pl.Series("side", [side for side in SIDES for _ in range(number)], ASPECTS["side"])
-    both = pl.concat([ranked.head(number), ranked.tail(number)])
-    return both.select("row", sides, "ifd")
+    ends = mark_sides(scores, count=number).filter(pl.col("side") != Side.OTHERS.value)
+    return ends.select("row", pl.col("side").cast(ASPECTS["side"]), "ifd")
 
 
 def rate(

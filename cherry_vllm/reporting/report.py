@@ -130,7 +130,7 @@ def _load(run_dir: Path, folder: Path, page: Page, meta_name: str) -> Scored:
         folder=folder,
         manifest=read_json(folder / "score.json"),
         scores=scores,
-        ranked=mark_sides(scores, page.fraction),
+        ranked=mark_sides(scores, fraction=page.fraction),
         rows=find_rows(folder),
         embeddings=find_embeddings(run_dir, folder),
         aspects=find_aspects(run_dir, made_by),

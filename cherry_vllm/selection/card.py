@@ -61,7 +61,7 @@ def write_card(
             *((Path(name).name, f"SHA-256 {found[0]}") for name, found in files),
             ("columns", read["settings"]["columns"]),
             ("max_rows", read["settings"]["max_rows"]),
-            ("censured phrases", len(read["settings"]["censure"])),
+            ("refusal phrases", len(read["settings"]["refusals"])),
         ],
         "Scores": scoring.items(),
         "Choice": choice.items(),

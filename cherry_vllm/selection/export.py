@@ -1,12 +1,12 @@
 """Chosen rows to what trainers read: a JSON array, JSON Lines, Parquet, or a data set folder."""
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
 
 from cherry_vllm.errors import UserError
+from cherry_vllm.selection.parquet import write_parquet
 from cherry_vllm.store.files import atomic_folder, atomic_path
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
@@ -55,7 +55,7 @@ def write_records(records: pl.Series, output: Path) -> None:
     """Writes records (JSON objects, as text) in their order; JSON keeps them to the letter."""
     with atomic_path(output) as path:
         if output.suffix == ".parquet":
-            _write_parquet(records, path, output)
+            write_parquet(records, path, output)
         elif output.suffix == ".jsonl":
             path.write_text("".join(f"{record}\n" for record in records), encoding="utf-8")
         else:
@@ -66,17 +66,5 @@ def write_dataset(records: pl.Series, output: Path, write_card: Callable[[Path],
     """Writes a folder that the usual loaders take for a data set: its rows and its card."""
     with atomic_folder(output) as folder:
         (folder / DATA).parent.mkdir()
-        _write_parquet(records, folder / DATA, output)
+        write_parquet(records, folder / DATA, output)
         write_card(folder / CARD)
-
-
-def _write_parquet(records: pl.Series, path: Path, output: Path) -> None:
-    """Parquet has one type per column, which JSON records need not have."""
-    lines = io.BytesIO("\n".join(records).encode())
-    try:
-        pl.read_ndjson(lines, infer_schema_length=None).write_parquet(path)
-    except pl.exceptions.PolarsError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{output}: the rows' fields do not fit in columns ({reason}); use a .jsonl output"
-        ) from None

@@ -1,9 +1,10 @@
 """The rows at either end of the IFD scale."""
 
 from enum import StrEnum
-from fractions import Fraction
 
 import polars as pl
+
+from cherry_vllm.selection.ranking import take_share
 
 
 class Side(StrEnum):
@@ -14,14 +15,19 @@ class Side(StrEnum):
     OTHERS = "others"
 
 
-def mark_sides(scores: pl.DataFrame, fraction: float) -> pl.DataFrame:
+def mark_sides(
+    scores: pl.DataFrame, *, fraction: float | None = None, count: int | None = None
+) -> pl.DataFrame:
     """The usable rows of :data:`schema.SCORES`, highest IFD first, with their ``side``.
 
-    Each end holds ``fraction`` of them, rounded down but at least one; of a single row none.
+    Each end holds ``count`` of them, or ``fraction``, rounded down but at least one. Both ends are
+    equally long and share no row.
     """
     usable = scores.filter(pl.col("drop_reason").is_null())
     ranked = usable.sort(["ifd", "row"], descending=[True, False])
-    size = min(max(1, int(Fraction(str(fraction)) * ranked.height)), ranked.height // 2)
+    if count is None:
+        count = max(1, take_share(ranked.height, fraction or 0))
+    size = min(count, ranked.height // 2)
     position = pl.int_range(pl.len())
     return ranked.with_columns(
         side=pl.when(position < size)

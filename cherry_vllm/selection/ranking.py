@@ -64,6 +64,11 @@ def select_rows(
     return chosen.sort(["ifd", "row"], descending=[True, False]) if by_ifd else chosen.sort("row")
 
 
+def take_share(number: int, fraction: float) -> int:
+    """``fraction`` of ``number``, rounded down. The product is exact: 0.29 of 100 is 29."""
+    return int(Fraction(str(fraction)) * number)
+
+
 def _reaching(ranked: pl.DataFrame, threshold: float | None) -> pl.DataFrame:
     rated = ranked.drop_nulls("rating")
     reaching = rated if threshold is None else rated.filter(pl.col("rating") >= threshold)
@@ -113,7 +118,7 @@ def _number(
     elif fraction is not None and 0 < fraction <= 1:
         asked = f"select.fraction={fraction}"
         if rule is Rule.exact:
-            number = int(Fraction(str(fraction)) * usable)
+            number = take_share(usable, fraction)
         else:
             number = int(fraction * (usable if rule is Rule.data_by_ifd else rows))
     else:

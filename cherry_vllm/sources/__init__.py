@@ -25,15 +25,15 @@ def read_rows(
     *,
     data_format: DataFormat,
     columns: Columns,
-    censure: Sequence[str],
+    refusals: Sequence[str],
     max_rows: int | None = None,
     batch_rows: int,
 ) -> Iterator[pl.DataFrame]:
     """Yields all rows of ``files``, in order, as frames of :data:`schema.ROWS`.
 
     Every frame but the last has ``batch_rows`` rows; of the input, only the first ``max_rows`` are
-    read. ``censure`` holds phrases; a row whose
-    answer contains one, in any case, gets ``drop_reason`` "censured".
+    read. ``refusals`` holds phrases; a row whose answer contains one, in any case, gets
+    ``drop_reason`` "refusal".
 
     Raises:
         UserError: a file is broken as a whole, holds no row, or has none of the columns.
@@ -42,7 +42,7 @@ def read_rows(
     first_row = 0
     for frame in _rebatch(_head(frames, max_rows), batch_rows):
         yield (
-            frame.with_columns(drop_reason=_drop_reason(censure))
+            frame.with_columns(drop_reason=_drop_reason(refusals))
             .with_row_index("row", offset=first_row)
             .select(list(ROWS))
             .cast(ROWS)  # type: ignore[arg-type]
@@ -86,17 +86,17 @@ def _rebatch(frames: Iterator[pl.DataFrame], rows: int) -> Iterator[pl.DataFrame
         yield rest
 
 
-def _drop_reason(censure: Sequence[str]) -> pl.Expr:
+def _drop_reason(refusals: Sequence[str]) -> pl.Expr:
     answer = pl.col("answer")
     empty = answer.is_null() | (answer.str.strip_chars() == "")
-    phrases = [phrase.lower() for phrase in censure]
+    phrases = [phrase.lower() for phrase in refusals]
     text = answer.str.to_lowercase()
-    censured = text.str.contains_any(phrases) if phrases else pl.lit(value=False)
+    is_refusal = text.str.contains_any(phrases) if phrases else pl.lit(value=False)
     return (
         pl.when("malformed")
         .then(pl.lit(DropReason.MALFORMED.value, REASON))
         .when(empty)
         .then(pl.lit(DropReason.EMPTY_ANSWER.value, REASON))
-        .when(censured)
-        .then(pl.lit(DropReason.CENSURED.value, REASON))
+        .when(is_refusal)
+        .then(pl.lit(DropReason.REFUSAL.value, REASON))
     )

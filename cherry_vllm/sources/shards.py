@@ -22,7 +22,7 @@ def read_row_shards(
     *,
     data_format: DataFormat,
     columns: Columns,
-    censure: Sequence[str],
+    refusals: Sequence[str],
     max_rows: int | None = None,
     shard_rows: int,
 ) -> Shards:
@@ -37,7 +37,7 @@ def read_row_shards(
         "files": [[file_sha256(file), *file.suffixes] for file in files],
         "format": data_format.value,
         "columns": columns._asdict(),
-        "censure": list(censure),
+        "refusals": list(refusals),
         "max_rows": max_rows,
         "shard_rows": shard_rows,
     }
@@ -52,7 +52,7 @@ def read_row_shards(
         files,
         data_format=data_format,
         columns=columns,
-        censure=censure,
+        refusals=refusals,
         max_rows=max_rows,
         batch_rows=shard_rows,
     )

@@ -1,9 +1,12 @@
 """Files that survive a kill: atomic writes, and names for contents."""
 
+import ctypes
+import errno
 import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +17,8 @@ import polars as pl
 
 ROW_GROUP_ROWS = 20_000
 
-
 OS_ERROR = re.compile(r"\(os error (\d+)\)")
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux's renameat2
 
 
 def fingerprint(settings: dict[str, Any]) -> str:
@@ -37,8 +40,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
     A kill at any moment leaves the old file or the new one, never a part of it.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays last: writers choose the format by it.
-    temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
+    temporary = _temporary(target, "tmp")
     try:
         yield temporary
         _sync(temporary)
@@ -58,25 +60,74 @@ def atomic_path(target: Path) -> Iterator[Path]:
 def atomic_folder(target: Path) -> Iterator[Path]:
     """Yields a temporary folder that takes the place of ``target`` only if the block succeeds.
 
-    A kill at any moment leaves the old folder, the new one, or, between two renames, none.
+    A kill at any moment leaves the old folder or the new one. Where the file system cannot swap
+    two folders, it may leave the old one under another name, which :func:`remove_leftovers` undoes.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = (
-        target.with_name(f".{target.name}.{os.getpid()}.{suffix}") for suffix in ("tmp", "old")
-    )
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary, old = _temporary(target, "tmp"), _temporary(target, "old")
     temporary.mkdir()
     try:
         yield temporary
         for path in [*temporary.rglob("*"), temporary]:
             _sync(path)
-        if target.exists():
+        if not target.exists():
+            os.replace(temporary, target)
+        elif not _swap(temporary, target):
             os.replace(target, old)
-        os.replace(temporary, target)
+            os.replace(temporary, target)
         _sync(target.parent)
     finally:
+        if old.exists() and not target.exists():
+            os.replace(old, target)
         for folder in (temporary, old):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_leftovers(target: Path) -> None:
+    """Removes what a killed process left of writing ``target``; an old folder takes its place back.
+
+    The caller holds the lock under which ``target`` is written: a temporary file of a process that
+    is still at work looks the same.
+    """
+    if not target.exists():
+        for old in _leftovers(target, "old")[:1]:
+            os.replace(old, target)
+    for path in [*_leftovers(target, "tmp"), *_leftovers(target, "old")]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _temporary(target: Path, ending: str) -> Path:
+    """A name that no other process uses, in whatever container or on whatever node it runs."""
+    node = re.sub(r"[^\w-]", "-", os.uname().nodename)[:32]
+    token = f"{node}-{os.getpid()}-{secrets.token_hex(4)}"
+    # The suffix stays last: writers choose the format by it.
+    return target.with_name(f".{target.stem}.{token}.{ending}{target.suffix}")
+
+
+def _leftovers(target: Path, ending: str) -> list[Path]:
+    name = re.compile(
+        rf"\.{re.escape(target.stem)}\.[\w-]+-\d+-[0-9a-f]{{8}}\.{ending}{re.escape(target.suffix)}"
+    )
+    if not target.parent.is_dir():
+        return []
+    return sorted(path for path in target.parent.iterdir() if name.fullmatch(path.name))
+
+
+def _swap(first: Path, second: Path) -> bool:
+    """Exchanges two paths in one step; False where the system or its disk cannot."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:
+        return False
+    if rename(AT_FDCWD, os.fsencode(first), AT_FDCWD, os.fsencode(second), RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        return False
+    raise OSError(number, os.strerror(number), str(second))
 
 
 def _sync(path: Path) -> None:

@@ -1,47 +1,95 @@
-"""One run at a time: locks on a run folder."""
+"""One run at a time: locks on a folder.
+
+The locks are POSIX record locks that belong to an open file, not to a process (``F_OFD_SETLK``).
+They hold between threads, processes, containers that share the folder, and nodes that mount it from
+a server that passes such locks on (NFS, Lustre with ``-o flock``, GPFS). A kill releases them. They
+are not inherited by programs that the holder starts. No thread may take the same lock twice.
+"""
 
 import errno
 import fcntl
+import logging
 import os
+import struct
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 
 from cherry_vllm.errors import UserError
 
+log = logging.getLogger(__name__)
+
+HELD = (errno.EACCES, errno.EAGAIN)
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)
+POLL_S, PATIENCE_S = 0.05, 2.0
+
 
 @contextmanager
 def exclusive(run_dir: Path, name: str = ".lock", *, shared: bool = False) -> Iterator[None]:
-    """Holds ``run_dir`` for this process; the lock goes with the process, however it ends.
+    """Holds ``run_dir`` until the block ends; the lock goes with the process, however it ends.
 
-    Several processes may hold a ``shared`` lock of one name, while none holds it alone.
+    Several may hold a ``shared`` lock of one name, while none holds it alone.
 
     Raises:
-        UserError: another process holds it.
+        UserError: another process holds it, or the file system has no locks.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     with (run_dir / name).open("a+") as file:
-        try:
-            # A record lock, unlike flock, is not inherited by the engine's child processes.
-            fcntl.lockf(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                raise
-            file.seek(0)
+        if not _try_lock(file, fcntl.F_RDLCK if shared else fcntl.F_WRLCK):
             raise UserError(
-                f"{run_dir}: in use by another run (process {file.read().strip() or 'unknown'}); "
+                f"{run_dir}: in use by another run ({_holder(file)}); "
                 "wait for it, or choose another run_dir"
-            ) from None
-        file.truncate(0)
-        file.write(f"{os.getpid()} on {os.uname().nodename}{', among others' if shared else ''}")
-        file.flush()
+            )
+        _sign(file, ", among others" if shared else "")
         yield
 
 
 @contextmanager
-def in_turn(run_dir: Path) -> Iterator[None]:
-    """Waits until no other process is in such a block on ``run_dir``."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with (run_dir / ".turn").open("a") as file:
-        fcntl.lockf(file, fcntl.LOCK_EX)
+def in_turn(folder: Path, name: str = ".turn") -> Iterator[None]:
+    """Waits until nobody else is in such a block on ``folder``.
+
+    Raises:
+        UserError: the file system has no locks.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / name).open("a+") as file:
+        # Asked again and again, since a signal would not interrupt one long wait: see signal(7) on
+        # SA_RESTART, which Polars sets.
+        asked, is_told = time.monotonic(), False
+        while not _try_lock(file, fcntl.F_WRLCK):
+            if not is_told and time.monotonic() - asked > PATIENCE_S:
+                log.info("%s: waiting for another run (%s)", folder, _holder(file))
+                is_told = True
+            time.sleep(POLL_S)
+        _sign(file)
         yield
+
+
+def _try_lock(file: TextIOWrapper, kind: int) -> bool:
+    """Locks an open file, or says that another holds it."""
+    request = struct.pack("hhqqi", kind, os.SEEK_SET, 0, 0, 0)  # the whole file
+    try:
+        fcntl.fcntl(file, fcntl.F_OFD_SETLK, request)
+    except OSError as error:
+        if error.errno in HELD:
+            return False
+        if error.errno in NO_LOCKS:
+            raise UserError(
+                f"{Path(file.name).parent}: its file system has no locks ({error.strerror}); use "
+                "a local disk, or mount it with locks"
+            ) from None
+        raise
+    return True
+
+
+def _sign(file: TextIOWrapper, note: str = "") -> None:
+    file.truncate(0)
+    file.write(f"{os.getpid()} on {os.uname().nodename}{note}")
+    file.flush()
+
+
+def _holder(file: TextIOWrapper) -> str:
+    file.seek(0)
+    return f"process {file.read().strip() or 'unknown'}"

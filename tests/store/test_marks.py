@@ -1,0 +1,176 @@
+"""Outputs that are ours and those that are not: nothing else is ever replaced."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cherry_vllm.errors import UserError
+from cherry_vllm.store import files, marks
+from cherry_vllm.store.files import file_sha256, read_json, write_json
+from cherry_vllm.store.marks import is_ours, mark_path, marked_file, marked_folder, read_mark
+from tests.kills import dies_at_step
+
+
+def write_file(output: Path, text: str = "rows", **facts: Any) -> None:
+    with marked_file(output, facts) as path:
+        path.write_text(text)
+
+
+def write_folder(output: Path, text: str = "rows", **facts: Any) -> None:
+    with marked_folder(output, facts) as folder:
+        (folder / "README.md").write_text(f"card of {text}")
+        (folder / "data").mkdir()
+        (folder / "data" / "train.parquet").write_text(text)
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Every file that a person would see, with its text."""
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): path.read_text()
+        for path in found
+        if path.name != marks.LOCK
+    }
+
+
+def test_an_output_and_its_mark_are_written_together(tmp_path: Path) -> None:
+    write_file(tmp_path / "cherry.json", count=3)
+    assert is_ours(tmp_path / "cherry.json")
+    assert read_mark(tmp_path / "cherry.json") == {
+        "count": 3,
+        "sha256": file_sha256(tmp_path / "cherry.json"),
+    }
+    assert sorted(tree(tmp_path)) == ["cherry.json", "cherry.json.meta.json"]
+
+
+def test_outputs_of_one_stem_have_marks_of_their_own(tmp_path: Path) -> None:
+    write_file(tmp_path / "cherry.json", count=1)
+    write_file(tmp_path / "cherry.jsonl", count=2)
+    write_folder(tmp_path / "cherry", count=3)
+    found = [read_mark(tmp_path / name) for name in ("cherry.json", "cherry.jsonl", "cherry")]
+    assert [mark and mark["count"] for mark in found] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("write", [write_file, write_folder])
+def test_what_is_ours_is_replaced(tmp_path: Path, write: Callable[..., None]) -> None:
+    for content in ("old", "new"):
+        write(tmp_path / "cherry", content, content=content)
+        mark = read_mark(tmp_path / "cherry")
+        assert mark is not None
+        assert mark["content"] == content
+    assert "old" not in str(tree(tmp_path))
+
+
+HARM: dict[str, Callable[[Path], object]] = {
+    "a changed file": lambda output: (output / "README.md").write_text("my notes"),
+    "one more file": lambda output: (output / "data" / "raw.jsonl").write_text("my only copy"),
+    "one file less": lambda output: (output / "README.md").unlink(),
+    "an empty folder": lambda output: (output / "notes").mkdir(),
+    "a link": lambda output: (output / "link").symlink_to("README.md"),
+    "no mark": lambda output: mark_path(output).unlink(),
+    "a broken mark": lambda output: mark_path(output).write_text("{"),
+}
+
+
+@pytest.mark.parametrize("harm", HARM.values(), ids=HARM)
+def test_a_folder_that_is_not_what_was_written_is_never_replaced(
+    tmp_path: Path, harm: Callable[[Path], object]
+) -> None:
+    write_folder(tmp_path / "cherry")
+    harm(tmp_path / "cherry")
+    before = tree(tmp_path)
+    assert not is_ours(tmp_path / "cherry")
+    with pytest.raises(UserError, match="exists and is not") as refused:
+        write_folder(tmp_path / "cherry", "new")
+    assert "\n" not in str(refused.value)
+    assert tree(tmp_path) == before
+
+
+def test_a_folder_of_the_users_that_looks_like_an_export_is_never_replaced(tmp_path: Path) -> None:
+    output = tmp_path / "cherry"
+    (output / "data").mkdir(parents=True)
+    (output / "README.md").write_text("my notes")
+    (output / "data" / "train-00000-of-00001.parquet").write_text("my only copy")
+    before = tree(tmp_path)
+    with pytest.raises(UserError, match="choose another output"):
+        write_folder(output)
+    assert tree(tmp_path) == before
+
+
+def test_a_file_of_the_users_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "cherry.json").write_text("source rows")
+    with pytest.raises(UserError, match="choose another output"):
+        write_file(tmp_path / "cherry.json")
+    write_file(tmp_path / "other.json")
+    (tmp_path / "other.json").write_text("edited by hand")
+    with pytest.raises(UserError, match="choose another output"):
+        write_file(tmp_path / "other.json")
+    assert (tmp_path / "other.json").read_text() == "edited by hand"
+
+
+def test_a_link_is_never_replaced(tmp_path: Path) -> None:
+    write_file(tmp_path / "real.json")
+    (tmp_path / "cherry.json").symlink_to("real.json")
+    (tmp_path / "gone.json").symlink_to("nowhere")
+    for name in ("cherry.json", "gone.json"):
+        with pytest.raises(UserError, match="choose another output"):
+            write_file(tmp_path / name)
+
+
+def test_a_file_where_the_mark_would_be_is_never_replaced(tmp_path: Path) -> None:
+    write_json(mark_path(tmp_path / "cherry.json"), {"mine": True})
+    with pytest.raises(UserError, match=r"cherry\.json\.meta\.json: exists and is not"):
+        write_file(tmp_path / "cherry.json")
+    assert read_json(mark_path(tmp_path / "cherry.json")) == {"mine": True}
+
+
+def test_what_appears_while_the_output_is_made_is_not_replaced(tmp_path: Path) -> None:
+    output = tmp_path / "cherry.json"
+
+    def write_slowly() -> None:
+        with marked_file(output, {}) as path:
+            path.write_text("rows")
+            output.write_text("mine")
+
+    with pytest.raises(UserError, match="choose another output"):
+        write_slowly()
+    assert output.read_text() == "mine"
+
+
+# --- a kill at every step ------------------------------------------------------------------------
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("write", [write_file, write_folder])
+@pytest.mark.parametrize("disk", ["swaps folders", "does not"])
+def test_a_kill_at_any_step_leaves_the_old_output_or_the_new_and_a_mark_that_knows_it(
+    tmp_path: Path, write: Callable[..., None], disk: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_sync", lambda _path: None)  # quicker
+    if disk == "does not":
+        monkeypatch.setattr(files, "_swap", lambda _first, _second: False)
+    seen, number, was_killed = set[str](), 0, True
+    while was_killed:
+        folder = tmp_path / str(number)
+        output = folder / "cherry"
+        write(output, "old", content="old")
+        was_killed = dies_at_step(number, partial(write, output, "new", content="new"))
+        mark = read_mark(output)
+        if mark is None:  # only between two renames of a folder
+            assert (write, disk) == (write_folder, "does not")
+            assert not output.exists()
+            assert "old" in str(tree(folder))
+        else:
+            seen.add(mark["content"])
+        write(output, "newest", content="newest")
+        names = {path.name for path in folder.iterdir()}
+        assert names == {"cherry", "cherry.meta.json", marks.LOCK}, "a leftover stays"
+        mark = read_mark(output)
+        assert mark is not None
+        assert mark["content"] == "newest"
+        number += 1
+    assert seen == {"old", "new"}
+    assert number > 5
