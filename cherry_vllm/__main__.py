@@ -8,12 +8,11 @@ from cherry_vllm.runtime.imports import forget_current_directory
 def main() -> int:
     """Runs the command line; returns the exit code."""
     forget_current_directory()  # before anything is imported from there
-    from cherry_vllm.runtime.signals import install_handlers, obeying_signals
+    from cherry_vllm.runtime.signals import obeying_signals
 
     with obeying_signals():
         from cherry_vllm import cli
 
-        install_handlers()  # polars has put one of its own in place
         return cli.main()
 
 

@@ -5,9 +5,11 @@ type is refused before anything runs; every number and text has its limit here (
 Only the commands see them: components take plain arguments.
 """
 
+import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -350,7 +352,26 @@ def typed(composed: DictConfig) -> Config:
     """
     config = cast(Config, OmegaConf.to_object(composed))
     check_config(config)
+    _expand_home(config)
     return config
+
+
+def _expand_home(settings: Any) -> None:
+    """Replaces the ``~`` that paths begin with, which shells leave as it is behind ``key=``."""
+    for item in fields(settings):
+        value = getattr(settings, item.name)
+        if is_dataclass(value):
+            _expand_home(value)
+        elif item.metadata.get(LIMIT) == PATH and value is not None:
+            setattr(settings, item.name, _from_home(value))
+        elif item.metadata.get(LIMIT) == PATHS and value is not None:
+            is_one = isinstance(value, str)
+            paths = _from_home(value) if is_one else [_from_home(path) for path in value]
+            setattr(settings, item.name, paths)
+
+
+def _from_home(path: str) -> str:
+    return os.path.expanduser(path)  # noqa: PTH111 - leaves hf:// and an unknown ~name alone
 
 
 def compose(*overrides: str) -> Config:
@@ -365,6 +386,7 @@ def compose(*overrides: str) -> Config:
         return typed(hydra.compose("config", list(overrides)))
 
 
+@cache
 def register() -> None:
     """Makes the classes known to Hydra, under the names that ``conf/`` refers to."""
     store = ConfigStore.instance()

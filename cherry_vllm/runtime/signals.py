@@ -54,6 +54,12 @@ def install_handlers() -> None:
             signal.signal(number, _interrupt_once)
 
 
+def restore_handlers() -> None:
+    """Puts the handlers back, where they were in place, after an import that replaced one."""
+    if signal.getsignal(signal.SIGTERM) is _interrupt_once:
+        install_handlers()
+
+
 def interrupt(number: int, _frame: FrameType | None) -> None:
     """A signal handler that does what Ctrl-C does, for any signal."""
     raise KeyboardInterrupt(number)

@@ -1,0 +1,125 @@
+"""The command line: ``cherry-vllm STAGE [hydra overrides]``.
+
+Exit codes: 0 done; 1 internal error (please report it); 2 a mistake to fix, told in one line on
+stderr; 128 + n stopped by signal n (:mod:`runtime.signals`).
+"""
+
+import io
+import logging
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from cherry_vllm import __version__
+from cherry_vllm.cli.help import STAGES, command_help, stage_help
+from cherry_vllm.errors import UserError
+from cherry_vllm.runtime.text import printable
+
+if TYPE_CHECKING:
+    from cherry_vllm.cli.launch import Failure
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the stage that the first argument names; returns the exit code.
+
+    It may be called again and again in one process, which it leaves as it found it.
+    """
+    words = sys.argv[1:] if argv is None else list(argv)
+    with _process_kept():
+        try:
+            code = _dispatch(words)
+            sys.stdout.flush()
+        except UserError as error:
+            return _complain(str(error))
+        except BrokenPipeError:  # whoever read our output left, as `head` does
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + signal.SIGPIPE
+    return code
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        print(command_help())
+        return 0 if words else 2
+    if "--version" in words:
+        print(__version__)
+        return 0
+    if words[0] in ("-sc", "--shell-completion"):
+        from cherry_vllm.cli.completion import complete
+
+        print(complete(words[1:]))
+        return 0
+    stage, *rest = words
+    if stage not in STAGES:
+        raise UserError(f"{stage}: no such stage; choose from {', '.join(STAGES)}")
+    if {"-h", "--help"} & set(rest):
+        print(stage_help(stage))
+        return 0
+    return _run(stage, rest)
+
+
+def _run(stage: str, words: list[str]) -> int:
+    from cherry_vllm.cli.launch import describe_failure, launch
+    from cherry_vllm.runtime.signals import restore_handlers
+
+    restore_handlers()  # polars has put one of its own in place
+    # torch then asks for huge pages: training on CPUs takes a sixth less time.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    try:
+        failures = launch(stage, words)
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        failures = [describe_failure(error)]
+    is_verbose = "verbose=true" in words or os.environ.get("HYDRA_FULL_ERROR") == "1"
+    return min((_report(failure, is_verbose=is_verbose) for failure in failures), default=0)
+
+
+def _report(failure: "Failure", *, is_verbose: bool) -> int:
+    if not failure.trace:
+        return _complain(failure.message)
+    if is_verbose:
+        print(failure.trace, file=sys.stderr)
+        details = "the traceback is above"
+    else:
+        descriptor, name = tempfile.mkstemp(prefix="cherry-vllm-", suffix=".txt")
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(failure.trace)
+        details = f"its traceback is in {name}"
+    _say(f"internal error (please report it): {failure.message}; {details}")
+    return 1
+
+
+def _complain(message: str) -> int:
+    _say(message)
+    return 2
+
+
+def _say(message: str) -> None:
+    print(f"cherry-vllm: {printable(message)}", file=sys.stderr)
+
+
+@contextmanager
+def _process_kept() -> Iterator[None]:
+    """Puts back what a stage changes about its process: environment, logging, output."""
+    environment = dict(os.environ)
+    root, ours = logging.getLogger(), logging.getLogger("cherry_vllm")
+    levels, handlers = (root.level, ours.level), root.handlers[:]
+    errors = getattr(sys.stdout, "errors", None)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # prints names of files that are not UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors=errors)
+        root.setLevel(levels[0])
+        ours.setLevel(levels[1])
+        root.handlers[:] = handlers
+        os.environ.clear()
+        os.environ.update(environment)

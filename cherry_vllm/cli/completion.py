@@ -1,0 +1,88 @@
+"""Shell completion: stages, keys, and the values of groups, choices and switches.
+
+``eval "$(cherry-vllm -sc install=bash)"`` defines it; zsh takes the same after ``bashcompinit``.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from enum import Enum
+from typing import Any
+
+from cherry_vllm.cli.help import STAGES
+from cherry_vllm.errors import UserError
+
+FLAGS = ("--cfg", "--config-dir", "--help", "--multirun", "--resolve")
+
+# Bash splits the line at "=" before it asks, and wants back only what follows.
+BASH = """\
+_cherry_vllm() {
+    local word choice
+    word="${COMP_LINE:0:COMP_POINT}"
+    word="${word##* }"
+    COMPREPLY=()
+    while IFS= read -r choice; do
+        [[ -z $choice ]] || COMPREPLY+=("${choice#"${word%"${word##*[=:]}"}"}")
+    done < <(COMP_LINE="$COMP_LINE" COMP_POINT="$COMP_POINT" "${COMP_WORDS[0]}" -sc query=bash)
+}
+complete -o nospace -o default -F _cherry_vllm cherry-vllm"""
+
+
+def complete(words: Sequence[str]) -> str:
+    """What ``cherry-vllm -sc WORD`` prints.
+
+    Raises:
+        UserError: the word names another shell, or nothing that completion does.
+    """
+    line = os.environ.get("COMP_LINE", "")
+    position = int(os.environ.get("COMP_POINT", len(line)))
+    answers: dict[str, Callable[[], str]] = {
+        "install=bash": lambda: BASH,
+        "uninstall=bash": lambda: "complete -r cherry-vllm; unset -f _cherry_vllm",
+        "query=bash": lambda: "\n".join(list_choices(line[:position])),
+    }
+    if len(words) != 1 or words[0] not in answers:
+        given = " ".join(words)
+        raise UserError(f"-sc {given}: give install=bash or uninstall=bash; others have none")
+    return answers[words[0]]()
+
+
+def list_choices(line: str) -> list[str]:
+    """The words that the last word of a command line may become."""
+    words = line.split(" ")
+    if len(words) < 3:
+        return _beginning([f"{name} " for name in STAGES], words[-1])
+    return list_words(words[-1])
+
+
+def list_words(begun: str) -> list[str]:
+    """The keys, groups and flags, or values, that a word may become."""
+    from cherry_vllm.cli.keys import known_keys, list_groups
+
+    if begun.startswith("-"):
+        return _beginning([f"{flag} " for flag in FLAGS], begun)
+    plus, word = ("+", begun[1:]) if begun.startswith("+") else ("", begun)
+    key, equals, _ = word.partition("=")
+    if equals:
+        found = known_keys().get(key)
+        values = list_groups().get(key) or (_values(found.kind) if found else [])
+        return _beginning([f"{plus}{key}={value} " for value in values], begun)
+    names = [f"{name}=" for name in [*known_keys(), *list_groups()]]
+    # One level at a time: `select.` before the keys of `select`.
+    levels = {_to_next_dot(name, len(word)) for name in names if name.startswith(word)}
+    return sorted(f"{plus}{name}" for name in levels)
+
+
+def _values(kind: Any) -> list[str]:
+    if kind is bool:
+        return ["false", "true"]
+    is_choice = isinstance(kind, type) and issubclass(kind, Enum)
+    return [item.name for item in kind] if is_choice else []
+
+
+def _to_next_dot(name: str, start: int) -> str:
+    dot = name.find(".", start)
+    return name if dot < 0 else name[: dot + 1]
+
+
+def _beginning(choices: Sequence[str], begun: str) -> list[str]:
+    return [choice for choice in choices if choice.startswith(begun)]

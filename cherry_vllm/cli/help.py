@@ -1,0 +1,183 @@
+"""What ``--help`` prints: a screen for the command, and a screen for each stage."""
+
+from typing import NamedTuple
+
+
+class Stage(NamedTuple):
+    """What a stage does, a command that shows it, and the keys that people use most."""
+
+    summary: str
+    example: str
+    keys: dict[str, str]
+
+
+DATA = {
+    "data.path": "file, glob, hf:// path, or a list of these",
+    "data": "field names of the data: alpaca or question_answer",
+    "data.max_rows": "read only so many rows",
+}
+MODEL = {
+    "model.path": "folder in Hugging Face layout, or a hub id",
+    "prompt": "template: alpaca, chat, vicuna or wizardlm",
+    "max_length": "tokens of prompt and answer (512)",
+}
+ENGINE = {
+    "engine": "vllm_fused (default), vllm or hf",
+    "executor.num_workers": "worker processes (one per GPU)",
+}
+RUN = {"run_dir": "folder of all results (runs/cherry)"}
+
+STAGES = {
+    "pipeline": Stage(
+        "Runs the whole method; stages whose results already exist are skipped.",
+        "cherry-vllm pipeline data.path=alpaca.json model.path=meta-llama/Llama-2-7b-hf",
+        DATA
+        | MODEL
+        | {
+            "+experiment": "settings of the paper: alpaca_7b or wizardlm_7b",
+            "sample": "rows of the brief experience: kmeans, difficulty, random or none",
+            "select.fraction": "share of the usable rows to select (0.1)",
+        }
+        | ENGINE
+        | RUN,
+    ),
+    "embed": Stage(
+        "Embeds the prompts with the base model and measures their perplexity.",
+        "cherry-vllm embed data.path=alpaca.json model.path=meta-llama/Llama-2-7b-hf",
+        DATA | MODEL | ENGINE | RUN,
+    ),
+    "sample": Stage(
+        "Samples the rows that the pre-experienced model learns from.",
+        "cherry-vllm sample data.path=alpaca.json model.path=meta-llama/Llama-2-7b-hf",
+        DATA
+        | MODEL
+        | {
+            "sample": "kmeans (default), difficulty or random",
+            "sample.count": "rows in all (1000)",
+            "sample.num_clusters": "clusters of sample=kmeans (100)",
+            "seed": "of everything random (0)",
+        }
+        | RUN,
+    ),
+    "train": Stage(
+        "Fine-tunes a model on a data set.",
+        "cherry-vllm train data.path=cherry.json model.path=meta-llama/Llama-2-7b-hf",
+        DATA
+        | MODEL
+        | {
+            "train.num_epochs": "epochs (3)",
+            "train.learning_rate": "peak learning rate (2e-5)",
+            "train.global_batch_size": "rows per optimizer step (128)",
+            "train.lora_rank": "above 0: train adapters of this rank (0)",
+        }
+        | RUN,
+    ),
+    "score": Stage(
+        "Scores every row by its Instruction-Following Difficulty (IFD).",
+        "cherry-vllm score data.path=alpaca.json model.path=Qwen/Qwen2.5-0.5B run_dir=runs/alpaca",
+        DATA | MODEL | ENGINE | {"refusals": "wizardlm: drop answers that refuse (none)"} | RUN,
+    ),
+    "select": Stage(
+        "Selects rows of a scored run.",
+        "cherry-vllm select run_dir=runs/alpaca select.fraction=0.05",
+        {
+            "select.strategy": "cherry, low_ifd, high_conditioned, longest, random or rating",
+            "select.fraction": "share of the usable rows (0.1)",
+            "select.count": "a number of rows; takes precedence over the fraction",
+            "select.output": "cherry.json, or .jsonl, .parquet, or a folder",
+        }
+        | RUN,
+    ),
+    "generate": Stage(
+        "Lets a model answer a test set.",
+        "cherry-vllm generate testset=vicuna testset.path=question.jsonl model.path=runs/a/model",
+        {
+            "testset.path": "file of questions",
+            "testset": "file (default), koala, lima, sinstruct, vicuna or wizardlm",
+        }
+        | MODEL
+        | {
+            "generate.temperature": "0 (default): greedy",
+            "generate.output": "file of answers (answers.jsonl)",
+        }
+        | RUN,
+    ),
+    "judge": Stage(
+        "Lets a judge compare two models' answers, or rate rows or instructions.",
+        "cherry-vllm judge judge.first=a.jsonl judge.second=b.jsonl judge.model=gpt-4o",
+        {
+            "judge": "pairwise (default), rating or aspects",
+            "judge.first": "answers of the first model",
+            "judge.second": "answers of the second model",
+            "judge.model": "the judge, as the endpoint calls it",
+            "judge.base_url": "an endpoint that speaks OpenAI's protocol",
+            "judge.api_key_env": "variable that holds the key (OPENAI_API_KEY)",
+            "judge.reviews": "recorded reviews instead of an endpoint",
+        }
+        | RUN,
+    ),
+    "report": Stage(
+        "Shows a run as one page with its pictures.",
+        "cherry-vllm report run_dir=runs/alpaca",
+        {
+            "report.fraction": "share of the rows at the top and at the bottom (0.05)",
+            "report.num_examples": "rows to read of each kind (3)",
+        }
+        | RUN,
+    ),
+    "fetch-demo": Stage(
+        "Fetches the demo's checkpoint and data.",
+        "cherry-vllm fetch-demo",
+        {"demo.cache_dir": "where they are kept (~/.cache/cherry-vllm)"},
+    ),
+}
+
+EXIT_CODES = """\
+exit codes: 0 done; 1 internal error (please report it); 2 a mistake to fix, told in one line;
+128+N ended by signal N (the same command resumes)"""
+
+
+def command_help() -> str:
+    """The screen of ``cherry-vllm --help``."""
+    width = max(map(len, STAGES))
+    stages = "\n".join(f"  {name:<{width}}  {stage.summary}" for name, stage in STAGES.items())
+    return f"""\
+usage: cherry-vllm STAGE [key=value ...]
+
+Scores instruction data by IFD (Instruction-Following Difficulty) and selects the cherry data.
+
+stages:
+{stages}
+
+example:
+  cherry-vllm score data.path=alpaca.json model.path=Qwen/Qwen2.5-0.5B run_dir=runs/alpaca
+  cherry-vllm select run_dir=runs/alpaca select.fraction=0.05
+
+`cherry-vllm STAGE --help` shows a stage's most used keys; docs/usage.md explains all of them.
+`eval "$(cherry-vllm -sc install=bash)"` completes stages, keys and values with TAB.
+verbose=true shows what the libraries log, and the traceback of an internal error.
+
+{EXIT_CODES}"""
+
+
+def stage_help(name: str) -> str:
+    """The screen of ``cherry-vllm STAGE --help``."""
+    stage = STAGES[name]
+    width = max(map(len, stage.keys)) + 1
+    keys = "\n".join(f"  {key + '=':<{width}}  {text}" for key, text in stage.keys.items())
+    return f"""\
+usage: cherry-vllm {name} [key=value ...]
+
+{stage.summary}
+
+example:
+  {stage.example}
+
+most used keys:
+{keys}
+
+all keys:         cherry-vllm {name} --cfg job, explained in docs/usage.md
+several values:   cherry-vllm {name} -m key=value1,value2
+your own files:   cherry-vllm {name} --config-dir FOLDER
+
+{EXIT_CODES}"""

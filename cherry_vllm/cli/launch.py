@@ -1,0 +1,206 @@
+"""Runs a stage through Hydra: flags, overrides, one job or the jobs of a sweep.
+
+A job returns its failure and raises nothing, because a launcher carries what a job returns back
+from whatever process or machine the job ran in.
+"""
+
+import argparse
+import contextlib
+import errno
+import io
+import re
+import shlex
+import traceback
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hydra import version
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from cherry_vllm.cli.stages import STAGES
+from cherry_vllm.cli.words import explain, read_words
+from cherry_vllm.commands.inputs import Job
+from cherry_vllm.config import CONF, register, typed
+from cherry_vllm.errors import UserError
+
+# What is wrong with the place that a run writes to, not with the program.
+PLACE_ERRORS = {
+    errno.EACCES,
+    errno.EBUSY,
+    errno.EDQUOT,
+    errno.EEXIST,
+    errno.EFBIG,
+    errno.EIO,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.EMFILE,
+    errno.ENAMETOOLONG,
+    errno.ENODEV,
+    errno.ENOENT,
+    errno.ENOLCK,
+    errno.ENOSPC,
+    errno.ENOTDIR,
+    errno.ENOTSUP,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ESTALE,
+}
+
+
+class Failure(NamedTuple):
+    """Why a job did not do its work."""
+
+    message: str
+    trace: str = ""  # of an internal error
+
+
+def describe_failure(error: Exception) -> Failure:
+    """A user's mistake or a fault of the disk in one line; anything else is ours."""
+    if isinstance(error, UserError):
+        return Failure(str(error))
+    if isinstance(error, MemoryError):
+        return Failure("out of memory; free some, or lower shard_rows")
+    if isinstance(error, OSError) and error.errno in PLACE_ERRORS:
+        place = error.filename or "run_dir"
+        return Failure(f"{place}: {error.strerror}; check run_dir and its disk")
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return Failure(explain(error))
+    if type(error).__module__.startswith("submitit."):
+        return Failure(_explain_lost_job(str(error)))
+    trace = "".join(traceback.format_exception(error))
+    return Failure(f"{type(error).__name__}: {error}", trace)
+
+
+def _explain_lost_job(report: str) -> str:
+    """The one line that says most of what submitit reports of a job without a result."""
+    lines = [line for line in report.splitlines() if line.strip()]
+    errors = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Interrupt)\b", line)]
+    reason = (errors or lines or ["no reason given"])[-1].strip()
+    return f"a job of the launcher ended without a result: {reason}; see its log in hydra.sweep.dir"
+
+
+def run_stage(stage: str, composed: DictConfig) -> Failure | None:
+    """A job: one stage on one configuration."""
+    settings = HydraConfig.get()
+    try:
+        config = typed(composed)
+        is_sweep = settings.mode is RunMode.MULTIRUN
+        output_dir = settings.runtime.output_dir if is_sweep else config.run_dir
+        command = shlex.join(["cherry-vllm", stage, *settings.overrides.task])
+        STAGES[stage](config, Job(Path(output_dir), is_sweep, command))
+    except BrokenPipeError:  # the reader of our output left
+        raise
+    except Exception as error:
+        return describe_failure(error)
+    return None
+
+
+def launch(stage: str, words: Sequence[str]) -> list[Failure]:
+    """Runs a stage with the flags and overrides of the command line; returns what failed.
+
+    Raises:
+        UserError: a flag or an override is not understood.
+        hydra.errors.HydraException: the configuration cannot be composed.
+    """
+    flags = _read_flags(words)
+    is_sweep = flags.multirun or "hydra.mode=MULTIRUN" in flags.overrides
+    overrides = read_words(
+        flags.overrides, is_sweep=is_sweep, more_groups=_folders(flags.config_dir)
+    )
+    with _hydra(flags) as app:
+        name = flags.config_name or "config"
+        if flags.cfg or flags.info or flags.hydra_help:
+            _show(app, flags, name, overrides)
+            return []
+        if flags.config_dir or flags.config_name:  # where the mode may be chosen as well
+            is_sweep = is_sweep or app.get_mode(name, overrides) is RunMode.MULTIRUN
+        task = partial(run_stage, stage)
+        if not is_sweep:
+            return _failures(app.run(name, task, [*overrides, "hydra.mode=RUN"]))
+        overrides += ["hydra.mode=MULTIRUN", *_name_jobs(overrides)]
+        return _failures(app.multirun(name, task, overrides))
+
+
+def _read_flags(words: Sequence[str]) -> argparse.Namespace:
+    """Hydra's flags, which may stand anywhere among the overrides."""
+    parser = get_args_parser()
+    parser.exit_on_error = False
+    try:
+        flags, unknown = parser.parse_known_intermixed_args(list(words))
+    except argparse.ArgumentError as error:
+        raise UserError(f"{error}; see cherry-vllm --help") from None
+    if unknown:
+        raise UserError(f"{unknown[0]}: no such flag; see cherry-vllm --help")
+    if flags.experimental_rerun:
+        raise UserError("--experimental-rerun: not supported; give the same command again")
+    if flags.resolve and not flags.cfg:
+        raise UserError("--resolve: goes with --cfg job")
+    asked = [flag for flag in ("run", "multirun", "cfg", "info") if getattr(flags, flag)]
+    if len(asked) > 1:
+        raise UserError(f"--{asked[0]} and --{asked[1]}: give one of them")
+    for flag in ("config_dir", "config_path"):
+        folder = getattr(flags, flag)
+        if folder is not None and not Path(folder).is_dir():
+            raise UserError(f"--{flag.replace('_', '-')} {folder}: no such folder")
+    return flags
+
+
+def _folders(config_dir: str | None) -> list[str]:
+    """The groups of the user's own configuration folder."""
+    return [path.name for path in Path(config_dir).iterdir() if path.is_dir()] if config_dir else []
+
+
+@contextlib.contextmanager
+def _hydra(flags: argparse.Namespace) -> Iterator[Hydra]:
+    version.setbase("1.3")
+    register()
+    path = create_config_search_path(str(Path(flags.config_path or CONF).absolute()))
+    if flags.config_dir:
+        schema = SearchPathQuery(provider="schema", path=None)
+        path.prepend("command-line", f"file://{Path(flags.config_dir).absolute()}", schema)
+    GlobalHydra.instance().clear()
+    try:
+        yield Hydra.create_main_hydra2("cherry-vllm", path)
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def _show(app: Hydra, flags: argparse.Namespace, name: str, overrides: list[str]) -> None:
+    if flags.hydra_help:
+        app.hydra_help(config_name=name, args_parser=get_args_parser(), args=flags)
+    elif flags.info:
+        app.show_info(flags.info, config_name=name, overrides=overrides)
+    else:
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):
+                app.show_cfg(name, overrides, flags.cfg, flags.package, resolve=flags.resolve)
+        except SystemExit:
+            raise UserError(f"--package {flags.package}: no such part; see --cfg job") from None
+
+
+def _failures(returned: Any) -> list[Failure]:
+    """What failed among jobs that a sweeper returns in lists, each failure once."""
+    if isinstance(returned, JobReturn):
+        return [failure] if (failure := returned.return_value) else []
+    if not isinstance(returned, list):
+        return []
+    return list(dict.fromkeys(failure for item in returned for failure in _failures(item)))
+
+
+def _name_jobs(overrides: list[str]) -> list[str]:
+    """Names a job's folder by what differs from job to job, and by nothing else."""
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    shared = {item.key_or_group for item in parsed if not item.is_sweep_override()}
+    return [f"hydra.job.config.override_dirname.exclude_keys=[{','.join(sorted(shared))}]"]

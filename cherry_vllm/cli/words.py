@@ -1,0 +1,205 @@
+"""What a user types, as Hydra understands it.
+
+Hydra reads values by a grammar in which spaces, brackets, ``=``, ``,`` and ``~`` have a meaning,
+and names of files hold them all. A value of a key that takes a text is therefore quoted here where
+only the text itself can be meant; where a list or a sweep can be meant as well, one line says how
+to write either. Keys that do not exist are answered with those that do.
+"""
+
+import re
+import shlex
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString, ValueType
+from hydra.errors import HydraException, MissingConfigException
+
+from cherry_vllm.checks import Each
+from cherry_vllm.cli.keys import SCHEMA, is_open, known_keys, list_groups, suggest
+from cherry_vllm.errors import UserError
+
+# Old names, refused with the new one.
+RENAMED_KEYS = {"censure": "refusals", "shard": "share"}
+RENAMED_OPTIONS = {"engine=vllm_eager": "engine=vllm_fused_eager"}
+
+# Hydra's own settings that cannot do here what they do elsewhere.
+USELESS = {
+    "hydra.run.dir": "not used; a run's files are in run_dir, a sweep's in hydra.sweep.dir",
+    "hydra.job.chdir": "not supported: paths would be looked up in the job's folder; leave it out",
+}
+
+
+class Word(NamedTuple):
+    """A word of the command line, as in ``+key=value``."""
+
+    prefix: str  # "", "+", "++" or "~"
+    key: str
+    value: str | None
+
+    def __str__(self) -> str:
+        return f"{self.prefix}{self.key}" + ("" if self.value is None else f"={self.value}")
+
+
+def read_words(
+    words: Sequence[str], *, is_sweep: bool, more_groups: Collection[str] = ()
+) -> list[str]:
+    """The overrides to hand to Hydra; ``more_groups`` are those of the user's own folder.
+
+    Raises:
+        UserError: a key does not exist, or a value can be understood in two ways.
+    """
+    return [str(_read(_split(word), more_groups, is_sweep=is_sweep)) for word in words]
+
+
+def _read(word: Word, more_groups: Collection[str], *, is_sweep: bool) -> Word:
+    key = word.key.partition("@")[0]
+    _refuse_old_names(word)
+    if key in USELESS:
+        raise UserError(f"{word}: {USELESS[key]}")
+    if re.split(r"[./]", key)[0] in ("hydra", *more_groups):
+        return _checked(word, is_sweep=is_sweep)
+    if word.prefix == "~":
+        return _removed(word)
+    if key in list_groups() or "/" in key:
+        return _option(word)
+    found = known_keys().get(key)
+    if found is None and not is_open(key):
+        raise UserError(f"{word.prefix}{key}: no such key; {suggest(key)}")
+    if found is None:
+        return _checked(word, is_sweep=is_sweep)
+    word = word._replace(prefix="")  # `+key` and `++key` of a key that exists mean `key`
+    is_text = found.kind is str or (isinstance(found.limit, Each) and found.limit.one_will_do)
+    return (_as_text if is_text else _checked)(word, is_sweep=is_sweep)
+
+
+def _split(text: str) -> Word:
+    match = re.fullmatch(r"(~|\+{0,2})([^=]*)(?:=(.*))?", text, re.DOTALL)
+    if match is None or not match[2] or (match[3] is None and match[1] != "~"):
+        raise UserError(f"{text}: give key=value, as in data.path=alpaca.json")
+    if any("\ud800" <= letter <= "\udfff" for letter in text):  # bytes that are no UTF-8
+        raise UserError(f"{text}: not UTF-8; rename the file")
+    return Word(match[1], match[2], match[3])
+
+
+def _refuse_old_names(word: Word) -> None:
+    group, dot, rest = word.key.partition(".")
+    new = RENAMED_KEYS.get(group)
+    if new and group not in list_groups() and not any(_is_of(key, group) for key in known_keys()):
+        now = word._replace(key=f"{new}{dot}{rest}")
+        raise UserError(f"{word.key}: has a new name; write {now}")
+    if option := RENAMED_OPTIONS.get(f"{word.key}={word.value}"):
+        key, _, value = option.partition("=")
+        if value in list_groups().get(key, ()):
+            raise UserError(f"{word.key}={word.value}: has a new name; write {option}")
+
+
+def _is_of(key: str, group: str) -> bool:
+    return key == group or key.startswith(f"{group}.")
+
+
+def _removed(word: Word) -> Word:
+    if is_open(word.key):
+        return word
+    if word.key in known_keys() or word.key in list_groups():
+        raise UserError(f"~{word.key}: cannot be left out; give it another value")
+    raise UserError(f"~{word.key}: no such key; {suggest(word.key)}")
+
+
+def _option(word: Word) -> Word:
+    """A group's option; whether it exists is Hydra's to know, who also searches --config-dir."""
+    options = ", ".join(list_groups().get(word.key, []))
+    for value in (word.value or "null").split(","):
+        if value.endswith(SCHEMA) or value == "null":
+            raise UserError(f"{word.key}={value}: no such option; choose from {options}")
+    return word._replace(prefix="+" if word.key == "experiment" else "")
+
+
+def _checked(word: Word, *, is_sweep: bool) -> Word:
+    """A word that Hydra's grammar can read; Hydra's own message shows no remedy."""
+    parsed = _parse(word)
+    if parsed is None:
+        quoted = _shell(str(word._replace(value=_quote(word.value or ""))))
+        raise UserError(f"{word}: Hydra cannot read this value; a text needs quotes: {quoted}")
+    if _is_plain_sweep(parsed) and not is_sweep:
+        raise UserError(f"{word}: several values; add -m to run them all, or give one")
+    return word
+
+
+def _as_text(word: Word, *, is_sweep: bool) -> Word:
+    """The value of a key that takes a text: the text itself, where nothing else can be meant."""
+    value, parsed = word.value or "", _parse(word)
+    quoted = word._replace(value=_quote(value))
+    if _exists(value):
+        return quoted
+    if parsed is not None and (is_sweep or not _is_plain_sweep(parsed)):
+        is_other = parsed.value_type is ValueType.ELEMENT and isinstance(
+            parsed.value(), bool | int | float | dict
+        )
+        return quoted if is_other else word
+    if value.startswith("[") and value.endswith("]"):
+        items = ",".join(_quote(item.strip()) for item in value[1:-1].split(","))
+        listed = _shell(str(word._replace(value=f"[{items}]")))
+        raise UserError(f"{word}: quote each item of the list: {listed}")
+    if "," in value and (parsed is not None or is_sweep):
+        items = ",".join(_quote(item.strip()) for item in value.split(","))
+        sweep = _shell(str(word._replace(value=items)))
+        text = _shell(str(quoted))
+        raise UserError(f"{word}: no such file; for one text write {text}, for a sweep -m {sweep}")
+    return quoted
+
+
+def _exists(path: str) -> bool:
+    try:
+        return bool(path) and Path(path).exists()
+    except OSError:  # too long for a name, for one
+        return False
+
+
+def _parse(word: Word) -> Override | None:
+    try:
+        return OverridesParser.create().parse_override(str(word))
+    except HydraException:
+        return None
+
+
+def _is_plain_sweep(parsed: Override) -> bool:
+    return parsed.value_type is ValueType.SIMPLE_CHOICE_SWEEP
+
+
+def _shell(text: str) -> str:
+    """The text as a shell takes it, in double quotes where that will do."""
+    return shlex.quote(text) if set(text) & set('"$`!\\') else f'"{text}"'
+
+
+def _quote(text: str) -> str:
+    return QuotedString(text, Quote.single).with_quotes()
+
+
+def explain(error: Exception) -> str:
+    """A failed composition in one line, with what to give where that is known."""
+    text, cause = str(error), str(error.__cause__ or "").split("\n")[0]
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        return _explain_missing(error.missing_cfg_file, error.options)
+    if match := re.match(r"Could not override '([^']+)'", text):
+        key = match[1]
+        found = known_keys().get(key)
+        if found and found.owner:
+            group = found.owner.partition("=")[0]
+            return f"{key}: not a setting of the chosen {group}; it goes with {found.owner}"
+        advice = "--hydra-help lists Hydra's own" if key.startswith("hydra") else suggest(key)
+        return f"{key}: no such key; {advice}"
+    if match := re.match(r"Error merging override ([^=]+)=(.*)", text, re.DOTALL):
+        found = known_keys().get(match[1])
+        advice = f"give {found.limit.advice(match[2])}" if found and found.limit else cause
+        return f"{match[1]}={match[2]}: {advice}"
+    return " ".join(f"{text}{': ' if cause else ''}{cause}".split())
+
+
+def _explain_missing(name: str, options: Sequence[str] | None) -> str:
+    group, _, option = name.rpartition("/")
+    if not group:
+        return f"--config-name {name}: no such file; give --config-dir, the folder it is in"
+    known = [option for option in options or () if not option.endswith(SCHEMA)]
+    return f"{group}={option}: no such option; choose from {', '.join(known)}"
