@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.agreement import MODEL
-from cherry_vllm.config import compose, plain
+from cherry_vllm.config import compose, prompt_of
 from cherry_vllm.engines import Span
 from cherry_vllm.engines.checkpoint import Checkpoint, read_checkpoint
-from cherry_vllm.prompts.spans import Pair, open_span_builder
+from cherry_vllm.prompts.spans import AnswerSpans, open_span_builder
 from cherry_vllm.store.files import fingerprint, read_json, write_json
 from cherry_vllm.training.probe import answer_loss
 
@@ -95,10 +95,10 @@ def answer_spans(
     """The records as the scorer sees them after their instruction."""
     config = compose(*overrides)
     builder = open_span_builder(
-        model, prompt=plain(config.prompt), max_length=config.max_length, trust_remote_code=False
+        model, prompt=prompt_of(config), max_length=config.max_length, trust_remote_code=False
     )
     columns = ([str(record.get(key) or "") for record in records] for key in FIELDS)
-    return [pair.conditioned for pair in builder.build(*columns) if isinstance(pair, Pair)]
+    return [pair.conditioned for pair in builder.build(*columns) if isinstance(pair, AnswerSpans)]
 
 
 def _artifact(manifest: dict[str, Any], stage: str) -> Path:

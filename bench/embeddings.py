@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import adjusted_rand_score
 
 from bench.agreement import MODEL
-from cherry_vllm.config import compose, plain
+from cherry_vllm.config import compose, plain, prompt_of
 from cherry_vllm.engines import build_embedder
 from cherry_vllm.engines.checkpoint import read_checkpoint
 from cherry_vllm.experience.clusters import cluster_embeddings
@@ -43,7 +43,7 @@ def embed(name: str, data: Path, model: Path, num_rows: int) -> NDArray[np.float
     )
     checkpoint = read_checkpoint(model)
     builder = open_span_builder(
-        checkpoint, prompt=plain(compose().prompt), max_length=MAX_LENGTH, trust_remote_code=False
+        checkpoint, prompt=prompt_of(compose()), max_length=MAX_LENGTH, trust_remote_code=False
     )
     texts = (rows[column].fill_null("").to_list() for column in ("instruction", "input"))
     prompts = [ids for ids in builder.encode_prompts(*texts) if isinstance(ids, list)]

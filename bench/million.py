@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from cherry_vllm.config import compose, plain
+from cherry_vllm.config import compose, plain, prompt_of
 from cherry_vllm.options import Order, Rule, Strategy
 from cherry_vllm.runtime.versions import installed_versions
 from cherry_vllm.schema import LOGPROBS, ROWS
@@ -71,7 +71,7 @@ def open_shards(run_dir: Path) -> tuple[Shards, Shards]:
     config = compose()
     settings = {
         "max_length": config.max_length,
-        "prompt": plain(config.prompt),
+        "prompt": prompt_of(config).as_json(),
         "engine": plain(config.engine),
     }
     return Shards(run_dir / "rows", {}), Shards(run_dir / "logprobs", settings)

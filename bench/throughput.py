@@ -35,11 +35,11 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from cherry_vllm.config import Config, compose, plain
+from cherry_vllm.config import Config, compose, plain, prompt_of
 from cherry_vllm.engines import Span, build_engine
 from cherry_vllm.engines.checkpoint import read_checkpoint
 from cherry_vllm.options import DataFormat
-from cherry_vllm.prompts.spans import Pair, open_span_builder
+from cherry_vllm.prompts.spans import AnswerSpans, open_span_builder
 from cherry_vllm.sources import Columns, find_files, read_rows
 from cherry_vllm.workers.local import split_cores
 
@@ -76,13 +76,13 @@ def build_spans(data: str, model: Path, num_rows: int, *, longest: bool = False)
         rows = rows.sort(pl.col("answer").str.len_chars(), descending=True)
     builder = open_span_builder(
         read_checkpoint(model),
-        prompt=plain(compose().prompt),
+        prompt=prompt_of(compose()),
         max_length=MAX_LENGTH,
         trust_remote_code=False,
     )
     rows = rows.head(num_rows)
     built = builder.build(*(rows[name].to_list() for name in ("instruction", "input", "answer")))
-    pairs = [pair for pair in built if isinstance(pair, Pair)]
+    pairs = [pair for pair in built if isinstance(pair, AnswerSpans)]
     return [span for pair in pairs for span in (pair.conditioned, pair.direct)]
 
 

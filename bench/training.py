@@ -33,9 +33,9 @@ from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, Trainin
 
 from bench.agreement import MODEL
 from bench.throughput import measure_ceiling
-from cherry_vllm.config import compose, plain
+from cherry_vllm.config import compose, plain, prompt_of
 from cherry_vllm.engines.checkpoint import load_tokenizer, read_checkpoint
-from cherry_vllm.prompts.spans import Pair, open_span_builder
+from cherry_vllm.prompts.spans import AnswerSpans, open_span_builder
 from cherry_vllm.runtime.processes import preload_malloc
 from cherry_vllm.training import tuning
 from cherry_vllm.training.batches import NO_LOSS, collate
@@ -53,13 +53,13 @@ def load_examples(data: Path, model: Path, rows: int) -> tuple[list[Any], Any]:
     """The rows as this project trains on them, and the tokenizer."""
     with data.open(encoding="utf-8") as lines:
         records = [json.loads(line) for line in islice(lines, rows)]
-    prompt = plain(compose().prompt)
+    prompt = prompt_of(compose())
     builder = open_span_builder(
         read_checkpoint(model), prompt=prompt, max_length=MAX_LENGTH, trust_remote_code=False
     )
     columns = ([record[key] for record in records] for key in ("instruction", "input", "output"))
     tokenizer = load_tokenizer(model, trust_remote_code=False)
-    pairs = [pair.conditioned for pair in builder.build(*columns) if isinstance(pair, Pair)]
+    pairs = [pair.conditioned for pair in builder.build(*columns) if isinstance(pair, AnswerSpans)]
     end = [tokenizer.eos_token_id]
     return [Example([*span.token_ids, *end][:MAX_LENGTH], span.start) for span in pairs], tokenizer
 

@@ -112,6 +112,21 @@ class OneOf(Limit):
 
 
 @dataclass(frozen=True, slots=True)
+class Named(Limit):
+    """A mapping."""
+
+    what: str
+
+    def allows(self, value: Any) -> bool:
+        """See :class:`Limit`."""
+        return isinstance(value, dict)
+
+    def advice(self, value: Any) -> str:  # noqa: ARG002
+        """See :class:`Limit`."""
+        return self.what
+
+
+@dataclass(frozen=True, slots=True)
 class Each(Limit):
     """A list whose every item is within a limit; ``one_will_do`` also takes a lone item."""
 

@@ -28,6 +28,7 @@ from cherry_vllm.checks import (
     Free,
     Interval,
     Limit,
+    Named,
     OneOf,
     Text,
     check,
@@ -46,6 +47,7 @@ from cherry_vllm.options import (
     ScorerDtype,
     Strategy,
 )
+from cherry_vllm.prompts.prompt import Prompt
 
 CONF = str(Path(__file__).parent / "conf")  # in a checkout, a link to the top-level folder
 
@@ -53,6 +55,8 @@ TEXT = Text("a text that is not empty")
 PATH = Text("a path that is not empty")
 PATHS = Each(PATH, "a path, a glob, an hf:// path, or a list of these", one_will_do=True)
 COLUMN = Text("the name of a column")
+DAY = Text("a day, as in 2026-01-31", r"\d{4}-\d{2}-\d{2}")
+NAMED = Named("names and values, as in '{enable_thinking: false}'")
 FILE_NAME = Text("a name without slashes", r"[^\0/.][^\0/]*")
 PHRASES = Each(TEXT, "texts that are not empty")
 TRACKERS = Each(TEXT, "names of trackers that transformers knows")
@@ -105,6 +109,9 @@ class PromptConfig:
     marker: str | None = setting(TEXT, None)
     chat: bool = False
     system: str | None = setting(Free("a system message may be empty"), None)
+    answer_prefix: str = setting(Free("may be empty"), "")
+    template_kwargs: Any = setting(NAMED, None)  # a mapping, of which OmegaConf would want a +
+    date: str | None = setting(DAY, None)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -322,7 +329,7 @@ class Config:
 
 
 def plain(
-    group: EngineConfig | ExecutorConfig | PromptConfig | SampleConfig | TrainConfig,
+    group: EngineConfig | ExecutorConfig | SampleConfig | TrainConfig,
 ) -> dict[str, Any]:
     """A group as keyword arguments of the component that it configures."""
     items = asdict(group).items()
@@ -372,6 +379,12 @@ def _expand_home(settings: Any) -> None:
 
 def _from_home(path: str) -> str:
     return os.path.expanduser(path)  # noqa: PTH111 - leaves hf:// and an unknown ~name alone
+
+
+def prompt_of(config: Config) -> Prompt:
+    """The prompt's settings, as the rooms take them."""
+    settings = asdict(config.prompt)
+    return Prompt(**settings | {"template_kwargs": settings["template_kwargs"] or {}})
 
 
 def compose(*overrides: str) -> Config:

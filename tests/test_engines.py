@@ -9,17 +9,18 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from cherry_vllm.config import compose, prompt_of
 from cherry_vllm.engines import Span, build_engine
 from cherry_vllm.engines.checkpoint import read_checkpoint
 from cherry_vllm.engines.hf import HfEngine
 from cherry_vllm.errors import UserError
 from cherry_vllm.prompts.spans import SpanBuilder
+from cherry_vllm.prompts.templates import build_template
 from cherry_vllm.schema import REASON, DropReason
 from cherry_vllm.scoring.ifd import aggregate_logprobs
 from cherry_vllm.scoring.shard import score_shard
 from tests.conftest import ROWS, Cli
 from tests.reference import reference_scores
-from tests.test_spans import template_of
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,7 @@ def test_scores_agree_with_the_slow_reference(
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     model = hf._model
-    prompt = template_of(tokenizer, template)
+    prompt = build_template(tokenizer, prompt_of(compose(f"prompt={template}")))
     builder = SpanBuilder(tokenizer, prompt, max_length=max_length, vocab_size=49152)
     rows = pl.DataFrame(shipped_rows).rename({"output": "answer"}).with_row_index("row")
     rows = rows.with_columns(pl.col("row").cast(pl.Int64), drop_reason=pl.lit(None, REASON))

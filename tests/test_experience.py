@@ -11,7 +11,7 @@ import torch
 from sklearn.metrics import adjusted_rand_score
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cherry_vllm.config import compose, plain
+from cherry_vllm.config import compose, plain, prompt_of
 from cherry_vllm.engines.checkpoint import read_checkpoint
 from cherry_vllm.errors import UserError
 from cherry_vllm.experience import sampling_run as experience
@@ -22,7 +22,7 @@ from cherry_vllm.sources.shards import read_row_shards
 from cherry_vllm.store.shards import Shards
 from tests.conftest import ROWS, Cli
 
-PROMPT = plain(compose("prompt=wizardlm").prompt)
+PROMPT = prompt_of(compose("prompt=wizardlm"))
 HF = {"name": "hf", "dtype": "float32", "device": "cpu", "batch_tokens": 512}
 USE: dict[str, Any] = {
     "prompt": PROMPT,

@@ -12,8 +12,8 @@ import polars as pl
 import pytest
 from jinja2 import Template
 
-from cherry_vllm.config import compose, plain
-from cherry_vllm.prompts.templates import TextTemplate
+from cherry_vllm.config import compose, prompt_of
+from cherry_vllm.prompts.templates import build_template
 from cherry_vllm.runtime.versions import installed_versions
 from tests.conftest import ROOT, Cli
 
@@ -84,8 +84,5 @@ def test_the_task_asks_with_the_prompt_of_training(row: dict[str, str]) -> None:
     task = (TASKS / "held_out_answers.yaml").read_text(encoding="utf-8")
     (line,) = [line for line in task.splitlines() if line.startswith("doc_to_text: ")]
     text = json.loads(line.removeprefix("doc_to_text: "))  # a quoted YAML text is a JSON one
-    prompt = plain(compose("prompt=alpaca").prompt)
-    template = TextTemplate(
-        **{key: prompt[key] for key in ("with_input", "without_input", "marker")}
-    )
+    template = build_template(None, prompt_of(compose("prompt=alpaca")))
     assert Template(text).render(row) == template.render(row["instruction"], row["input"]).text

@@ -14,7 +14,7 @@ import pytest
 
 from cherry_vllm.commands.inputs import Job
 from cherry_vllm.commands.report import report
-from cherry_vllm.config import compose, plain
+from cherry_vllm.config import compose, plain, prompt_of
 from cherry_vllm.errors import UserError
 from cherry_vllm.evaluation import aspects
 from cherry_vllm.evaluation import pairwise as judging
@@ -94,7 +94,7 @@ def write_scores(run_dir: Path, instructions: list[str], ifds: list[float | None
     )
     config = compose()
     settings = {
-        "prompt": plain(config.prompt),
+        "prompt": prompt_of(config).as_json(),
         "engine": plain(config.engine),
         "max_length": config.max_length,
     }

@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cherry_vllm.engines.checkpoint import read_checkpoint
 from cherry_vllm.errors import UserError
+from cherry_vllm.prompts.prompt import Prompt
 from cherry_vllm.prompts.spans import open_span_builder
 from cherry_vllm.schema import ROWS as ROWS_SCHEMA
 from cherry_vllm.training.batches import NO_LOSS, LengthBatches, collate, split_evenly
@@ -55,11 +56,13 @@ RECIPE: dict[str, Any] = {
     "seed": 0,
     "trust_remote_code": False,
 }
-PROMPT = {"without_input": "{instruction}\n", "with_input": "{instruction}\n{input}\n"} | {
-    "marker": "A:",
-    "chat": False,
-    "system": None,
-}
+PROMPT = Prompt(
+    without_input="{instruction}\n",
+    with_input="{instruction}\n{input}\n",
+    marker="A:",
+    chat=False,
+    system=None,
+)
 
 
 def frame_of(records: list[dict[str, str]]) -> pl.DataFrame:

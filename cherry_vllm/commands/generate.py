@@ -9,6 +9,7 @@ from cherry_vllm.commands.inputs import (
     Job,
     Outcome,
     find_model,
+    find_prompt,
     model_use,
 )
 from cherry_vllm.config import Config
@@ -27,6 +28,7 @@ def generate(config: Config, job: Job) -> Outcome:
     """Has a model answer a test set and prints the counts."""
     file, decoding = _find_testset(config), _decoding(config)
     checkpoint, run_dir = find_model(config), Path(config.run_dir)
+    prompt = find_prompt(config, checkpoint)
     output = job.output_dir / config.generate.output
     with exclusive(run_dir):
         questions = testsets.read(
@@ -42,7 +44,7 @@ def generate(config: Config, job: Job) -> Outcome:
             checkpoint,
             decoding=decoding,
             seed=config.seed,
-            **model_use(config),
+            **model_use(config, prompt),
         )
         counts = answering.write_answers(output, questions, answers)
     print(report.describe("generate", counts))

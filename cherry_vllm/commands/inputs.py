@@ -1,19 +1,26 @@
 """What commands have in common: the job, the input, the model and the run folder that is held."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cherry_vllm.config import Config, plain
+import polars as pl
+
+from cherry_vllm.config import Config, plain, prompt_of
 from cherry_vllm.engines.checkpoint import Checkpoint, find_checkpoint
 from cherry_vllm.errors import UserError
+from cherry_vllm.prompts.fit import answer_warnings, settle_prompt
+from cherry_vllm.prompts.prompt import Prompt
 from cherry_vllm.sources import Columns, find_files
 from cherry_vllm.sources.shards import read_row_shards
 from cherry_vllm.store.locks import exclusive, in_turn
 from cherry_vllm.store.shards import Shards
 from cherry_vllm.workers.run import Share
+
+log = logging.getLogger(__name__)
 
 
 class Job(NamedTuple):
@@ -76,10 +83,23 @@ def hold_share(config: Config) -> Iterator[Share]:
             yield share
 
 
-def model_use(config: Config) -> dict[str, Any]:
+def find_prompt(config: Config, checkpoint: Checkpoint) -> Prompt:
+    """The prompt, with what the checkpoint's chat template would leave to the moment."""
+    remote = config.model.trust_remote_code
+    return settle_prompt(checkpoint.folder, prompt_of(config), trust_remote_code=remote)
+
+
+def warn_of_misfits(prompt: Prompt, rows: Shards) -> None:
+    """Warns of answers that do not go on where the prompt ends."""
+    usable = rows.scan().filter(pl.col("drop_reason").is_null())
+    for warning in answer_warnings(prompt, usable):
+        log.warning(warning)
+
+
+def model_use(config: Config, prompt: Prompt) -> dict[str, Any]:
     """How a model is to be run over rows, for the stages that do so."""
     return {
-        "prompt": plain(config.prompt),
+        "prompt": prompt,
         "max_length": config.max_length,
         "engine": plain(config.engine),
         "executor": plain(config.executor),

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from cherry_vllm.commands.inputs import Job, Outcome
+from cherry_vllm.commands.inputs import Job, Outcome, find_model, find_prompt
 from cherry_vllm.commands.sample import has_experience, sample
 from cherry_vllm.commands.score import score
 from cherry_vllm.commands.select import select
@@ -46,6 +46,7 @@ def run(config: Config, job: Job) -> Outcome:
         raise UserError(
             f"shard.count={config.shard.count}: only `score` and `embed` can be shared; drop it"
         )
+    config = _with_date(config)
     manifest = Manifest(job, config)
     shared = Path(config.run_dir) / "scores"
     scorer, scored = config, replace(config, scores_dir=str(shared / "base"))
@@ -130,6 +131,14 @@ def _with_data(config: Config, file: Path) -> Config:
     return replace(
         config, data=replace(config.data, path=str(file), format=DataFormat.auto, max_rows=None)
     )
+
+
+def _with_date(config: Config) -> Config:
+    """The same date for all stages, where the chat template writes one."""
+    if not config.prompt.chat:
+        return config
+    date = find_prompt(config, find_model(config)).date
+    return replace(config, prompt=replace(config.prompt, date=date))
 
 
 def _plain(value: Any) -> Any:

@@ -8,6 +8,7 @@ from cherry_vllm.commands.inputs import (
     Outcome,
     find_input,
     find_model,
+    find_prompt,
     hold_share,
     model_use,
     read_input,
@@ -58,7 +59,8 @@ def has_experience(config: Config) -> bool:
 def _embed(
     config: Config, rows: Shards, checkpoint: Checkpoint, share: Share = WHOLE
 ) -> tuple[Shards, Shards]:
-    arguments, use = (Path(config.run_dir), rows, checkpoint), model_use(config)
+    prompt = find_prompt(config, checkpoint)
+    arguments, use = (Path(config.run_dir), rows, checkpoint), model_use(config, prompt)
     embeddings = experience.embed(*arguments, share=share, **use)
     return embeddings, experience.measure_perplexity(*arguments, share=share, **use)
 

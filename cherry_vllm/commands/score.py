@@ -11,9 +11,11 @@ from cherry_vllm.commands.inputs import (
     Outcome,
     find_input,
     find_model,
+    find_prompt,
     hold_share,
     model_use,
     read_input,
+    warn_of_misfits,
 )
 from cherry_vllm.config import Config
 from cherry_vllm.scoring.ifd import count_outcomes
@@ -27,9 +29,11 @@ log = logging.getLogger(__name__)
 def score(config: Config, job: Job) -> Outcome:
     """Scores a data set with a model, or a share of it, and prints the summary."""
     files, checkpoint = find_input(config), find_model(config)
+    prompt = find_prompt(config, checkpoint)
     run_dir, scores_dir = Path(config.run_dir), Path(config.scores_dir)
     with hold_share(config) as share:
         rows = read_input(config, files)
+        warn_of_misfits(prompt, rows)
         logprobs = score_rows(
             run_dir,
             scores_dir,
@@ -38,7 +42,7 @@ def score(config: Config, job: Job) -> Outcome:
             may_replace=not job.is_sweep,
             keep_logprobs=config.score.keep_logprobs,
             share=share,
-            **model_use(config),
+            **model_use(config, prompt),
         )
         with in_turn(run_dir):
             if not logprobs.is_complete():

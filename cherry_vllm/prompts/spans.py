@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 from cherry_vllm.engines import Span
 from cherry_vllm.engines.checkpoint import Checkpoint, load_tokenizer, read_limits
 from cherry_vllm.errors import UserError
+from cherry_vllm.prompts.encoder import Encoder
+from cherry_vllm.prompts.prompt import Prompt
 from cherry_vllm.prompts.templates import PromptTemplate, build_template
 from cherry_vllm.schema import DropReason
 
 
-class Pair(NamedTuple):
+class AnswerSpans(NamedTuple):
     """A row's two passes over the same answer tokens."""
 
     conditioned: Span
@@ -34,13 +36,12 @@ class SpanBuilder:
     def __init__(
         self, tokenizer: Any, template: PromptTemplate, *, max_length: int, vocab_size: int
     ) -> None:
-        self._tokenizer = tokenizer
+        self._encoder = Encoder(tokenizer, adds_special_tokens=template.adds_special_tokens)
         self._template = template
         self._max_length = max_length
         self._vocab_size = vocab_size
-        self._prefix = _special_prefix(tokenizer) if template.adds_special_tokens else []
         marker = template.render("", "").marker
-        self._num_marker_tokens = len(self._encode([marker])[0])
+        self._num_marker_tokens = len(self._encoder.encode([marker], max_length)[0])
         if self._num_marker_tokens == 0:
             raise UserError(
                 "prompt.marker: empty, and this tokenizer adds no BOS, so the first answer token "
@@ -49,16 +50,19 @@ class SpanBuilder:
 
     def build(
         self, instructions: Sequence[str], inputs: Sequence[str], answers: Sequence[str]
-    ) -> list[Pair | DropReason]:
+    ) -> list[AnswerSpans | DropReason]:
         """One result per row, in order; answers are not blank."""
         rows = zip(instructions, inputs, strict=True)
         prompts = [self._template.render(*row) for row in rows]
         paired = list(zip(prompts, answers, strict=True))
-        prompt_ids = self._encode([prompt.text for prompt in prompts])
-        conditioned_ids = self._encode([prompt.text + answer for prompt, answer in paired])
-        direct_ids = self._encode([prompt.marker + answer for prompt, answer in paired])
+        encode, length = self._encoder.encode, self._max_length
+        prompt_ids = encode([prompt.text for prompt in prompts], length)
+        conditioned_ids = encode([prompt.text + answer for prompt, answer in paired], length)
+        direct_ids = encode(
+            [prompt.marker + answer for prompt, answer in paired], length + self._num_marker_tokens
+        )
         return [
-            self._pair(len(prompt), conditioned, direct)
+            self._cut(len(prompt), conditioned, direct)
             for prompt, conditioned, direct in zip(
                 prompt_ids, conditioned_ids, direct_ids, strict=True
             )
@@ -69,16 +73,13 @@ class SpanBuilder:
     ) -> list[list[int] | DropReason]:
         """The token ids of each row's prompt alone, or the reason why no answer fits after it."""
         rows = zip(instructions, inputs, strict=True)
-        encoded = self._encode([self._template.render(*row).text for row in rows])
+        texts = [self._template.render(*row).text for row in rows]
+        encoded = self._encoder.encode(texts, self._max_length)
         return [self._check_prompt(token_ids) for token_ids in encoded]
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of token ids, special tokens left out."""
-        return str(
-            self._tokenizer.decode(
-                token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
-        )
+        return self._encoder.decode(token_ids)
 
     def _check_prompt(self, token_ids: list[int]) -> list[int] | DropReason:
         if len(token_ids) >= self._max_length:
@@ -87,34 +88,28 @@ class SpanBuilder:
             return DropReason.OUT_OF_VOCABULARY
         return token_ids
 
-    def _pair(
+    def _cut(
         self, num_prompt_tokens: int, conditioned: list[int], direct: list[int]
-    ) -> Pair | DropReason:
+    ) -> AnswerSpans | DropReason:
         room = self._max_length - num_prompt_tokens
         if room <= 0:
             return DropReason.PROMPT_TOO_LONG
-        pair = Pair(
+        spans = AnswerSpans(
             Span(conditioned[: self._max_length], num_prompt_tokens),
             Span(direct[: room + self._num_marker_tokens], self._num_marker_tokens),
             truncated=len(conditioned) > self._max_length,
         )
-        if pair.conditioned.num_answer_tokens <= 0 or pair.direct.num_answer_tokens <= 0:
+        if spans.conditioned.num_answer_tokens <= 0 or spans.direct.num_answer_tokens <= 0:
             return DropReason.EMPTY_ANSWER  # all of it merged into the prefix's last token
-        if max(*pair.conditioned.token_ids, *pair.direct.token_ids) >= self._vocab_size:
+        if max(*spans.conditioned.token_ids, *spans.direct.token_ids) >= self._vocab_size:
             return DropReason.OUT_OF_VOCABULARY
-        return pair
-
-    def _encode(self, texts: list[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        encoded = self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        return [self._prefix + ids for ids in encoded]
+        return spans
 
 
 def open_span_builder(
-    checkpoint: Checkpoint, *, prompt: dict[str, Any], max_length: int, trust_remote_code: bool
+    checkpoint: Checkpoint, *, prompt: Prompt, max_length: int, trust_remote_code: bool
 ) -> SpanBuilder:
-    """The builder that fits a checkpoint; ``prompt`` holds :func:`prompts.build_template`'s keys.
+    """The builder that fits a checkpoint.
 
     Raises:
         UserError: the checkpoint cannot take ``max_length`` tokens, or the prompt does not suit it.
@@ -126,15 +121,5 @@ def open_span_builder(
             "lower it"
         )
     tokenizer = load_tokenizer(checkpoint.folder, trust_remote_code=trust_remote_code)
-    template = build_template(tokenizer, **prompt)
+    template = build_template(tokenizer, prompt)
     return SpanBuilder(tokenizer, template, max_length=max_length, vocab_size=limits.vocab_size)
-
-
-def _special_prefix(tokenizer: Any) -> list[int]:
-    """What the tokenizer puts before a text (its BOS, or nothing); what it puts after is left."""
-    plain = tokenizer.encode("a", add_special_tokens=False)
-    full = tokenizer.encode("a")
-    for start in range(len(full) - len(plain) + 1):
-        if full[start : start + len(plain)] == plain:
-            return list(full[:start])
-    raise UserError("model.path: this tokenizer changes a text's tokens when it adds special ones")

@@ -4,15 +4,23 @@ A row becomes a prompt, which the answer follows directly, and a response marker
 prompt's place in the direct pass so that the first answer token is scored in both.
 """
 
+from collections.abc import Mapping
+from datetime import date, datetime, time
+from inspect import signature
 from string import Formatter
 from typing import Any, NamedTuple, Protocol
 
 from jinja2 import TemplateError
 
 from cherry_vllm.errors import UserError
+from cherry_vllm.prompts.prompt import Prompt
+
+# A question and an answer that no template writes by itself.
+QUESTION, ANSWER = "cherry-vllm question", "cherry-vllm answer"
+OWN_KWARGS = ("tools", "documents")  # arguments of apply_chat_template that the template sees
 
 
-class Prompt(NamedTuple):
+class Rendered(NamedTuple):
     """The text before the answer, in the conditioned pass and in the direct one."""
 
     text: str
@@ -23,7 +31,9 @@ class PromptTemplate(Protocol):
     adds_special_tokens: bool
     """Whether the tokenizer's BOS goes before the text; False where the text holds it already."""
 
-    def render(self, instruction: str, input: str) -> Prompt: ...
+    def render(self, instruction: str, input: str) -> Rendered:
+        """The prompt of a row; an input of blanks alone counts as none."""
+        ...
 
 
 class TextTemplate:
@@ -31,8 +41,10 @@ class TextTemplate:
 
     adds_special_tokens = True
 
-    def __init__(self, *, without_input: str, with_input: str, marker: str) -> None:
-        """``without_input`` holds {instruction}; ``with_input`` holds {input} as well.
+    def __init__(
+        self, *, without_input: str, with_input: str, marker: str, answer_prefix: str = ""
+    ) -> None:
+        """``without_input`` holds {instruction}; ``with_input`` also holds {input}.
 
         Raises:
             UserError: a template holds other fields, or lacks one.
@@ -41,11 +53,14 @@ class TextTemplate:
         check_fields("prompt.with_input", with_input, {"instruction", "input"})
         self._without_input = without_input
         self._with_input = with_input
-        self._marker = marker
+        self._marker = marker + answer_prefix
+        self._answer_prefix = answer_prefix
 
-    def render(self, instruction: str, input: str) -> Prompt:
-        template = self._with_input if input else self._without_input
-        return Prompt(template.format(instruction=instruction, input=input), self._marker)
+    def render(self, instruction: str, input: str) -> Rendered:
+        # The paper's code takes blanks for an input; they would leave an empty section.
+        template = self._with_input if input.strip() else self._without_input
+        text = template.format(instruction=instruction, input=input)
+        return Rendered(text + self._answer_prefix, self._marker)
 
 
 class ChatTemplate:
@@ -56,72 +71,111 @@ class ChatTemplate:
 
     adds_special_tokens = False
 
-    def __init__(
-        self, tokenizer: Any, message: TextTemplate, *, system: str | None, marker: str | None
-    ) -> None:
-        """``marker`` stands in for the generation prompt where the template makes none.
+    def __init__(self, tokenizer: Any, prompt: Prompt) -> None:
+        """``prompt.marker`` stands in for the generation prompt where the template makes none.
 
         Raises:
             UserError: the tokenizer has no chat template, or it makes no generation prompt.
         """
-        self._tokenizer = tokenizer
-        self._message = message
-        self._system = [] if system is None else [{"role": "system", "content": system}]
         if not tokenizer.chat_template:
             raise UserError(
                 "prompt=chat: the tokenizer has no chat template; use prompt=alpaca, or save one "
                 "with the tokenizer"
             )
-        closed = self._apply("x", add_generation_prompt=False)
-        opened = self._apply("x", add_generation_prompt=True)
-        opens_answer = opened.startswith(closed) and len(opened) > len(closed)
-        if marker is None and not opens_answer:
+        self._tokenizer = tokenizer
+        self._message = _text_template(prompt)
+        self._system = (
+            [] if prompt.system is None else [{"role": "system", "content": prompt.system}]
+        )
+        self._kwargs = _template_kwargs(tokenizer, prompt)
+        self._answer_prefix = prompt.answer_prefix
+        opened = self._apply(QUESTION)
+        marker = prompt.marker or self._generation_prompt(opened)
+        if not marker:
             raise UserError(
                 "prompt=chat: the chat template adds no generation prompt, so the direct pass has "
                 "no marker; set prompt.marker to the text that opens an answer"
             )
-        self._marker = marker or opened[len(closed) :]
         bos = tokenizer.bos_token
-        if bos and opened.startswith(bos) and not self._marker.startswith(bos):
-            self._marker = bos + self._marker
+        if bos and opened.startswith(bos) and not marker.startswith(bos):
+            marker = bos + marker
+        self._marker = marker + prompt.answer_prefix
 
-    def render(self, instruction: str, input: str) -> Prompt:
+    def render(self, instruction: str, input: str) -> Rendered:
         message = self._message.render(instruction, input).text
-        return Prompt(self._apply(message, add_generation_prompt=True), self._marker)
+        return Rendered(self._apply(message) + self._answer_prefix, self._marker)
 
-    def _apply(self, message: str, *, add_generation_prompt: bool) -> str:
+    def before_answer(self) -> str | None:
+        """What the template itself writes before an answer to :data:`QUESTION`, if it shows one."""
+        try:
+            text = self._apply(QUESTION, ANSWER)
+        except UserError:  # it takes no answer, or none without more
+            return None
+        before, found, _ = text.rpartition(ANSWER)
+        return before if found else None
+
+    def _generation_prompt(self, opened: str) -> str:
+        """What is added to a conversation to have it answered; "" if nothing is."""
+        closed = self._apply(QUESTION, add_generation_prompt=False)
+        if opened.startswith(closed):
+            return opened[len(closed) :]
+        # Where the other text ends in EOS, both begin alike. Told by tokens: "</s>" and
+        # "<|assistant|>" have a character in common.
+        ids, others = (
+            self._tokenizer(text, add_special_tokens=False)["input_ids"]
+            for text in (opened, closed)
+        )
+        pairs = enumerate(zip(ids, others, strict=False))
+        start = next((place for place, (one, other) in pairs if one != other), len(others))
+        added = self._tokenizer.decode(
+            ids[start:],
+            skip_special_tokens=False,
+            clean_up_tokenization_spaces=False,
+        )
+        return added if opened.endswith(added) else ""
+
+    def _apply(
+        self, question: str, answer: str | None = None, *, add_generation_prompt: bool = True
+    ) -> str:
+        messages = [*self._system, {"role": "user", "content": question}]
+        if answer is not None:
+            messages.append({"role": "assistant", "content": answer})
         try:
             text = self._tokenizer.apply_chat_template(
-                [*self._system, {"role": "user", "content": message}],
+                messages,
                 tokenize=False,
-                add_generation_prompt=add_generation_prompt,
+                add_generation_prompt=add_generation_prompt and answer is None,
+                **self._kwargs,
             )
         except TemplateError as error:  # such as "System role not supported"
             raise UserError(f"prompt=chat: the chat template refuses: {error}") from None
         return str(text)
 
 
-def build_template(
-    tokenizer: Any,
-    *,
-    without_input: str,
-    with_input: str,
-    marker: str | None,
-    chat: bool,
-    system: str | None,
-) -> PromptTemplate:
-    """The template that a ``conf/prompt`` file describes.
+def build_template(tokenizer: Any, prompt: Prompt) -> PromptTemplate:
+    """The template that ``prompt`` describes.
 
     Raises:
         UserError: the description does not fit together, or does not fit the tokenizer.
     """
-    if not chat and (marker is None or system is not None):
-        raise UserError("prompt: a text template needs a marker, and takes no system message")
-    text = TextTemplate(without_input=without_input, with_input=with_input, marker=marker or "")
-    return ChatTemplate(tokenizer, text, system=system, marker=marker) if chat else text
+    if not prompt.chat:
+        if prompt.marker is None or prompt.system is not None:
+            raise UserError("prompt: a text template needs a marker, and takes no system message")
+        for key in ("template_kwargs", "date"):
+            if getattr(prompt, key):
+                raise UserError(f"prompt.{key}: only chat templates take it; use prompt=chat")
+        return _text_template(prompt, answer_prefix=prompt.answer_prefix)
+    template = ChatTemplate(tokenizer, prompt)
+    if prompt.rendered and tuple(template.render(QUESTION, "")) != prompt.rendered:
+        raise UserError(
+            "prompt=chat: the chat template no longer renders what it did when the run began; "
+            "use a template whose text does not change by itself"
+        )
+    return template
 
 
 def check_fields(key: str, template: str, fields: set[str]) -> None:
+    """Raises a UserError if a template's fields are not those named."""
     try:
         found = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
     except ValueError as error:
@@ -131,3 +185,37 @@ def check_fields(key: str, template: str, fields: set[str]) -> None:
         raise UserError(
             f"{key}: must hold {wanted} and no other field; write a literal brace twice"
         )
+
+
+def _text_template(prompt: Prompt, *, answer_prefix: str = "") -> TextTemplate:
+    return TextTemplate(
+        without_input=prompt.without_input,
+        with_input=prompt.with_input,
+        marker=prompt.marker or "",
+        answer_prefix=answer_prefix,
+    )
+
+
+def _template_kwargs(tokenizer: Any, prompt: Prompt) -> dict[str, Any]:
+    """The arguments that the chat template sees, its clock among them."""
+    taken = {*signature(tokenizer.apply_chat_template).parameters, "messages", "strftime_now"}
+    for key in prompt.template_kwargs:
+        if key in taken.difference(OWN_KWARGS):
+            raise UserError(f"prompt.template_kwargs.{key}: set by cherry-vllm itself; drop it")
+    kwargs: Mapping[str, Any] = prompt.template_kwargs
+    if prompt.date is None:
+        return dict(kwargs)
+    # An argument goes before the function of this name that transformers gives to templates.
+    return {**kwargs, "strftime_now": datetime.combine(parse_date(prompt.date), time()).strftime}
+
+
+def parse_date(text: str) -> date:
+    """The day that ``prompt.date`` names.
+
+    Raises:
+        UserError: it names none.
+    """
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise UserError(f"prompt.date={text}: give a day, as in 2026-01-31") from None

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import polars as pl
 
 from cherry_vllm.engines import Engine
-from cherry_vllm.prompts.spans import Pair, SpanBuilder
+from cherry_vllm.prompts.spans import AnswerSpans, SpanBuilder
 from cherry_vllm.schema import LOGPROBS, REASON
 from cherry_vllm.scoring.ifd import sum_logprobs
 
@@ -27,8 +27,8 @@ def score_shard(
         *(open_rows[name].to_list() for name in ("instruction", "input", "answer"))
     )
     scored = dict(zip(open_rows["row"], built, strict=True))
-    pairs = {row: item for row, item in scored.items() if isinstance(item, Pair)}
-    reasons = {row: item.value for row, item in scored.items() if not isinstance(item, Pair)}
+    pairs = {row: item for row, item in scored.items() if isinstance(item, AnswerSpans)}
+    reasons = {row: item.value for row, item in scored.items() if not isinstance(item, AnswerSpans)}
 
     spans = [span for pair in pairs.values() for span in (pair.conditioned, pair.direct)]
     logprobs = model.logprobs(spans, on_scored)

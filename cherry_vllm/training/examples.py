@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import polars as pl
 
-from cherry_vllm.prompts.spans import Pair, SpanBuilder
+from cherry_vllm.prompts.spans import AnswerSpans, SpanBuilder
 
 
 class Example(NamedTuple):
@@ -27,7 +27,7 @@ def build_examples(
     examples: list[Example | None] = []
     dropped: Counter[str] = Counter()
     for reason, built in zip(rows["drop_reason"], builder.build(*texts), strict=True):
-        if reason is None and isinstance(built, Pair):
+        if reason is None and isinstance(built, AnswerSpans):
             token_ids, start = built.conditioned
             examples.append(Example([*token_ids, eos_token_id][:max_length], start))
         else:

@@ -22,6 +22,7 @@ import polars as pl
 
 from cherry_vllm.engines.checkpoint import Checkpoint, load_tokenizer, read_checkpoint
 from cherry_vllm.errors import UserError
+from cherry_vllm.prompts.prompt import Prompt
 from cherry_vllm.prompts.spans import open_span_builder
 from cherry_vllm.runtime.processes import ChildError, isolate, preload_malloc
 from cherry_vllm.runtime.versions import installed_versions
@@ -50,7 +51,7 @@ def train(
     checkpoint: Checkpoint,
     *,
     name: str,
-    prompt: dict[str, Any],
+    prompt: Prompt,
     max_length: int,
     recipe: dict[str, Any],
     scorer_dtype: str,
@@ -71,7 +72,7 @@ def train(
         "schema_version": SCHEMA_VERSION,
         "rows": rows.fingerprint,
         "model": checkpoint.fingerprint,
-        "prompt": prompt,
+        "prompt": prompt.as_json(),
         "max_length": max_length,
         "recipe": {key: recipe[key] for key in recipe if key not in MACHINE_SETTINGS},
         "scorer_dtype": scorer_dtype,

@@ -13,6 +13,7 @@ import polars as pl
 from cherry_vllm.engines import MEMORY_SETTINGS
 from cherry_vllm.engines.checkpoint import Checkpoint
 from cherry_vllm.errors import UserError
+from cherry_vllm.prompts.prompt import Prompt
 from cherry_vllm.prompts.spans import SpanBuilder, open_span_builder
 from cherry_vllm.runtime.versions import installed_versions
 from cherry_vllm.schema import SCHEMA_VERSION
@@ -56,14 +57,14 @@ class Inference:
         rows: Shards,
         checkpoint: Checkpoint,
         *,
-        prompt: dict[str, Any],
+        prompt: Prompt,
         max_length: int,
         engine: dict[str, Any],
         executor: dict[str, Any],
         trust_remote_code: bool,
         **content: Any,
     ) -> None:
-        """``prompt`` holds the arguments of :func:`prompts.build_template`, ``engine`` those of
+        """``engine`` holds the arguments of
         :func:`engines.build_engine` or :func:`engines.build_embedder`, ``executor`` those of
         :func:`executors.build_executor` and ``recycle_shards``; ``content`` is whatever else
         decides what the shards hold.
@@ -78,7 +79,7 @@ class Inference:
             "schema_version": SCHEMA_VERSION,
             "rows": rows.fingerprint,
             "model": checkpoint.fingerprint,
-            "prompt": prompt,
+            "prompt": prompt.as_json(),
             "max_length": max_length,
             "engine": {key: engine[key] for key in engine if key not in MEMORY_SETTINGS},
             **content,

@@ -1,0 +1,100 @@
+"""Whether a prompt suits the model's chat template and the answers; what is fixed before a run."""
+
+import logging
+import re
+from dataclasses import replace
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from cherry_vllm.engines.checkpoint import load_tokenizer
+from cherry_vllm.errors import UserError
+from cherry_vllm.prompts.prompt import Prompt
+from cherry_vllm.prompts.templates import QUESTION, ChatTemplate, build_template, parse_date
+
+log = logging.getLogger(__name__)
+
+OPEN_TAG = re.compile(r"<(\w+)>\s*$")
+ANOTHER_DAY = timedelta(days=400)  # another year, day of the month and day of the week
+
+
+def settle_prompt(checkpoint: Path, prompt: Prompt, *, trust_remote_code: bool) -> Prompt:
+    """The prompt with what a chat template would leave to the moment: its date and its text.
+
+    A template that writes a date takes ``prompt.date``, or today. Workers that get the settled
+    prompt render this text, or refuse.
+
+    Raises:
+        UserError: the prompt does not suit the checkpoint.
+    """
+    if not prompt.chat:
+        build_template(None, prompt)  # to check it
+        return prompt
+    tokenizer = load_tokenizer(checkpoint, trust_remote_code=trust_remote_code)
+    day = parse_date(prompt.date) if prompt.date else date.today()
+    settled = replace(prompt, date=day.isoformat())
+    rendered = _render(tokenizer, settled)
+    if rendered == _render(tokenizer, replace(prompt, date=(day - ANOTHER_DAY).isoformat())):
+        if prompt.date:
+            raise UserError(f"prompt.date={prompt.date}: the chat template writes no date; drop it")
+        settled = replace(prompt, date=None)
+    elif not prompt.date:
+        log.warning(
+            "the chat template writes today's date into every prompt: on another day, "
+            "prompt.date=%s goes on with this run, and without it a new one begins",
+            settled.date,
+        )
+    _warn_of_header(tokenizer, settled)
+    return replace(settled, rendered=rendered)
+
+
+def answer_warnings(prompt: Prompt, answers: pl.LazyFrame) -> list[str]:
+    """What a settled prompt and the column ``answer`` have twice, or leave open."""
+    text = prompt.rendered[0] if prompt.rendered else build_template(None, prompt).render("", "")[0]
+    tag, last_line = OPEN_TAG.search(text), text.rstrip().rpartition("\n")[2].strip()
+    answer = pl.col("answer")
+    closed = answer.str.contains(f"</{tag[1]}>", literal=True) if tag else pl.lit(value=True)
+    num_rows, num_open, num_repeated = (
+        answers.select(
+            pl.len(),
+            (~closed).sum(),
+            answer.str.strip_chars_start().str.starts_with(last_line).sum().alias("repeated"),
+        )
+        .collect()
+        .row(0)
+    )
+    warnings = []
+    if num_open and tag:
+        warnings.append(
+            f"{num_open} of {num_rows} answers do not close the {tag[0].strip()} that the prompt "
+            "ends in, so they are read as a thought; switch it off, as in "
+            "prompt.template_kwargs='{enable_thinking: false}', or close it in prompt.answer_prefix"
+        )
+    if num_repeated and last_line:
+        warnings.append(
+            f"{num_repeated} of {num_rows} answers begin with {last_line!r}, which the prompt has "
+            "already written; take it off the answers, or choose a prompt that does not write it"
+        )
+    return warnings
+
+
+def _render(tokenizer: Any, prompt: Prompt) -> tuple[str, ...]:
+    return tuple(build_template(tokenizer, prompt).render(QUESTION, ""))
+
+
+def _warn_of_header(tokenizer: Any, prompt: Prompt) -> None:
+    """Warns if the template writes an answer behind something else than the prompt's end."""
+    if prompt.answer_prefix or prompt.template_kwargs:  # the user has seen to it
+        return
+    template = ChatTemplate(tokenizer, prompt)
+    text, written = template.render(QUESTION, "").text, template.before_answer()
+    if written is None or written == text:
+        return
+    log.warning(
+        "prompt=chat: the chat template writes an answer behind %r, but the prompt ends in %r; "
+        "prompt.answer_prefix can add what is missing, prompt.template_kwargs can change the rest",
+        written.rpartition(QUESTION)[2],
+        text.rpartition(QUESTION)[2],
+    )

@@ -1,0 +1,42 @@
+"""The prompt's settings, as ``conf/prompt`` describes them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """How a row becomes a prompt.
+
+    ``with_input`` and ``without_input`` hold the row's fields. They are the prompt itself, or with
+    ``chat`` the user message in the tokenizer's chat template, which also takes ``system`` and
+    ``template_kwargs``. ``answer_prefix`` stands between the prompt and the answer in both passes.
+    """
+
+    without_input: str
+    with_input: str
+    marker: str | None
+    chat: bool
+    system: str | None
+    answer_prefix: str = ""
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    date: str | None = None  # the day that a chat template takes for today, as in 2026-01-31
+    rendered: tuple[str, ...] = ()  # what the chat template made of a sample when the run began
+
+    def as_json(self) -> dict[str, Any]:
+        """The settings for a fingerprint; of those that came later, only the ones in use."""
+        content: dict[str, Any] = {
+            "without_input": self.without_input,
+            "with_input": self.with_input,
+            "marker": self.marker,
+            "chat": self.chat,
+            "system": self.system,
+        }
+        later = {
+            "answer_prefix": self.answer_prefix,
+            "template_kwargs": dict(self.template_kwargs),
+            "date": self.date,
+            "rendered": list(self.rendered),
+        }
+        return content | {key: value for key, value in later.items() if value}

@@ -1,0 +1,130 @@
+"""What is fixed before a run, and what is said of a prompt that does not suit the data."""
+
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from cherry_vllm.errors import UserError
+from cherry_vllm.prompts import fit
+from cherry_vllm.prompts.fit import answer_warnings, settle_prompt
+from cherry_vllm.prompts.prompt import Prompt
+from cherry_vllm.prompts.templates import QUESTION, build_template
+from tests.prompts.conftest import prompt_named
+
+Saved = Callable[[str], Path]
+PLAIN = ["Red, green and blue.", "Yes."]
+THOUGHTS = ["<think>\nLet me see.\n</think>\n\nRed.", "<think>\nWell.\n</think>\n\nYes."]
+
+
+def settle(folder: Path, **changes: Any) -> Prompt:
+    prompt = replace(prompt_named("chat"), **changes)
+    return settle_prompt(folder, prompt, trust_remote_code=False)
+
+
+def warnings_of(prompt: Prompt, answers: list[str]) -> list[str]:
+    return answer_warnings(prompt, pl.LazyFrame({"answer": answers}, schema={"answer": pl.String}))
+
+
+class Clock(date):
+    """A date whose today is set."""
+
+    @classmethod
+    def today(cls) -> "Clock":
+        return cls(2026, 1, 31)
+
+
+@pytest.mark.parametrize("name", ["alpaca", "wizardlm", "vicuna"])
+def test_a_text_template_is_settled_without_a_tokenizer(name: str) -> None:
+    prompt = prompt_named(name)
+    assert settle_prompt(Path("none"), prompt, trust_remote_code=False) == prompt
+
+
+def test_a_dated_template_takes_one_day_for_the_whole_run(
+    saved: Saved, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(fit, "date", Clock)
+    begun = settle(saved("dated"))
+    assert begun.date == "2026-01-31"
+    assert "Today is 31 Jan 2026" in begun.rendered[0]
+    assert "prompt.date=2026-01-31 goes on with this run" in caplog.text
+    monkeypatch.setattr(Clock, "today", classmethod(lambda cls: cls(2026, 2, 1)))
+    assert settle(saved("dated")).as_json() != begun.as_json()
+    caplog.clear()
+    assert settle(saved("dated"), date="2026-01-31") == begun
+    assert not caplog.records
+
+
+def test_workers_render_the_day_of_the_run(
+    saved: Saved, chat_tokenizer: Callable[[str], Any]
+) -> None:
+    begun = settle(saved("dated"), date="2020-02-29")
+    template = build_template(chat_tokenizer("dated"), begun)
+    assert tuple(template.render(QUESTION, "")) == begun.rendered
+    assert "Today is 29 Feb 2020" in template.render("Say hi.", "").text
+
+
+def test_a_template_without_a_date_has_none(saved: Saved) -> None:
+    assert settle(saved("chatml")).date is None
+    with pytest.raises(UserError, match=r"prompt\.date=2026-01-31: the chat template writes no"):
+        settle(saved("chatml"), date="2026-01-31")
+
+
+def test_the_rendered_template_is_part_of_the_fingerprint(saved: Saved) -> None:
+    assert settle(saved("chatml")).as_json() != settle(saved("phi")).as_json()
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "behind"),
+    [
+        ("chatml", {}, None),
+        ("phi", {}, None),
+        ("think", {}, r"behind '.*assistant\\n', but the prompt ends in '.*<think>\\n'"),
+        ("think", {"answer_prefix": "</think>"}, None),
+        ("think", {"template_kwargs": {"enable_thinking": False}}, None),
+        ("channel", {}, r"assistant<\|channel\|>final<\|message\|>', but the prompt ends"),
+        ("channel", {"answer_prefix": "<|channel|>final<|message|>"}, None),
+    ],
+)
+def test_a_header_that_the_prompt_lacks_is_a_warning(
+    saved: Saved,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    changes: dict[str, Any],
+    behind: str | None,
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        settle(saved(name), **changes)
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == (behind is not None)
+    if behind:
+        assert re.search(behind, messages[0])
+        assert "prompt.answer_prefix" in messages[0]
+
+
+def test_answers_that_leave_the_thought_open_are_counted(saved: Saved) -> None:
+    prompt = settle(saved("think"))
+    (warning,) = warnings_of(prompt, [*PLAIN, "A thought.</think>Yes."])
+    assert "2 of 3 answers do not close the <think>" in warning
+    assert "prompt.template_kwargs" in warning
+
+
+def test_answers_that_repeat_the_end_of_the_prompt_are_counted(saved: Saved) -> None:
+    (warning,) = warnings_of(settle(saved("think")), THOUGHTS)
+    assert "2 of 2 answers begin with '<think>', which the prompt has already written" in warning
+    (warning,) = warnings_of(prompt_named("alpaca"), [*PLAIN, "### Response: Yes."])
+    assert "1 of 3 answers begin with '### Response:'" in warning
+
+
+def test_answers_that_fit_are_no_warning(saved: Saved) -> None:
+    off = settle(saved("think"), template_kwargs={"enable_thinking": False})
+    assert warnings_of(off, PLAIN) == []
+    assert warnings_of(settle(saved("chatml")), [*PLAIN, *THOUGHTS]) == []
+    assert warnings_of(prompt_named("alpaca"), PLAIN) == []
+    assert warnings_of(prompt_named("alpaca"), []) == []
