@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import adjusted_rand_score
 
 from bench.agreement import MODEL
-from cherry_vllm.config import compose, plain, prompt_of
+from cherry_vllm.config import compose, engine_settings, prompt_of
 from cherry_vllm.engines import build_embedder
 from cherry_vllm.engines.checkpoint import read_checkpoint
 from cherry_vllm.experience.clusters import cluster_embeddings
@@ -49,10 +49,10 @@ def embed(name: str, data: Path, model: Path, num_rows: int) -> NDArray[np.float
     prompts = [ids for ids in builder.encode_prompts(*texts) if isinstance(ids, list)]
     option = "vllm_eager" if engine == "vllm" else engine
     embedder = build_embedder(
-        checkpoint=checkpoint,
+        engine_settings(compose(f"engine={option}", f"engine.dtype={dtype}").engine),
+        checkpoint,
         max_length=MAX_LENGTH,
         trust_remote_code=False,
-        **plain(compose(f"engine={option}", f"engine.dtype={dtype}").engine),
     )
     return embedder.embed(prompts, lambda _count: None)
 

@@ -35,7 +35,7 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from cherry_vllm.config import Config, compose, plain, prompt_of
+from cherry_vllm.config import Config, compose, engine_settings, prompt_of
 from cherry_vllm.engines import Span, build_engine
 from cherry_vllm.engines.checkpoint import read_checkpoint
 from cherry_vllm.options import DataFormat
@@ -127,10 +127,10 @@ def load_engine(setup: str, model: Path) -> Any:
     if setup == PLAIN:
         return PlainTransformers(model)
     return build_engine(
-        checkpoint=read_checkpoint(model),
+        engine_settings(configure(setup).engine),
+        read_checkpoint(model),
         max_length=MAX_LENGTH,
         trust_remote_code=False,
-        **plain(configure(setup).engine),
     )
 
 

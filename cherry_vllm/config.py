@@ -36,6 +36,7 @@ from cherry_vllm.checks import (
     seconds,
     whole,
 )
+from cherry_vllm.engines.settings import EngineSettings, HfSettings, VllmSettings
 from cherry_vllm.errors import UserError
 from cherry_vllm.options import (
     DataFormat,
@@ -334,6 +335,12 @@ def plain(
     """A group as keyword arguments of the component that it configures."""
     items = asdict(group).items()
     return {key: value.value if isinstance(value, Enum) else value for key, value in items}
+
+
+def engine_settings(engine: EngineConfig) -> EngineSettings:
+    """The engine's settings, as the rooms take them."""
+    settings_class = VllmSettings if isinstance(engine, VllmConfig) else HfSettings
+    return settings_class(**plain(engine))
 
 
 def check_config(config: Config) -> None:

@@ -18,6 +18,7 @@ from cherry_vllm.commands.inputs import Job
 from cherry_vllm.config import compose
 from cherry_vllm.engines import Decoding, build_generator, until_stop
 from cherry_vllm.engines.checkpoint import read_checkpoint, read_stop_ids
+from cherry_vllm.engines.settings import HfSettings
 from cherry_vllm.errors import UserError
 from cherry_vllm.evaluation.answers import read_pairs
 from cherry_vllm.evaluation.testsets import QuestionColumns, read_questions
@@ -337,13 +338,10 @@ def test_batching_changes_no_greedy_answer(checkpoint: Path) -> None:
     answers = []
     for batch_tokens in (1, 1024):
         generator = build_generator(
-            "hf",
+            HfSettings(name="hf", dtype="float32", device="cpu", batch_tokens=batch_tokens),
             read_checkpoint(checkpoint),
             max_length=14,
             trust_remote_code=False,
-            dtype="float32",
-            device="cpu",
-            batch_tokens=batch_tokens,
             decoding=Decoding(0, 1, 0, None),
             stop_ids=[2],
         )

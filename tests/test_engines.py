@@ -10,10 +10,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cherry_vllm.config import compose, prompt_of
-from cherry_vllm.engines import Span, build_engine
+from cherry_vllm.engines import Span
 from cherry_vllm.engines.checkpoint import read_checkpoint
 from cherry_vllm.engines.hf import HfEngine
-from cherry_vllm.errors import UserError
+from cherry_vllm.engines.settings import HfSettings
 from cherry_vllm.prompts.spans import SpanBuilder
 from cherry_vllm.prompts.templates import build_template
 from cherry_vllm.schema import REASON, DropReason
@@ -30,11 +30,9 @@ def hf(checkpoint: Path) -> HfEngine:
 
 def hf_engine(checkpoint: Path, batch_tokens: int) -> HfEngine:
     return HfEngine(
+        HfSettings(name="hf", dtype="float32", device="cpu", batch_tokens=batch_tokens),
         read_checkpoint(checkpoint),
         max_length=512,
-        dtype="float32",
-        device="cpu",
-        batch_tokens=batch_tokens,
         trust_remote_code=False,
     )
 
@@ -66,11 +64,6 @@ def test_hf_log_probs_are_those_of_the_whole_softmax(checkpoint: Path, hf: HfEng
         expected = model(torch.tensor([ids])).logits[0].log_softmax(-1)
     (found,) = hf.logprobs([Span(ids, 2)], ignore)
     np.testing.assert_allclose(found, [expected[i - 1, ids[i]] for i in (2, 3, 4)], atol=1e-4)
-
-
-def test_an_unknown_engine_is_refused(checkpoint: Path) -> None:
-    with pytest.raises(UserError, match="engine=vllm or engine=hf"):
-        build_engine("tpu", read_checkpoint(checkpoint), max_length=8, trust_remote_code=False)
 
 
 @pytest.mark.parametrize(

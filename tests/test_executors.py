@@ -8,6 +8,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from cherry_vllm.engines.settings import HfSettings
 from cherry_vllm.errors import UserError
 from cherry_vllm.workers.local import LocalExecutor, split_cores
 from cherry_vllm.workers.run import Share
@@ -112,7 +113,7 @@ def test_cores_are_split_and_none_is_left_over() -> None:
 
 def test_without_gpus_there_is_one_worker_unless_told_otherwise() -> None:
     timeouts = {"timeout_s": 1.0, "load_timeout_s": 1.0}
-    engine = {"name": "hf", "device": "cpu"}
+    engine = HfSettings(name="hf", dtype="auto", device="cpu", batch_tokens=1)
     assert LocalExecutor(engine, num_workers=None, **timeouts).num_workers == 1
     assert LocalExecutor(engine, num_workers=3, **timeouts).num_workers == 3
 

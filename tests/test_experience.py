@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cherry_vllm.config import compose, plain, prompt_of
 from cherry_vllm.engines.checkpoint import read_checkpoint
+from cherry_vllm.engines.settings import HfSettings
 from cherry_vllm.errors import UserError
 from cherry_vllm.experience import sampling_run as experience
 from cherry_vllm.experience.clusters import cluster_embeddings
@@ -23,7 +24,7 @@ from cherry_vllm.store.shards import Shards
 from tests.conftest import ROWS, Cli
 
 PROMPT = prompt_of(compose("prompt=wizardlm"))
-HF = {"name": "hf", "dtype": "float32", "device": "cpu", "batch_tokens": 512}
+HF = HfSettings(name="hf", dtype="float32", device="cpu", batch_tokens=512)
 USE: dict[str, Any] = {
     "prompt": PROMPT,
     "max_length": 64,
@@ -173,7 +174,7 @@ def test_fewer_rows_than_clusters_and_equal_instructions_are_counted(
     file = tmp_path / "same.jsonl"
     file.write_text('{"instruction": "Say hello.", "output": "Hello."}\n' * 4)
     rows = read(tmp_path, file)
-    arguments = (tmp_path, rows, tiny)
+    arguments = (tmp_path, rows, read_checkpoint(tiny))
     target = experience.sample_diverse(
         tmp_path,
         rows,
@@ -208,7 +209,7 @@ def test_nothing_to_sample_from_is_refused(tiny: Path, tmp_path: Path) -> None:
     file = tmp_path / "blank.jsonl"
     file.write_text('{"instruction": "Say nothing.", "output": " "}\n')
     rows = read(tmp_path, file)
-    embeddings = experience.embed(tmp_path, rows, tiny, **USE)
-    perplexities = experience.measure_perplexity(tmp_path, rows, tiny, **USE)
+    embeddings = experience.embed(tmp_path, rows, read_checkpoint(tiny), **USE)
+    perplexities = experience.measure_perplexity(tmp_path, rows, read_checkpoint(tiny), **USE)
     with pytest.raises(UserError, match="no row can be sampled"):
         experience.sample_diverse(tmp_path, rows, embeddings, perplexities, count=3, **KMEANS)

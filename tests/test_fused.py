@@ -14,7 +14,7 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from cherry_vllm.config import compose, plain
+from cherry_vllm.config import compose, engine_settings
 from cherry_vllm.engines import Span, build_engine
 from cherry_vllm.engines.checkpoint import read_checkpoint
 from cherry_vllm.errors import UserError
@@ -99,16 +99,13 @@ def score(
     """Scores with an engine that is built here; ``preempt`` interrupts it again and again, and
     ``has_tiles`` is what it is told of the CPU in place of the truth.
     """
-    settings = plain(compose(f"engine={name}", *ADVERSE).engine)
+    settings = engine_settings(compose(f"engine={name}", *ADVERSE).engine)
     capabilities = torch.cpu.get_capabilities()
     if has_tiles is not None:
         capabilities = capabilities | {"amx_bf16": has_tiles}
     with patch("torch.cpu.get_capabilities", return_value=capabilities):
         engine: Any = build_engine(
-            checkpoint=read_checkpoint(checkpoint),
-            max_length=MAX_LENGTH,
-            trust_remote_code=False,
-            **settings,
+            settings, read_checkpoint(checkpoint), max_length=MAX_LENGTH, trust_remote_code=False
         )
 
     num_uncached = num_preemptions = 0

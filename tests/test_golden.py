@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from cherry_vllm.config import compose, plain, prompt_of
+from cherry_vllm.config import compose, engine_settings, plain, prompt_of
 from cherry_vllm.engines.checkpoint import Checkpoint
 from cherry_vllm.store.files import fingerprint
 from cherry_vllm.workers.run import Inference
@@ -34,7 +34,7 @@ def test_inference(overrides: tuple[str, ...], expected: str) -> None:
         Checkpoint(Path("model"), "fedcba9876543210", ()),
         prompt=prompt_of(config),
         max_length=config.max_length,
-        engine=plain(config.engine),
+        engine=engine_settings(config.engine),
         executor=plain(config.executor),
         trust_remote_code=False,
         keep_logprobs=True,

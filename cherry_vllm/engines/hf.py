@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from cherry_vllm.engines import Continuation, Decoding, Span, until_stop
 from cherry_vllm.engines.checkpoint import Checkpoint
+from cherry_vllm.engines.settings import HfSettings
 from cherry_vllm.runtime.progress import hide_transformers_bars
 
 
@@ -18,22 +19,20 @@ class HfModel:
 
     def __init__(
         self,
+        settings: HfSettings,
         checkpoint: Checkpoint,
         *,
         max_length: int,  # noqa: ARG002 - a forward pass takes what it is given
-        dtype: str,
-        device: str,
-        batch_tokens: int,
         trust_remote_code: bool,
     ) -> None:
-        """``batch_tokens`` bounds a batch's padded tokens; 1 runs one sequence at a time."""
+        device = settings.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._batch_tokens = batch_tokens
+        self._batch_tokens = settings.batch_tokens
         hide_transformers_bars()
         model: Any = AutoModelForCausalLM.from_pretrained(
             checkpoint.folder,
-            dtype=dtype,
+            dtype=settings.dtype,
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
         )
@@ -112,14 +111,16 @@ class HfEmbedder(HfModel):
 class HfGenerator(HfModel):
     def __init__(
         self,
+        settings: HfSettings,
         checkpoint: Checkpoint,
         *,
         max_length: int,
+        trust_remote_code: bool,
         decoding: Decoding,
         stop_ids: Sequence[int],
-        **settings: Any,
     ) -> None:
-        super().__init__(checkpoint, max_length=max_length, **settings)
+        limits: Any = {"max_length": max_length, "trust_remote_code": trust_remote_code}
+        super().__init__(settings, checkpoint, **limits)
         self._max_length, self._decoding, self._stop_ids = max_length, decoding, stop_ids
         names = ("temperature", "top_p", "top_k") if decoding.temperature else ()
         # In place of the checkpoint's own, which may sample.

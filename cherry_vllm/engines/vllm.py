@@ -3,6 +3,7 @@
 import io
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ from tqdm import tqdm
 
 from cherry_vllm.engines import Continuation, Decoding, Span, until_stop
 from cherry_vllm.engines.checkpoint import Checkpoint, checkpoint_dtype
+from cherry_vllm.engines.settings import VllmSettings
 from cherry_vllm.errors import UserError
 from cherry_vllm.store.files import read_json
 
@@ -19,10 +21,18 @@ from cherry_vllm.store.files import read_json
 class VllmEngine:
     """Stock ``prompt_logprobs``."""
 
-    def __init__(self, checkpoint: Checkpoint, *, max_length: int, **settings: Any) -> None:
-        """``settings`` are the keys of ``conf/engine/vllm.yaml`` and ``trust_remote_code``."""
+    def __init__(
+        self,
+        settings: VllmSettings,
+        checkpoint: Checkpoint,
+        *,
+        max_length: int,
+        trust_remote_code: bool,
+    ) -> None:
         # Room for a prompt, and for the token that generate() makes.
-        self._llm = _load(checkpoint, max_length + 1, _generating, **settings)
+        self._llm = _load(
+            settings, checkpoint, max_length + 1, _generating, trust_remote_code=trust_remote_code
+        )
         from vllm import SamplingParams
 
         self._params = SamplingParams(
@@ -44,13 +54,22 @@ class VllmEngine:
 class FusedVllmEngine:
     """vLLM with :mod:`answer_model`: the LM head on answer rows alone, and no object per token."""
 
-    def __init__(self, checkpoint: Checkpoint, *, max_length: int, **settings: Any) -> None:
-        """``settings`` are the keys of ``conf/engine/vllm_fused.yaml`` and ``trust_remote_code``.
+    def __init__(
+        self,
+        settings: VllmSettings,
+        checkpoint: Checkpoint,
+        *,
+        max_length: int,
+        trust_remote_code: bool,
+    ) -> None:
+        """Loads the model.
 
         Raises:
             UserError: this vLLM has no such model class, or does not let it be replaced.
         """
-        self._llm = _load(checkpoint, max_length, _scoring_answers, **settings)
+        self._llm = _load(
+            settings, checkpoint, max_length, _scoring_answers, trust_remote_code=trust_remote_code
+        )
 
     def logprobs(
         self, spans: Sequence[Span], on_scored: Callable[[int], None]
@@ -92,17 +111,21 @@ class FusedVllmEngine:
 class VllmEmbedder:
     def __init__(
         self,
+        settings: VllmSettings,
         checkpoint: Checkpoint,
         *,
         max_length: int,
-        max_num_batched_tokens: int,
-        **settings: Any,
+        trust_remote_code: bool,
     ) -> None:
-        """Takes what the other two take."""
-        # A prompt is pooled in one piece: not in several steps, nor without a cached prefix.
-        settings |= {"max_num_batched_tokens": max(max_num_batched_tokens, max_length)}
-        settings |= {"enable_prefix_caching": False}
-        self._llm = _load(checkpoint, max_length, _mean_pooling, **settings)
+        # A prompt is pooled in one piece: not in several steps, and not after a cached prefix.
+        whole = replace(
+            settings,
+            max_num_batched_tokens=max(settings.max_num_batched_tokens, max_length),
+            enable_prefix_caching=False,
+        )
+        self._llm = _load(
+            whole, checkpoint, max_length, _mean_pooling, trust_remote_code=trust_remote_code
+        )
 
     def embed(
         self, prompts: Sequence[list[int]], on_embedded: Callable[[int], None]
@@ -125,15 +148,17 @@ class VllmEmbedder:
 class VllmGenerator:
     def __init__(
         self,
+        settings: VllmSettings,
         checkpoint: Checkpoint,
         *,
         max_length: int,
+        trust_remote_code: bool,
         decoding: Decoding,
         stop_ids: Sequence[int],
-        **settings: Any,
     ) -> None:
-        """Takes what :class:`VllmEngine` takes, and how to write an answer."""
-        self._llm = _load(checkpoint, max_length, _generating, **settings)
+        self._llm = _load(
+            settings, checkpoint, max_length, _generating, trust_remote_code=trust_remote_code
+        )
         self._max_length, self._decoding, self._stop_ids = max_length, decoding, list(stop_ids)
 
     def generate(
@@ -169,18 +194,11 @@ class VllmGenerator:
 
 
 def _load(
+    settings: VllmSettings,
     checkpoint: Checkpoint,
     max_model_len: int,
     use: Callable[[Checkpoint], dict[str, Any]],
     *,
-    dtype: str,
-    tensor_parallel_size: int,
-    gpu_memory_utilization: float,
-    max_num_batched_tokens: int,
-    max_num_seqs: int,
-    enforce_eager: bool,
-    cpu_kv_cache_gib: float,
-    enable_prefix_caching: bool,
     trust_remote_code: bool,
 ) -> Any:
     """The engine in this process; ``use`` gives the arguments for what it is to do."""
@@ -188,19 +206,20 @@ def _load(
     from vllm import LLM
     from vllm.platforms import current_platform
 
+    is_on_cpu = current_platform.is_cpu()
     return LLM(
         model=str(checkpoint.folder),
         max_model_len=max_model_len,
         # vLLM's own "auto" rounds an fp32 checkpoint.
-        dtype=checkpoint_dtype(checkpoint.folder) if dtype == "auto" else dtype,
+        dtype=checkpoint_dtype(checkpoint.folder) if settings.dtype == "auto" else settings.dtype,
         load_format="safetensors",
-        tensor_parallel_size=tensor_parallel_size,
-        gpu_memory_utilization=gpu_memory_utilization,
-        kv_cache_memory_bytes=int(cpu_kv_cache_gib * 2**30) if current_platform.is_cpu() else None,
-        max_num_batched_tokens=max_num_batched_tokens,
-        max_num_seqs=max_num_seqs,
-        enforce_eager=enforce_eager,
-        enable_prefix_caching=enable_prefix_caching,
+        tensor_parallel_size=settings.tensor_parallel_size,
+        gpu_memory_utilization=settings.gpu_memory_utilization,
+        kv_cache_memory_bytes=int(settings.cpu_kv_cache_gib * 2**30) if is_on_cpu else None,
+        max_num_batched_tokens=settings.max_num_batched_tokens,
+        max_num_seqs=settings.max_num_seqs,
+        enforce_eager=settings.enforce_eager,
+        enable_prefix_caching=settings.enable_prefix_caching,
         trust_remote_code=trust_remote_code,
         **use(checkpoint),
     )

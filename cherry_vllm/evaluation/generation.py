@@ -16,6 +16,7 @@ import polars as pl
 
 from cherry_vllm.engines import Decoding, Generator, build_generator
 from cherry_vllm.engines.checkpoint import Checkpoint, load_tokenizer, read_stop_ids
+from cherry_vllm.engines.settings import EngineSettings
 from cherry_vllm.prompts.spans import SpanBuilder
 from cherry_vllm.schema import REASON, DropReason, Schema
 from cherry_vllm.store.files import atomic_path, read_json, write_json
@@ -63,12 +64,23 @@ def answer(
 
 
 def _open_generator(
-    name: str, checkpoint: Checkpoint, *, trust_remote_code: bool, **settings: Any
+    settings: EngineSettings,
+    checkpoint: Checkpoint,
+    *,
+    max_length: int,
+    trust_remote_code: bool,
+    decoding: Decoding,
 ) -> Generator:
     tokenizer = load_tokenizer(checkpoint.folder, trust_remote_code=trust_remote_code)
     stop_ids = read_stop_ids(checkpoint.folder, tokenizer, trust_remote_code=trust_remote_code)
-    settings |= {"stop_ids": stop_ids, "trust_remote_code": trust_remote_code}
-    return build_generator(name, checkpoint, **settings)
+    return build_generator(
+        settings,
+        checkpoint,
+        max_length=max_length,
+        trust_remote_code=trust_remote_code,
+        decoding=decoding,
+        stop_ids=stop_ids,
+    )
 
 
 def answer_shard(

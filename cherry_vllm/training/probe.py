@@ -8,6 +8,7 @@ import numpy as np
 
 from cherry_vllm.engines import Span, build_engine
 from cherry_vllm.engines.checkpoint import Checkpoint
+from cherry_vllm.engines.settings import HfSettings
 from cherry_vllm.training.examples import Example
 
 log = logging.getLogger(__name__)
@@ -44,13 +45,10 @@ def probe_losses(
 def answer_loss(model: Checkpoint, spans: Sequence[Span], *, trust_remote_code: bool) -> float:
     """A model's mean loss over the answer tokens of all spans, in nats, computed in fp32."""
     engine = build_engine(
-        "hf",
+        HfSettings(name="hf", dtype="float32", device="auto", batch_tokens=2048),
         model,
         max_length=max(len(span.token_ids) for span in spans),
         trust_remote_code=trust_remote_code,
-        dtype="float32",
-        device="auto",
-        batch_tokens=2048,
     )
     return -float(np.concatenate(engine.logprobs(spans, lambda _count: None)).mean())
 

@@ -8,6 +8,7 @@ themselves. An executor starts them: processes of this machine, or Ray actors.
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from cherry_vllm.engines.settings import EngineSettings
 from cherry_vllm.errors import UserError
 from cherry_vllm.workers.work import Made, Piece, Task
 
@@ -57,7 +58,7 @@ class Executor(Protocol):
         ...
 
 
-def build_executor(name: str, engine: dict[str, Any], **settings: Any) -> Executor:
+def build_executor(name: str, engine: EngineSettings, **settings: Any) -> Executor:
     """The executor ``name`` ("local" or "ray") for workers that run ``engine``.
 
     ``settings`` are the executor's own: the keys of ``conf/executor/NAME.yaml``.

@@ -8,6 +8,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
+from cherry_vllm.engines.settings import EngineSettings, HfSettings
 from cherry_vllm.errors import UserError
 from cherry_vllm.runtime.processes import GRACE_S, Child, ChildError, Wire, preload_malloc
 from cherry_vllm.workers import WorkerError
@@ -19,7 +20,7 @@ REPORT_S = 0.2  # between two reports of progress
 class LocalExecutor:
     def __init__(
         self,
-        engine: dict[str, Any],
+        engine: EngineSettings,
         *,
         num_workers: int | None,
         timeout_s: float,
@@ -30,7 +31,7 @@ class LocalExecutor:
         A device is a GPU, or as many as ``tensor_parallel_size``; on CPUs the whole machine, whose
         cores are split if there are more workers.
         """
-        size = engine.get("tensor_parallel_size", 1)
+        size = engine.num_devices
         gpus = find_gpus(engine)
         groups = [gpus[first : first + size] for first in range(0, len(gpus) - size + 1, size)]
         self.num_workers = max(1, len(groups)) if num_workers is None else num_workers
@@ -136,14 +137,14 @@ def split_cores(slot: int, num_workers: int) -> list[int]:
     return cores[first:last]
 
 
-def uses_gpus(engine: dict[str, Any]) -> bool:
+def uses_gpus(engine: EngineSettings) -> bool:
     """Whether the engine's workers are to have GPUs of their own, where there are some."""
-    if engine["name"] == "hf":
-        return engine["device"] in ("auto", "cuda")  # "cuda:1" is the user's own choice
+    if isinstance(engine, HfSettings):
+        return engine.device in ("auto", "cuda")  # "cuda:1" is the user's own choice
     return any(item.metadata["Name"].lower() == "vllm" for item in distributions())
 
 
-def find_gpus(engine: dict[str, Any]) -> list[str]:
+def find_gpus(engine: EngineSettings) -> list[str]:
     """The GPUs that the engine's workers share out, as CUDA_VISIBLE_DEVICES names them."""
     if not (uses_gpus(engine) and Path("/dev/nvidiactl").exists()):
         return []

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cherry_vllm.engines.settings import EngineSettings
 from cherry_vllm.errors import UserError
 from cherry_vllm.workers import WorkerError
 from cherry_vllm.workers.local import uses_gpus
@@ -20,7 +21,7 @@ LOCAL_STORE_BYTES = 100 * 2**20  # of a Ray started here: shards go by disk, not
 class RayExecutor:
     def __init__(
         self,
-        engine: dict[str, Any],
+        engine: EngineSettings,
         *,
         num_workers: int | None,
         num_cpus: int,
@@ -38,7 +39,7 @@ class RayExecutor:
         import ray
 
         resources = ray.cluster_resources()
-        gpus = engine.get("tensor_parallel_size", 1) if uses_gpus(engine) else 0
+        gpus = engine.num_devices if uses_gpus(engine) else 0
         gpus *= resources.get("GPU", 0) > 0
         found = resources.get("GPU", 0) // gpus if gpus else resources.get("CPU", 1) // num_cpus
         self.num_workers = num_workers or max(1, int(found))

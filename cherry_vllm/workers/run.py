@@ -10,8 +10,8 @@ from typing import Any
 
 import polars as pl
 
-from cherry_vllm.engines import MEMORY_SETTINGS
 from cherry_vllm.engines.checkpoint import Checkpoint
+from cherry_vllm.engines.settings import EngineSettings
 from cherry_vllm.errors import UserError
 from cherry_vllm.prompts.prompt import Prompt
 from cherry_vllm.prompts.spans import SpanBuilder, open_span_builder
@@ -59,7 +59,7 @@ class Inference:
         *,
         prompt: Prompt,
         max_length: int,
-        engine: dict[str, Any],
+        engine: EngineSettings,
         executor: dict[str, Any],
         trust_remote_code: bool,
         **content: Any,
@@ -81,7 +81,7 @@ class Inference:
             "model": checkpoint.fingerprint,
             "prompt": prompt.as_json(),
             "max_length": max_length,
-            "engine": {key: engine[key] for key in engine if key not in MEMORY_SETTINGS},
+            "engine": engine.identity(),
             **content,
         }
         self.target = Shards(parent, settings)
@@ -117,7 +117,7 @@ class Inference:
                 ModelTransform,
                 transform_shard,
                 partial(open_span_builder, self._checkpoint, prompt=self._prompt, **self._limits),
-                partial(open_model, checkpoint=self._checkpoint, **self._engine, **self._limits),
+                partial(open_model, self._engine, self._checkpoint, **self._limits),
             )
             settings = dict(self._executor)
             recycle_shards = settings.pop("recycle_shards")

@@ -1,0 +1,51 @@
+"""What an engine is run with: the keys of ``conf/engine/``, checked there."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+# Settings that decide whether a run fits in memory, and no score: changing them resumes a run.
+MEMORY_SETTINGS = ("gpu_memory_utilization", "cpu_kv_cache_gib")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """What every engine has."""
+
+    name: str  # "vllm_fused", "vllm" or "hf"
+    dtype: str  # of weights and activations: "auto" (the checkpoint's), "float32", "bfloat16", ...
+
+    @property
+    def num_devices(self) -> int:
+        """How many GPUs one engine computes on, where there are some."""
+        return 1
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide a score, as fingerprints hash them."""
+        items = asdict(self).items()
+        return {key: value for key, value in items if key not in MEMORY_SETTINGS}
+
+
+@dataclass(frozen=True, kw_only=True)
+class VllmSettings(EngineSettings):
+    """vLLM, fused or stock; ``conf/engine/vllm.yaml`` and ``vllm_fused.yaml`` explain the keys."""
+
+    tensor_parallel_size: int
+    gpu_memory_utilization: float
+    max_num_batched_tokens: int
+    max_num_seqs: int
+    enforce_eager: bool
+    enable_prefix_caching: bool
+    cpu_kv_cache_gib: float
+
+    @property
+    def num_devices(self) -> int:
+        """See :attr:`EngineSettings.num_devices`."""
+        return self.tensor_parallel_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class HfSettings(EngineSettings):
+    """transformers."""
+
+    device: str  # "auto", "cpu", "cuda", "cuda:1", ...
+    batch_tokens: int  # a batch's padded tokens at most; 1 runs one sequence at a time
