@@ -8,7 +8,7 @@ import altair as alt
 import polars as pl
 import vl_convert
 
-from cherry_vllm.figures.theme import LIGHT
+from cherry_vllm.figures.theme import DASHES, LIGHT, LIGHT_COLORS
 
 PNG_WIDTH = 560
 PNG_SCALE = 2
@@ -65,6 +65,23 @@ def color_by(column: str, key: Key, *, columns: int = 3) -> alt.Color:
     domain = [labels.get(place, f"unused {place}") for place in range(max(labels) + 1)]
     legend = alt.Legend(values=list(key), columns=columns)
     return alt.Color(f"{column}:N", scale=alt.Scale(domain=domain), legend=legend)
+
+
+def dash_name(place: int) -> str:
+    """What the line at a place of the palette looks like beside its colour; "" if it is solid."""
+    return list(DASHES)[place // len(LIGHT_COLORS) % len(DASHES)]
+
+
+def dash_by(column: str, key: Key) -> alt.StrokeDash:
+    """Dashes for lines whose colours repeat, so that no two of :data:`theme.DASHES` x colours
+    series look alike.
+    """
+    ordered = sorted(key, key=key.__getitem__)
+    patterns = [DASHES[dash_name(key[label])] for label in ordered]
+    legend = alt.Legend(values=list(key), columns=1)
+    return alt.StrokeDash(
+        f"{column}:N", scale=alt.Scale(domain=ordered, range=patterns), legend=legend
+    )
 
 
 def share(part: float, whole: float) -> str:

@@ -7,7 +7,7 @@ import altair as alt
 import polars as pl
 
 from cherry_vllm.figures.facts import Job
-from cherry_vllm.figures.figure import HEIGHT, Figure, color_by, inline, rule
+from cherry_vllm.figures.figure import HEIGHT, Figure, color_by, dash_by, inline, rule
 
 VERDICT_STEP = 44  # pixels of a bar whose name has two lines
 VERDICT_KEY = {"win": 0, "tie": 2, "loss": 1}  # in the order of the bars
@@ -29,6 +29,7 @@ def draw_losses(losses: pl.DataFrame) -> Figure:
         x=steps,
         y=alt.Y("loss:Q", title="loss, nats per answer token", scale=alt.Scale(zero=False)),
         color=color,
+        strokeDash=dash_by("model", key),
         tooltip=["model:N", "step:Q", "loss:Q", "learning_rate:Q"],
     )
     rate = base.mark_line(strokeDash=[2, 3], strokeWidth=1.2, opacity=0.8).encode(
@@ -84,7 +85,9 @@ def draw_winning_score(points: pl.DataFrame) -> Figure:
     score = alt.Y("score:Q", title="winning score", scale=alt.Scale(zero=False))
     layers = [
         base.mark_rule(strokeWidth=2, opacity=0.5).encode(y=alt.Y("low:Q"), y2="high:Q"),
-        base.mark_line(point={"size": 60, "filled": True}).encode(y=score),
+        base.mark_line(point={"size": 60, "filled": True}).encode(
+            y=score, strokeDash=dash_by("series", key)
+        ),
         rule("reference", y=alt.datum(1)),
     ]
     best = points.sort("score", descending=True).row(0, named=True)

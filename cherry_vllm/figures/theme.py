@@ -3,8 +3,18 @@
 from typing import Any
 
 # The first three have one meaning everywhere: singled out, its counterpart, the rest.
-LIGHT_COLORS = ("#b3294e", "#2f6da8", "#b6bcc5", "#c27c0e", "#2a8a68", "#7b5cb8", "#0e8a99")
-DARK_COLORS = ("#f26d90", "#6fb0ea", "#59636f", "#e3ae4b", "#58bf97", "#ac90e6", "#4fc3d0")
+# All six stay apart for colour-blind readers (a test simulates three kinds); further series get
+# other dashes, see DASHES.
+LIGHT_COLORS = ("#b3294e", "#2f6da8", "#b6bcc5", "#e8a200", "#1b1b2f", "#8a5a00")
+DARK_COLORS = ("#f26d90", "#6fb0ea", "#59636f", "#fff3b0", "#c77b30", "#2e5fd0")
+DASHES = {
+    "": [1, 0],
+    "dashed": [6, 3],
+    "dash-dotted": [8, 3, 2, 3],
+    "dotted": [3, 3],
+    "long dashes": [12, 4],
+    "sparse dots": [2, 5],
+}
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
 

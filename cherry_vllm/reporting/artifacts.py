@@ -1,5 +1,7 @@
 """What lies in a run folder: of a single stage, of the whole method, or of a sweep."""
 
+import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,34 @@ from cherry_vllm.store.files import file_sha256, read_json
 from cherry_vllm.store.run_folder import scan_rows
 from cherry_vllm.store.shards import Shards
 
+log = logging.getLogger(__name__)
+
+
+def read_own(path: Path, *keys: str) -> dict[str, Any] | None:
+    """A JSON object with these keys; None, with a warning, for another program's file."""
+    try:
+        found = read_json(path)
+    except (OSError, ValueError) as error:
+        reason = str(error) or type(error).__name__
+    else:
+        missing = [key for key in keys if not isinstance(found, dict) or key not in found]
+        if not missing:
+            return found
+        reason = f"no '{missing[0]}'"
+    log.warning("%s: not written by cherry-vllm (%s); left out of the report", path, reason)
+    return None
+
+
+def _read_all(paths: Iterable[Path], *keys: str) -> dict[Path, dict[str, Any]]:
+    found = {path: read_own(path, *keys) for path in paths}
+    return {path: content for path, content in found.items() if content is not None}
+
 
 def find_manifests(run_dir: Path) -> list[dict[str, Any]]:
     """The manifests of the run itself and of the jobs below it, in this order."""
     paths = sorted(run_dir.rglob("pipeline.json"), key=lambda path: (len(path.parts), path))
-    return [read_json(path) for path in paths]
+    found = _read_all(paths, "config", "stages").values()
+    return [one for one in found if "run_dir" in one["config"]]
 
 
 def find_artifacts(manifests: list[dict[str, Any]], run_dir: Path, stage: str) -> list[Path]:
@@ -64,8 +89,8 @@ def find_selection(meta: Path, scores: pl.DataFrame, fingerprint: str) -> Select
     """
     if not meta.is_file():
         return None
-    facts = read_json(meta)
-    if facts.get("scores") != fingerprint:
+    facts = read_own(meta, "scores")
+    if facts is None or facts["scores"] != fingerprint:
         return None
     if "ratings" in facts:
         near = (folder / "ratings.parquet" for folder in meta.parents)
@@ -90,8 +115,9 @@ def find_selection(meta: Path, scores: pl.DataFrame, fingerprint: str) -> Select
 
 def find_aspects(run_dir: Path, fingerprint: str) -> dict[str, Any] | None:
     """Both sides of the first ``aspects.json`` that was made from these scores."""
-    found = (read_json(path) for path in sorted(run_dir.rglob("aspects.json")))
-    return next((one["sides"] for one in found if one["settings"]["scores"] == fingerprint), None)
+    found = _read_all(sorted(run_dir.rglob("aspects.json")), "settings", "sides").values()
+    same = (one["sides"] for one in found if one["settings"].get("scores") == fingerprint)
+    return next(same, None)
 
 
 def find_embeddings(run_dir: Path, scores_dir: Path) -> pl.LazyFrame | None:
@@ -137,15 +163,17 @@ def find_jobs(run_dir: Path, meta_name: str) -> list[Job]:
 
     Verdicts belong to the selection in the same folder or, without one, in the nearest above.
     """
-    found = {path.parent: read_json(path) for path in sorted(run_dir.rglob(meta_name))}
+    found = {
+        path.parent: meta for path, meta in _read_all(sorted(run_dir.rglob(meta_name))).items()
+    }
     # Answers may be called as a selection is, and have their own such file.
     metas = {folder: meta for folder, meta in found.items() if "num_selected" in meta}
     judged: dict[Path, dict[str, dict[str, Any]]] = {folder: {} for folder in metas}
-    for path in sorted(run_dir.rglob("judge.json")):
+    for path, judgement in _read_all(sorted(run_dir.rglob("judge.json")), "figures").items():
         within = [folder for folder in (path.parent, *path.parent.parents) if folder in metas]
         owner = within[0] if within else path.parent
         name = path.parent.relative_to(run_dir).as_posix()
-        judged.setdefault(owner, {})[name] = read_json(path)
+        judged.setdefault(owner, {})[name] = judgement
     return [
         Job(folder.relative_to(run_dir).as_posix(), metas.get(folder), judgements)
         for folder, judgements in sorted(judged.items())

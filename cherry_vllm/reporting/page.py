@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from cherry_vllm.figures.facts import Job
-from cherry_vllm.figures.figure import Figure
+from cherry_vllm.figures.figure import Figure, dash_name
 from cherry_vllm.figures.theme import DARK, DARK_COLORS, LIGHT, LIGHT_COLORS
 from cherry_vllm.reporting.extremes import Sample
 from cherry_vllm.reporting.landscape import Cluster
@@ -68,6 +68,7 @@ def render(page: Page) -> str:
         style=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),  # noqa: S704
         data=Markup(_embed(data)),  # noqa: S704
         scripts=[Markup(script) for script in scripts],  # noqa: S704
+        dash_name=dash_name,
         light=LIGHT_COLORS,
         dark=DARK_COLORS,
         hashes=[_hash(script) for script in scripts],

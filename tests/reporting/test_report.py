@@ -196,6 +196,8 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, PHONE_WIDTH])
+@pytest.mark.browser
+@pytest.mark.slow
 def test_a_real_browser_shows_the_page_whole(
     tab: Tab, run_dir: Path, tmp_path: Path, width: int, scheme: str
 ) -> None:
@@ -230,6 +232,8 @@ def test_a_real_browser_shows_the_page_whole(
     assert background == {"light": "rgb(244, 245, 247)", "dark": "rgb(15, 18, 22)"}[scheme]
 
 
+@pytest.mark.browser
+@pytest.mark.slow
 def test_the_figures_follow_the_colour_scheme(tab: Tab, run_dir: Path) -> None:
     tab.open(run_dir / "report.html", width=1280, scheme="light")
     first_bar = "document.querySelector('#ledger .mark-rect path').getAttribute('fill')"
@@ -267,6 +271,7 @@ def landscape_of(html: str) -> list[dict[str, Any]]:
     return values_of(spec, 0) + values_of(spec, 1)
 
 
+@pytest.mark.slow
 def test_what_rows_hold_is_text_and_nothing_else(run_dir: Path) -> None:
     html = (run_dir / "report.html").read_text(encoding="utf-8")
     tags = Tags(html)
@@ -284,6 +289,7 @@ def test_what_rows_hold_is_text_and_nothing_else(run_dir: Path) -> None:
         assert texts["instruction"][row][:399] in shown
 
 
+@pytest.mark.slow
 def test_pictures_are_written_beside_the_page(run_dir: Path) -> None:
     pictures = {path.stem: path for path in (run_dir / "report").iterdir()}
     assert set(pictures) == FIGURES
@@ -389,6 +395,7 @@ def test_samples_come_from_both_ends_and_the_middle(tmp_path: Path) -> None:
     assert find_samples(mark_sides(scores.head(2), fraction=0.1), rows.scan(), 2) == {}
 
 
+@pytest.mark.slow
 def test_the_map_tells_the_clouds_of_either_side_apart(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     ifds = [*generator.uniform(0.1, 0.2, 30), *generator.uniform(0.8, 0.9, 30)]
@@ -419,6 +426,7 @@ def test_the_map_tells_the_clouds_of_either_side_apart(tmp_path: Path) -> None:
     assert few is None
 
 
+@pytest.mark.slow
 def test_a_sweep_joins_verdicts_to_selections(run_dir: Path) -> None:
     jobs = find_jobs(run_dir, "cherry.meta.json")
     assert len(jobs) == 6
@@ -469,6 +477,7 @@ def test_answers_called_cherry_are_no_selection(tmp_path: Path) -> None:
     assert run_report(tmp_path).is_file()
 
 
+@pytest.mark.slow
 def test_aspects_of_other_scores_are_not_shown(run_dir: Path) -> None:
     found = find_aspects(run_dir, name_scores(run_dir))
     assert found
@@ -492,6 +501,7 @@ def test_a_series_is_what_jobs_differ_in_besides_their_size(name: str, series: s
     assert facts.Job(name, {"strategy": "cherry"}, {}).series == series
 
 
+@pytest.mark.slow
 def test_a_moved_run_of_the_whole_method_is_found(tmp_path: Path) -> None:
     made, moved = tmp_path / "made", tmp_path / "elsewhere" / "moved"
     write_scores(made / "scores" / "base", ["a", "b", "c"], [0.1, 0.5, 0.9])
@@ -510,6 +520,7 @@ def test_a_moved_run_of_the_whole_method_is_found(tmp_path: Path) -> None:
     assert find_losses(moved)["model"].unique().to_list() == ["cherry-0"]
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_rows_stay_under_five_megabytes() -> None:
     number = np.arange(100_000)
     generator = np.random.default_rng(0)
@@ -541,6 +552,8 @@ def test_a_hundred_thousand_rows_stay_under_five_megabytes() -> None:
     assert len(html.encode()) < 5_000_000
 
 
+@pytest.mark.engine
+@pytest.mark.process
 def test_a_scored_run_becomes_a_page_that_says_what_it_lacks(
     tiny: Path, cli: Cli, tmp_path: Path
 ) -> None:
