@@ -49,6 +49,7 @@ from cherry_vllm.options import (
     Strategy,
 )
 from cherry_vllm.prompts.prompt import Prompt
+from cherry_vllm.workers.settings import ExecutorSettings, RaySettings
 
 CONF = str(Path(__file__).parent / "conf")  # in a checkout, a link to the top-level folder
 
@@ -155,6 +156,7 @@ class ExecutorConfig:
     timeout_s: float = setting(seconds())
     load_timeout_s: float = setting(seconds())
     recycle_shards: int = setting(whole(1))
+    retry_failed: bool = MISSING
 
 
 @dataclass(kw_only=True, slots=True)
@@ -341,6 +343,15 @@ def engine_settings(engine: EngineConfig) -> EngineSettings:
     """The engine's settings, as the rooms take them."""
     settings_class = VllmSettings if isinstance(engine, VllmConfig) else HfSettings
     return settings_class(**plain(engine))
+
+
+def executor_settings(executor: ExecutorConfig) -> ExecutorSettings:
+    """The executor's settings, as the rooms take them."""
+    settings = plain(executor)
+    del settings["name"]  # the class says it
+    return (
+        RaySettings(**settings) if isinstance(executor, RayConfig) else ExecutorSettings(**settings)
+    )
 
 
 def check_config(config: Config) -> None:

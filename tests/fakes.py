@@ -19,8 +19,10 @@ import pytest
 from numpy.typing import NDArray
 
 from cherry_vllm.engines import Continuation, Span
+from cherry_vllm.engines.checkpoint import Checkpoint
 from cherry_vllm.workers import WorkerError
-from cherry_vllm.workers.work import EngineError, Made, Piece, Task, Work
+from cherry_vllm.workers.failures import EngineError
+from cherry_vllm.workers.work import Made, Piece, Task, Work
 
 TOKENIZER = Path(__file__).parent / "data" / "tokenizer"
 WIDTH = 4  # of an embedding
@@ -68,15 +70,13 @@ class Faults:
 class FakeEngine:
     """Engine, embedder and generator in one, without a model."""
 
-    def __init__(self, checkpoint: Any, faults: Faults | None = None) -> None:
-        """``checkpoint`` is a folder, or has one."""
+    def __init__(self, checkpoint: Checkpoint, faults: Faults | None = None) -> None:
         self._faults = faults or Faults()
         self._faults.loads += 1
         if self._faults.load_error:
             raise self._faults.load_error
-        folder = Path(getattr(checkpoint, "folder", checkpoint))
         digest = hashlib.sha256()
-        for file in sorted(folder.glob("*.safetensors")):
+        for file in sorted(checkpoint.folder.glob("*.safetensors")):
             digest.update(file.read_bytes())
         self._salt = int.from_bytes(digest.digest()[:4])
 
@@ -158,7 +158,9 @@ class InlineWorker:
         try:
             self._work = Work(self._task)
         except EngineError as error:
-            raise WorkerError(error.summary, str(error), while_loading=True) from None
+            lost = WorkerError.of_engine(error)
+            lost.while_loading = True
+            raise lost from None
 
     def make(self, piece: Piece, on_units: Callable[[int], None]) -> Made:
         """See :class:`cherry_vllm.workers.Worker`."""
@@ -166,7 +168,7 @@ class InlineWorker:
         try:
             made = self._work.make(piece, on_units)
         except EngineError as error:
-            raise WorkerError(error.summary, str(error)) from None
+            raise WorkerError.of_engine(error) from None
         if self._is_killed:
             raise WorkerError("was killed by SIGKILL")
         return made
@@ -187,9 +189,8 @@ def install(
     """Makes every command of the test's process use the fakes, reading the input inline too."""
     inline = executor or InlineExecutor()
 
-    def build(*arguments: Any, **settings: Any) -> FakeEngine:
-        given = [*arguments[1:], settings.get("checkpoint"), settings.get("model_path")]
-        return FakeEngine(next(found for found in given if found), faults)
+    def build(_engine: Any, checkpoint: Checkpoint, **_settings: Any) -> FakeEngine:
+        return FakeEngine(checkpoint, faults)
 
     def run_here(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
         keywords.pop("environment", None)

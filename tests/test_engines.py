@@ -84,7 +84,7 @@ def test_scores_agree_with_the_slow_reference(
     rows = pl.DataFrame(shipped_rows).rename({"output": "answer"}).with_row_index("row")
     rows = rows.with_columns(pl.col("row").cast(pl.Int64), drop_reason=pl.lit(None, REASON))
     scores = aggregate_logprobs(
-        score_shard(rows, ignore, builder=builder, model=hf).lazy()
+        score_shard(rows, ignore, builder=builder, model=hf.logprobs).lazy()
     ).collect()
     seen: list[Any] = []
     for row, found in zip(shipped_rows, scores.iter_rows(named=True), strict=True):

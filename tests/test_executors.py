@@ -13,6 +13,7 @@ from cherry_vllm.errors import UserError
 from cherry_vllm.workers.local import LocalExecutor, split_cores
 from cherry_vllm.workers.run import Share
 from cherry_vllm.workers.schedule import MAX_LOSSES, Schedule
+from cherry_vllm.workers.settings import ExecutorSettings
 from cherry_vllm.workers.work import Piece
 from tests.conftest import Cli, children, start
 from tests.runs import (
@@ -112,10 +113,9 @@ def test_cores_are_split_and_none_is_left_over() -> None:
 
 
 def test_without_gpus_there_is_one_worker_unless_told_otherwise() -> None:
-    timeouts = {"timeout_s": 1.0, "load_timeout_s": 1.0}
     engine = HfSettings(name="hf", dtype="auto", device="cpu", batch_tokens=1)
-    assert LocalExecutor(engine, num_workers=None, **timeouts).num_workers == 1
-    assert LocalExecutor(engine, num_workers=3, **timeouts).num_workers == 3
+    assert LocalExecutor(ExecutorSettings(), engine).num_workers == 1
+    assert LocalExecutor(ExecutorSettings(num_workers=3), engine).num_workers == 3
 
 
 # --- the real thing ------------------------------------------------------------------------------

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
-from cherry_vllm.config import compose, engine_settings, plain, prompt_of
+from cherry_vllm.commands.inputs import model_use
+from cherry_vllm.config import compose, plain, prompt_of
 from cherry_vllm.engines.checkpoint import Checkpoint
 from cherry_vllm.store.files import fingerprint
-from cherry_vllm.workers.run import Inference
+from cherry_vllm.workers.run import ModelRun
 
 
 class _Rows:
@@ -26,19 +27,11 @@ GOLDEN = {
 
 @pytest.mark.parametrize(("overrides", "expected"), GOLDEN.items())
 def test_inference(overrides: tuple[str, ...], expected: str) -> None:
-    config = compose(*overrides)
     rows: Any = _Rows()
-    target = Inference(
-        Path("run"),
-        rows,
-        Checkpoint(Path("model"), "fedcba9876543210", ()),
-        prompt=prompt_of(config),
-        max_length=config.max_length,
-        engine=engine_settings(config.engine),
-        executor=plain(config.executor),
-        trust_remote_code=False,
-        keep_logprobs=True,
-    ).target
+    checkpoint = Checkpoint(Path("model"), "fedcba9876543210", ())
+    config = compose(*overrides)
+    use = model_use(config, prompt_of(config))
+    target = ModelRun(Path("run"), rows, checkpoint, use, keep_logprobs=True).target
     assert target.fingerprint == expected
 
 

@@ -42,9 +42,9 @@ def generate(config: Config, job: Job) -> Outcome:
             run_dir,
             questions,
             checkpoint,
+            model_use(config, prompt),
             decoding=decoding,
             seed=config.seed,
-            **model_use(config, prompt),
         )
         counts = answering.write_answers(output, questions, answers)
     print(report.describe("generate", counts))

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from cherry_vllm.config import Config, engine_settings, plain, prompt_of
+from cherry_vllm.config import Config, engine_settings, executor_settings, prompt_of
 from cherry_vllm.engines.checkpoint import Checkpoint, find_checkpoint
 from cherry_vllm.errors import UserError
 from cherry_vllm.prompts.fit import answer_warnings, settle_prompt
@@ -18,7 +18,7 @@ from cherry_vllm.sources import Columns, find_files
 from cherry_vllm.sources.shards import read_row_shards
 from cherry_vllm.store.locks import exclusive, in_turn
 from cherry_vllm.store.shards import Shards
-from cherry_vllm.workers.run import Share
+from cherry_vllm.workers.run import ModelUse, Share
 
 log = logging.getLogger(__name__)
 
@@ -96,12 +96,12 @@ def warn_of_misfits(prompt: Prompt, rows: Shards) -> None:
         log.warning(warning)
 
 
-def model_use(config: Config, prompt: Prompt) -> dict[str, Any]:
+def model_use(config: Config, prompt: Prompt) -> ModelUse:
     """How a model is to be run over rows, for the stages that do so."""
-    return {
-        "prompt": prompt,
-        "max_length": config.max_length,
-        "engine": engine_settings(config.engine),
-        "executor": plain(config.executor),
-        "trust_remote_code": config.model.trust_remote_code,
-    }
+    return ModelUse(
+        prompt=prompt,
+        max_length=config.max_length,
+        engine=engine_settings(config.engine),
+        executor=executor_settings(config.executor),
+        trust_remote_code=config.model.trust_remote_code,
+    )

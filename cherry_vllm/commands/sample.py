@@ -59,10 +59,9 @@ def has_experience(config: Config) -> bool:
 def _embed(
     config: Config, rows: Shards, checkpoint: Checkpoint, share: Share = WHOLE
 ) -> tuple[Shards, Shards]:
-    prompt = find_prompt(config, checkpoint)
-    arguments, use = (Path(config.run_dir), rows, checkpoint), model_use(config, prompt)
-    embeddings = experience.embed(*arguments, share=share, **use)
-    return embeddings, experience.measure_perplexity(*arguments, share=share, **use)
+    use = model_use(config, find_prompt(config, checkpoint))
+    arguments = (Path(config.run_dir), rows, checkpoint, use, share)
+    return experience.embed(*arguments), experience.measure_perplexity(*arguments)
 
 
 def _sample(config: Config, rows: Shards) -> Path:

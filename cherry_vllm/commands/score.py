@@ -39,10 +39,10 @@ def score(config: Config, job: Job) -> Outcome:
             scores_dir,
             rows,
             checkpoint,
+            model_use(config, prompt),
             may_replace=not job.is_sweep,
             keep_logprobs=config.score.keep_logprobs,
             share=share,
-            **model_use(config, prompt),
         )
         with in_turn(run_dir):
             if not logprobs.is_complete():

@@ -14,14 +14,14 @@ from typing import Any
 
 import polars as pl
 
-from cherry_vllm.engines import Decoding, Generator, build_generator
+from cherry_vllm.engines import Continuation, Decoding, Generator, build_generator
 from cherry_vllm.engines.checkpoint import Checkpoint, load_tokenizer, read_stop_ids
 from cherry_vllm.engines.settings import EngineSettings
 from cherry_vllm.prompts.spans import SpanBuilder
 from cherry_vllm.schema import REASON, DropReason, Schema
 from cherry_vllm.store.files import atomic_path, read_json, write_json
 from cherry_vllm.store.shards import Shards
-from cherry_vllm.workers.run import Inference
+from cherry_vllm.workers.run import ModelRun, ModelUse
 
 log = logging.getLogger(__name__)
 
@@ -39,12 +39,12 @@ def answer(
     run_dir: Path,
     questions: Shards,
     checkpoint: Checkpoint,
+    use: ModelUse,
     *,
     decoding: Decoding,
     seed: int,
-    **use: Any,
 ) -> Shards:
-    """Shards of questions to shards of :data:`ANSWERS`; ``use`` as :class:`inference.Inference`.
+    """Shards of questions to shards of :data:`ANSWERS`.
 
     An answer ends at a token that the checkpoint calls end of text, after
     ``decoding.max_new_tokens``, or where prompt and answer fill ``max_length``.
@@ -54,10 +54,11 @@ def answer(
     """
     drawn = {"seed": seed} if decoding.temperature else {}
     parameters = {**decoding._asdict(), **drawn}
-    inference = Inference(run_dir / "answers", questions, checkpoint, **use, decoding=parameters)
-    return inference.run(
+    answering = ModelRun(run_dir / "answers", questions, checkpoint, use, decoding=parameters)
+    return answering.run(
         "answering",
         partial(_open_generator, decoding=decoding),
+        "generate",
         partial(answer_shard, seed=seed),
         done="answered",
     )
@@ -88,12 +89,13 @@ def answer_shard(
     on_answered: Callable[[int], None],
     *,
     builder: SpanBuilder,
-    model: Generator,
+    model: Callable[..., list[Continuation]],
     seed: int,
 ) -> pl.DataFrame:
     """Answers one shard: a frame of :data:`testsets.QUESTIONS` to one of :data:`ANSWERS`.
 
-    Spaces and line breaks around an answer are taken off.
+    Spaces and line breaks around an answer are taken off. ``model`` is
+    :meth:`engines.Generator.generate`.
     """
     texts = (questions[name].to_list() for name in ("question", "input"))
     encoded = [
@@ -104,7 +106,7 @@ def answer_shard(
     ]
     prompts = [item for item in encoded if isinstance(item, list)]
     first_row = int(questions["row"][0])
-    written = iter(model.generate(prompts, on_answered, seed=seed + first_row))
+    written = iter(model(prompts, on_answered, seed=seed + first_row))
     lines: list[tuple[Any, ...]] = []
     for row, item in zip(questions["row"], encoded, strict=True):
         if isinstance(item, list):

@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
-from cherry_vllm.engines import Embedder, Engine, Span
+from cherry_vllm.engines import Span
 from cherry_vllm.prompts.spans import SpanBuilder
 from cherry_vllm.schema import PERPLEXITIES, REASON, DropReason
 
@@ -15,16 +16,16 @@ def embed_shard(
     on_embedded: Callable[[int], None],
     *,
     builder: SpanBuilder,
-    model: Embedder,
+    model: Callable[..., NDArray[np.float32]],
 ) -> pl.DataFrame:
     """A frame of :data:`schema.ROWS` to one of :data:`schema.EMBEDDINGS`.
 
     An embedding is the mean of the last hidden states over all tokens of the prompt (paper,
-    section 2.1), null where there is a drop reason.
+    section 2.1), null where there is a drop reason. ``model`` is :meth:`engines.Embedder.embed`.
     """
     encoded = _encode_prompts(rows, builder)
     prompts = encoded.filter(pl.col("token_ids").is_not_null())
-    embeddings = model.embed(prompts["token_ids"].to_list(), on_embedded)
+    embeddings = model(prompts["token_ids"].to_list(), on_embedded)
     finite = np.asarray(np.isfinite(embeddings).all(axis=1))
     vectors = pl.Series("embedding", embeddings, pl.Array(pl.Float32, embeddings.shape[1]))
     found = prompts.select("row").with_columns(vectors, finite=finite)
@@ -37,17 +38,17 @@ def measure_shard(
     on_scored: Callable[[int], None],
     *,
     builder: SpanBuilder,
-    model: Engine,
+    model: Callable[..., list[NDArray[np.float32]]],
 ) -> pl.DataFrame:
     """A frame of :data:`schema.ROWS` to one of :data:`schema.PERPLEXITIES`.
 
     The perplexity of a prompt of n tokens is the exponential of the mean negative log-likelihood
-    of all but the first.
+    of all but the first. ``model`` is :meth:`engines.Engine.logprobs`.
     """
     encoded = _encode_prompts(rows, builder)
     prompts = encoded.filter(pl.col("token_ids").is_not_null())
     spans = [Span(token_ids, 1) for token_ids in prompts["token_ids"].to_list()]
-    logprobs = model.logprobs(spans, on_scored)
+    logprobs = model(spans, on_scored)
     with np.errstate(over="ignore"):
         perplexities = [float(np.exp(-np.mean(values, dtype=np.float64))) for values in logprobs]
     found = pl.DataFrame(

@@ -32,32 +32,30 @@ from cherry_vllm.schema import SCHEMA_VERSION
 from cherry_vllm.selection.export import find_records, write_records
 from cherry_vllm.store.files import fingerprint, write_json
 from cherry_vllm.store.shards import Shards
-from cherry_vllm.workers.run import WHOLE, Inference, Share
+from cherry_vllm.workers.run import WHOLE, ModelRun, ModelUse, Share
 
 log = logging.getLogger(__name__)
 
 
 def embed(
-    run_dir: Path, rows: Shards, checkpoint: Checkpoint, *, share: Share = WHOLE, **use: Any
+    run_dir: Path, rows: Shards, checkpoint: Checkpoint, use: ModelUse, share: Share = WHOLE
 ) -> Shards:
     """Row shards to shards of :data:`schema.EMBEDDINGS`.
-
-    ``use`` holds the settings of :class:`inference.Inference`.
 
     Raises:
         UserError: the model cannot be used, or cannot take ``max_length`` tokens.
     """
-    return Inference(run_dir / "embeddings", rows, checkpoint, **use).run(
-        "embedding", build_embedder, embed_shard, done="embedded", share=share
+    return ModelRun(run_dir / "embeddings", rows, checkpoint, use).run(
+        "embedding", build_embedder, "embed", embed_shard, done="embedded", share=share
     )
 
 
 def measure_perplexity(
-    run_dir: Path, rows: Shards, checkpoint: Checkpoint, *, share: Share = WHOLE, **use: Any
+    run_dir: Path, rows: Shards, checkpoint: Checkpoint, use: ModelUse, share: Share = WHOLE
 ) -> Shards:
     """Row shards to shards of :data:`schema.PERPLEXITIES`; see :func:`embed`."""
-    return Inference(run_dir / "perplexities", rows, checkpoint, **use).run(
-        "perplexity", build_engine, measure_shard, done="measured", share=share
+    return ModelRun(run_dir / "perplexities", rows, checkpoint, use).run(
+        "perplexity", build_engine, "logprobs", measure_shard, done="measured", share=share
     )
 
 

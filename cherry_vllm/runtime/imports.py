@@ -11,8 +11,13 @@ import sys
 
 def forget_current_directory() -> None:
     """Takes the current directory off this process's path, and off that of all it will start."""
+    make_environment_safe()
     kept = _absolute(os.environ.get("PYTHONPATH", ""))
     sys.path[:] = [entry for entry in sys.path if entry in kept or not _is_here(entry)]
+
+
+def make_environment_safe() -> None:
+    """Keeps every Python that this process will start from looking where it is started."""
     environment = safe_environment()
     os.environ.pop("PYTHONPATH", None)
     os.environ.update(environment)

@@ -3,7 +3,6 @@
 import logging
 import os
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
@@ -22,7 +21,7 @@ from cherry_vllm.store.run_folder import (
     scores_fingerprint,
 )
 from cherry_vllm.store.shards import Shards
-from cherry_vllm.workers.run import WHOLE, Inference, Share
+from cherry_vllm.workers.run import WHOLE, ModelRun, ModelUse, Share
 
 log = logging.getLogger(__name__)
 
@@ -32,21 +31,19 @@ def score_rows(
     scores_dir: Path,
     rows: Shards,
     checkpoint: Checkpoint,
+    use: ModelUse,
     *,
     may_replace: bool,
     keep_logprobs: bool = True,
     share: Share = WHOLE,
-    **use: Any,
 ) -> Shards:
     """Row shards to log-prob shards, or to their sums alone where ``keep_logprobs`` is False.
-
-    ``use`` holds the settings of :class:`inference.Inference`.
 
     Raises:
         UserError: the model cannot be used, or cannot take ``max_length`` tokens; or scores of
         other settings lie in ``scores_dir``, and ``may_replace`` is False.
     """
-    scoring = Inference(run_dir / "logprobs", rows, checkpoint, keep_logprobs=keep_logprobs, **use)
+    scoring = ModelRun(run_dir / "logprobs", rows, checkpoint, use, keep_logprobs=keep_logprobs)
     held = scores_fingerprint(scores_dir)
     if not may_replace and held not in (None, scoring.target.fingerprint):
         raise UserError(
@@ -56,6 +53,7 @@ def score_rows(
     return scoring.run(
         "scoring",
         build_engine,
+        "logprobs",
         score_shard if keep_logprobs else sum_shard,
         done="scored",
         units_per_row=2,  # two passes

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
-from cherry_vllm.engines import Engine
 from cherry_vllm.prompts.spans import AnswerSpans, SpanBuilder
 from cherry_vllm.schema import LOGPROBS, REASON
 from cherry_vllm.scoring.ifd import sum_logprobs
@@ -15,12 +16,12 @@ def score_shard(
     on_scored: Callable[[int], None],
     *,
     builder: SpanBuilder,
-    model: Engine,
+    model: Callable[..., list[NDArray[np.float32]]],
 ) -> pl.DataFrame:
     """Scores one shard: a frame of :data:`schema.ROWS` to one of :data:`schema.LOGPROBS`.
 
     Rows dropped before stay dropped, with their reason. ``on_scored`` is called with numbers of
-    spans, two to a scored row.
+    spans, two to a scored row. ``model`` is :meth:`engines.Engine.logprobs`.
     """
     open_rows = rows.filter(pl.col("drop_reason").is_null())
     built = builder.build(
@@ -31,7 +32,7 @@ def score_shard(
     reasons = {row: item.value for row, item in scored.items() if not isinstance(item, AnswerSpans)}
 
     spans = [span for pair in pairs.values() for span in (pair.conditioned, pair.direct)]
-    logprobs = model.logprobs(spans, on_scored)
+    logprobs = model(spans, on_scored)
     for span, floats in zip(spans, logprobs, strict=True):
         if len(floats) != span.num_answer_tokens:
             raise RuntimeError(
@@ -65,7 +66,7 @@ def sum_shard(
     on_scored: Callable[[int], None],
     *,
     builder: SpanBuilder,
-    model: Engine,
+    model: Callable[..., list[NDArray[np.float32]]],
 ) -> pl.DataFrame:
     """As :func:`score_shard`, to a frame of :data:`schema.SUMS`."""
     return sum_logprobs(score_shard(rows, on_scored, builder=builder, model=model).lazy()).collect()

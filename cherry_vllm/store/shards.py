@@ -64,6 +64,16 @@ class Shards:
         """Those of the shards that are not done."""
         return [index for index in indices if not self.is_done(index)]
 
+    def marked(self, indices: Iterable[int]) -> list[int]:
+        """Those of the shards that have a marker, whatever their data are now."""
+        # A file system that nodes share shows what another node wrote once the folder is listed.
+        found = {path.stem for path in self.folder.glob("part-*.done")}
+        return [index for index in indices if self.path(index).stem in found]
+
+    def unmark(self, index: int) -> None:
+        """Takes a shard's marker away, so that it is made again."""
+        self.path(index).with_suffix(".done").unlink(missing_ok=True)
+
     def num_rows(self, index: int) -> int:
         return int(read_json(self.path(index).with_suffix(".done"))["rows"])
 

@@ -1,25 +1,35 @@
 """The contract between a run over row shards and whatever runs its workers.
 
-The driver (:mod:`executors.driver`), in the process that holds the run folder, knows which shards
-are missing. Workers build the model once, are handed piece after piece, and write whole shards
+The driver (:mod:`workers.driver`), in the process that holds the run folder, knows which shards
+are missing. Workers load the model once, are handed piece after piece, and write whole shards
 themselves. An executor starts them: processes of this machine, or Ray actors.
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 from cherry_vllm.engines.settings import EngineSettings
-from cherry_vllm.errors import UserError
+from cherry_vllm.workers.failures import EngineError
+from cherry_vllm.workers.settings import ExecutorSettings, RaySettings
 from cherry_vllm.workers.work import Made, Piece, Task
 
 
 class WorkerError(Exception):
-    """A worker died or hangs; the message goes on after "the engine"."""
+    """A worker died, failed or hangs; the message goes on after "the engine"."""
 
-    def __init__(self, reason: str, detail: str = "", *, while_loading: bool = False) -> None:
+    def __init__(self, reason: str, *, detail: str = "", is_timeout: bool = False) -> None:
         """``detail`` is a traceback, if there is one."""
         super().__init__(reason)
-        self.detail, self.while_loading = detail, while_loading
+        self.detail, self.is_timeout = detail, is_timeout
+        self.while_loading = False
+        self.meets_every_row = False
+
+    @classmethod
+    def of_engine(cls, error: EngineError) -> "WorkerError":
+        """What the engine of a worker raised."""
+        lost = cls(error.summary, detail=str(error))
+        lost.meets_every_row = error.meets_every_row
+        return lost
 
 
 class Worker(Protocol):
@@ -36,6 +46,7 @@ class Worker(Protocol):
         """Makes one piece; ``on_units`` is called with numbers of finished units.
 
         Raises:
+            UserError: the model's files changed since the run began.
             WorkerError: the worker died, or gave no sign of life for longer than it may.
             OSError: the shard cannot be written.
         """
@@ -58,20 +69,16 @@ class Executor(Protocol):
         ...
 
 
-def build_executor(name: str, engine: EngineSettings, **settings: Any) -> Executor:
-    """The executor ``name`` ("local" or "ray") for workers that run ``engine``.
-
-    ``settings`` are the executor's own: the keys of ``conf/executor/NAME.yaml``.
+def build_executor(settings: ExecutorSettings, engine: EngineSettings) -> Executor:
+    """The executor that ``settings`` describe, for workers that run ``engine``.
 
     Raises:
-        UserError: the executor is unknown or not installed, or has not so many devices.
+        UserError: it is not installed, or has not so many devices.
     """
-    if name == "local":
-        from cherry_vllm.workers.local import LocalExecutor
-
-        return LocalExecutor(engine, **settings)
-    if name == "ray":
+    if isinstance(settings, RaySettings):
         from cherry_vllm.workers.ray import RayExecutor
 
-        return RayExecutor(engine, **settings)
-    raise UserError(f"executor.name={name}: choose executor=local or executor=ray")
+        return RayExecutor(settings, engine)
+    from cherry_vllm.workers.local import LocalExecutor
+
+    return LocalExecutor(settings, engine)

@@ -1,4 +1,4 @@
-"""The driver: hands pieces to workers, starts dead ones again, and keeps count."""
+"""The driver: hands pieces to workers, replaces those that die, and keeps count."""
 
 import io
 import logging
@@ -6,10 +6,12 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from threading import Condition, Thread
 
 import polars as pl
 
+from cherry_vllm.errors import UserError
 from cherry_vllm.runtime.progress import progress_bar
 from cherry_vllm.schema import DropReason
 from cherry_vllm.workers import Executor, Worker, WorkerError
@@ -17,6 +19,8 @@ from cherry_vllm.workers.schedule import Schedule
 from cherry_vllm.workers.work import Made, Piece, Task
 
 log = logging.getLogger(__name__)
+
+WAIT_S = 0.5  # then signals are looked for, which some handlers do not let interrupt a wait
 
 
 class Driver:
@@ -40,7 +44,8 @@ class Driver:
         """Makes the shards ``missing`` of those at ``indices``, which is what progress is told of.
 
         Raises:
-            UserError: the model cannot be used, or the engine dies whatever it is given.
+            UserError: the model cannot be used, the engine dies whatever it is given, or a piece
+                takes longer than it may.
             OSError: a shard cannot be written.
         """
         heights = {index: self._task.source.num_rows(index) for index in indices}
@@ -58,16 +63,14 @@ class Driver:
             try:
                 for thread in threads:
                     thread.start()
-                for thread in threads:
-                    thread.join()
-            finally:  # be it Ctrl-C
+                _join_all(threads)
+            finally:  # also after Ctrl-C
                 self._stop(None)
-                for thread in threads:
-                    if thread.ident:
-                        thread.join()
+                _join_all([thread for thread in threads if thread.ident])
                 self._discard(missing)
         if self._error:
             raise self._error
+        self._check_done(missing)
         self._report(num_rows, num_workers, time.monotonic() - started)
 
     def _serve(self, slot: int) -> None:
@@ -75,6 +78,9 @@ class Driver:
         num_made = 0
         try:
             while piece := self._take():
+                if piece.is_quarantined:
+                    self._drop(piece)
+                    continue
                 try:
                     if slot not in self._workers:
                         self._start(slot)
@@ -117,21 +123,43 @@ class Driver:
 
     def _keep(self, slot: int, piece: Piece, made: Made) -> None:
         with self._changed:
-            if piece.is_quarantined:
-                log.warning(
-                    "row %d: the engine died on it, alone, twice; dropped as %s",
-                    self._task.source.read(piece.index)["row"][piece.start],
-                    DropReason.ENGINE_FAILED,
-                )
             if made.part is not None:
                 self._join(piece.index, piece.start, pl.read_parquet(io.BytesIO(made.part)))
-            self._schedule.made(made.num_units)
-            self._rows_under_way.pop(slot, None)
-            self._rows_done += piece.num_rows
             self._seconds += made.seconds
             self._model_seconds += made.model_seconds
-            self._show()
-            self._changed.notify_all()
+            self._rows_under_way.pop(slot, None)
+            self._finish(piece, made.num_units)
+
+    def _drop(self, piece: Piece) -> None:
+        """Drops a row on which the engine died, without an engine."""
+        with self._changed:
+            row = self._task.source.read(piece.index)["row"][piece.start]
+            log.warning(
+                "row %d: the engine died on it, alone, twice; dropped as %s",
+                row,
+                DropReason.ENGINE_FAILED,
+            )
+            line = {"row": row, "drop_reason": DropReason.ENGINE_FAILED.value}
+            self._join(piece.index, piece.start, pl.DataFrame([line], schema=self._schema))
+            self._finish(piece, 0)
+
+    def _finish(self, piece: Piece, num_units: int) -> None:
+        self._schedule.made(num_units)
+        self._rows_done += piece.num_rows
+        self._show()
+        self._changed.notify_all()
+
+    @property
+    def _schema(self) -> pl.Schema:
+        """The columns of the results, as found in one of them.
+
+        There is one: a row is quarantined only once the engine has done others.
+        """
+        for parts in self._parts.values():
+            for part in parts.values():
+                return part.schema
+        done = next(path for path in sorted(self._task.target.folder.glob("part-*.parquet")))
+        return pl.read_parquet(done, glob=False, n_rows=0).schema
 
     def _join(self, index: int, start: int, part: pl.DataFrame) -> None:
         """Writes a shard that was halved, once all of its parts are there."""
@@ -151,22 +179,36 @@ class Driver:
             self._task.target.discard(piece.index)
             if not self._is_stopped:
                 self._record(piece, lost)
-                if lost.while_loading:
-                    self._schedule.not_loaded(piece, str(lost))
-                elif self._task.target.is_done(piece.index):  # it had no time left to say so
-                    self._schedule.made(0)
-                    self._rows_done += piece.num_rows
-                else:
-                    self._schedule.lost(piece, str(lost))
+                self._decide(piece, lost)
             self._show()
             self._changed.notify_all()
+
+    def _decide(self, piece: Piece, lost: WorkerError) -> None:
+        if lost.meets_every_row:
+            raise UserError(
+                f"the engine {lost}; every row would meet this: {self._task.advice} "
+                f"(details: {self._failures})"
+            )
+        if lost.while_loading:
+            self._schedule.not_loaded(piece, str(lost))
+        elif self._task.target.is_done(piece.index):  # it had no time left to say so
+            self._schedule.made(0)
+            self._rows_done += piece.num_rows
+        elif lost.is_timeout:
+            self._schedule.timed_out(piece, str(lost))
+        else:
+            self._schedule.lost(piece, str(lost))
+
+    @property
+    def _failures(self) -> Path:
+        return self._task.target.folder / "failures.log"
 
     def _record(self, piece: Piece, lost: WorkerError) -> None:
         rows = self._task.source.read(piece.index)["row"]
         span = f"rows {rows[piece.start]} to {rows[piece.stop - 1]}"
         place = "before its model was loaded" if lost.while_loading else f"on {span}"
         log.warning("the engine %s, %s", lost, place)
-        with (self._task.target.folder / "failures.log").open("a", encoding="utf-8") as file:
+        with self._failures.open("a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%F %T')} the engine {lost}, {place}\n{lost.detail}")
 
     def _close(self, slot: int) -> None:
@@ -188,6 +230,10 @@ class Driver:
         under_way = sum(units // self._units_per_row for units in self._rows_under_way.values())
         self._bar.update(self._rows_done + under_way - self._bar.n)
 
+    def _check_done(self, indices: Sequence[int]) -> None:
+        if left := set(indices).difference(self._task.target.marked(indices)):
+            raise RuntimeError(f"{self._task.target.path(min(left))}: not made by this run")
+
     def _discard(self, indices: Sequence[int]) -> None:
         for index in indices:
             self._task.target.discard(index)
@@ -203,3 +249,9 @@ class Driver:
             num_rows * num_workers / self._seconds if self._seconds else 0,
             100 * outside,
         )
+
+
+def _join_all(threads: Sequence[Thread]) -> None:
+    for thread in threads:
+        while thread.is_alive():
+            thread.join(WAIT_S)

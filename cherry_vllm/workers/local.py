@@ -8,77 +8,79 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
+from cherry_vllm.checks import whole
 from cherry_vllm.engines.settings import EngineSettings, HfSettings
 from cherry_vllm.errors import UserError
-from cherry_vllm.runtime.processes import GRACE_S, Child, ChildError, Wire, preload_malloc
+from cherry_vllm.runtime.processes import (
+    GRACE_S,
+    Child,
+    ChildError,
+    ChildTimeoutError,
+    Wire,
+    preload_malloc,
+)
 from cherry_vllm.workers import WorkerError
-from cherry_vllm.workers.work import EngineError, Made, Piece, Task, Work
+from cherry_vllm.workers.failures import EngineError
+from cherry_vllm.workers.settings import ExecutorSettings
+from cherry_vllm.workers.work import Made, Piece, Task, Work
 
 REPORT_S = 0.2  # between two reports of progress
 
 
 class LocalExecutor:
-    def __init__(
-        self,
-        engine: EngineSettings,
-        *,
-        num_workers: int | None,
-        timeout_s: float,
-        load_timeout_s: float,
-    ) -> None:
-        """See :func:`executors.build_executor`; ``num_workers`` None is one per device.
+    def __init__(self, settings: ExecutorSettings, engine: EngineSettings) -> None:
+        """See :func:`workers.build_executor`.
 
-        A device is a GPU, or as many as ``tensor_parallel_size``; on CPUs the whole machine, whose
+        A device is a GPU, or as many as one engine computes on; on CPUs the whole machine, whose
         cores are split if there are more workers.
         """
+        whole(1).check("executor.num_workers", settings.num_workers)
         size = engine.num_devices
         gpus = find_gpus(engine)
         groups = [gpus[first : first + size] for first in range(0, len(gpus) - size + 1, size)]
-        self.num_workers = max(1, len(groups)) if num_workers is None else num_workers
+        self.num_workers = settings.num_workers or max(1, len(groups))
         if gpus and self.num_workers > len(groups):
             raise UserError(
                 f"executor.num_workers={self.num_workers}: {len(gpus)} GPUs are enough for "
                 f"{len(groups)} engines of engine.tensor_parallel_size={size}"
             )
-        self._gpus = groups
-        self._timeout_s, self._load_timeout_s = timeout_s, load_timeout_s
+        self._gpus, self._settings = groups, settings
 
     def start(self, slot: int, task: Task) -> "LocalWorker":
-        """See :class:`executors.Executor`."""
+        """See :class:`workers.Executor`."""
         cores = [] if self._gpus else split_cores(slot, self.num_workers)
         gpus = {"CUDA_VISIBLE_DEVICES": ",".join(self._gpus[slot])} if self._gpus else {}
         environment = gpus or preload_malloc()
-        child = Child(serve, task, cores, environment=environment)
-        return LocalWorker(child, self._timeout_s, self._load_timeout_s)
+        return LocalWorker(Child(serve, task, cores, environment=environment), self._settings)
 
 
 class LocalWorker:
-    def __init__(self, child: Child, timeout_s: float, load_timeout_s: float) -> None:
-        self._child, self._timeout_s, self._load_timeout_s = child, timeout_s, load_timeout_s
+    def __init__(self, child: Child, settings: ExecutorSettings) -> None:
+        self._child, self._settings = child, settings
 
     def load(self) -> None:
-        """See :class:`executors.Worker`."""
+        """See :class:`workers.Worker`."""
         try:
-            self._receive(self._load_timeout_s)
+            self._receive(self._settings.load_timeout_s)
         except WorkerError as lost:
             lost.while_loading = True
             raise
 
     def make(self, piece: Piece, on_units: Callable[[int], None]) -> Made:
-        """See :class:`executors.Worker`."""
+        """See :class:`workers.Worker`."""
         self._child.send(piece)
         while True:
-            message = self._receive(self._timeout_s)
+            message = self._receive(self._settings.timeout_s * piece.patience)
             if isinstance(message, Made):
                 return message
             on_units(message)
 
     def kill(self) -> None:
-        """See :class:`executors.Worker`."""
+        """See :class:`workers.Worker`."""
         self._child.kill()
 
     def close(self) -> None:
-        """See :class:`executors.Worker`."""
+        """See :class:`workers.Worker`."""
         self._child.send(None)
         self._child.close(GRACE_S)
 
@@ -86,16 +88,17 @@ class LocalWorker:
         try:
             message = self._child.receive(timeout_s)
         except ChildError as lost:
-            raise WorkerError(str(lost)) from None
+            is_timeout = isinstance(lost, ChildTimeoutError)
+            raise WorkerError(str(lost), is_timeout=is_timeout) from None
         if isinstance(message, EngineError):
-            raise WorkerError(message.summary, str(message))
+            raise WorkerError.of_engine(message)
         if isinstance(message, Exception):
             raise message
         return message
 
 
 def serve(wire: Wire, task: Task, cores: Sequence[int]) -> None:
-    """A worker's process: answers pieces with counts of units and, in the end, what was made."""
+    """A worker's process: answers each piece with counts of units and then what it made."""
     if cores:  # before a library counts them
         os.sched_setaffinity(0, cores)
     try:
@@ -113,7 +116,7 @@ def serve(wire: Wire, task: Task, cores: Sequence[int]) -> None:
 
 
 class _Reporter:
-    """Sends counts on, but not every one by itself."""
+    """Sends counts, several in one message."""
 
     def __init__(self, wire: Wire) -> None:
         self._wire, self._num_units, self._last = wire, 0, time.monotonic()
@@ -145,7 +148,7 @@ def uses_gpus(engine: EngineSettings) -> bool:
 
 
 def find_gpus(engine: EngineSettings) -> list[str]:
-    """The GPUs that the engine's workers share out, as CUDA_VISIBLE_DEVICES names them."""
+    """The GPUs that the engine's workers divide, as CUDA_VISIBLE_DEVICES names them."""
     if not (uses_gpus(engine) and Path("/dev/nvidiactl").exists()):
         return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -3,58 +3,53 @@
 import logging
 import os
 import signal
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cherry_vllm.checks import whole
 from cherry_vllm.engines.settings import EngineSettings
 from cherry_vllm.errors import UserError
+from cherry_vllm.runtime.imports import make_environment_safe
+from cherry_vllm.runtime.liveness import Pulse, cpu_seconds_of
 from cherry_vllm.workers import WorkerError
+from cherry_vllm.workers.failures import EngineError
 from cherry_vllm.workers.local import uses_gpus
-from cherry_vllm.workers.work import EngineError, Made, Piece, Task, Work
+from cherry_vllm.workers.settings import RaySettings
+from cherry_vllm.workers.work import Made, Piece, Task, Work
 
 POLL_S = 0.5
 LOCAL_STORE_BYTES = 100 * 2**20  # of a Ray started here: shards go by disk, not through it
 
 
 class RayExecutor:
-    def __init__(
-        self,
-        engine: EngineSettings,
-        *,
-        num_workers: int | None,
-        num_cpus: int,
-        address: str | None,
-        timeout_s: float,
-        load_timeout_s: float,
-    ) -> None:
-        """See :func:`executors.build_executor`.
+    def __init__(self, settings: RaySettings, engine: EngineSettings) -> None:
+        """See :func:`workers.build_executor`.
 
-        ``num_cpus`` is how many each worker reserves, and how many threads it computes with;
-        ``address`` is a cluster's, None starts Ray on this machine. ``num_workers`` None is one per
-        GPU (or ``tensor_parallel_size`` of them), or as many as the CPUs are enough for.
+        Without ``num_workers`` there is one per GPU (or per group of GPUs that an engine computes
+        on), or as many as the CPUs are enough for.
         """
-        _connect(address)
+        whole(1).check("executor.num_workers", settings.num_workers)
+        whole(1).check("executor.num_cpus", settings.num_cpus)
+        _connect(settings.address)
         import ray
 
-        resources = ray.cluster_resources()
-        gpus = engine.num_devices if uses_gpus(engine) else 0
-        gpus *= resources.get("GPU", 0) > 0
+        resources, num_cpus = ray.cluster_resources(), settings.num_cpus
+        gpus = engine.num_devices if uses_gpus(engine) and resources.get("GPU", 0) else 0
         found = resources.get("GPU", 0) // gpus if gpus else resources.get("CPU", 1) // num_cpus
-        self.num_workers = num_workers or max(1, int(found))
+        self.num_workers = settings.num_workers or max(1, int(found))
         if self.num_workers > found:
             raise UserError(
                 f"executor.num_workers={self.num_workers}: Ray has {resources.get('CPU', 0):g} "
                 f"CPUs and {resources.get('GPU', 0):g} GPUs, enough for {found:g} workers"
             )
         self._actor = ray.remote(num_cpus=num_cpus, num_gpus=gpus, concurrency_groups=GROUPS)(Actor)
-        self._timeout_s, self._load_timeout_s = timeout_s, load_timeout_s
+        self._settings = settings
 
     def start(self, _slot: int, task: Task) -> "RayWorker":
-        """See :class:`executors.Executor`."""
-        actor = self._actor.remote(str(Path.cwd()), task)
-        return RayWorker(actor, self._timeout_s, self._load_timeout_s)
+        """See :class:`workers.Executor`."""
+        return RayWorker(self._actor.remote(str(Path.cwd()), task), self._settings)
 
 
 def _connect(address: str | None) -> None:
@@ -68,10 +63,30 @@ def _connect(address: str | None) -> None:
     ours = {} if address else {"include_dashboard": False, "object_store_memory": LOCAL_STORE_BYTES}
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address=address, logging_level=logging.WARNING, **ours)
-    except ConnectionError as error:
-        raise UserError(f"executor.address={address}: {error}".splitlines()[0]) from None
+        with _away_from_data():
+            ray.init(address=address, logging_level=logging.WARNING, **ours)
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"executor.address={address}: Ray is not available ({reason}); check the address, and "
+            "that the machine has memory and cores left"
+        ) from None
     signal.signal(signal.SIGTERM, handler)  # Ray sets its own
+
+
+@contextmanager
+def _away_from_data() -> Iterator[None]:
+    """Ray puts the current directory on the path of its workers: a data folder's code must not run.
+
+    Here it is the root folder, which belongs to the administrator.
+    """
+    make_environment_safe()
+    before = Path.cwd()
+    os.chdir("/")
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 # One thread does all that the engine is asked for, another one answers meanwhile.
@@ -93,70 +108,75 @@ class Actor:
         """See :meth:`work.Work.make`."""
         return self._work.make(piece, self._count)
 
-    def count(self) -> int:
-        """The units done so far."""
-        return self._num_units
+    def watch(self) -> tuple[int, float]:
+        """The units done so far, and the CPU time taken."""
+        return self._num_units, cpu_seconds_of(os.getpid())
 
     def _count(self, num_units: int) -> None:
         self._num_units += num_units
 
 
 class RayWorker:
-    def __init__(self, actor: Any, timeout_s: float, load_timeout_s: float) -> None:
-        self._actor, self._timeout_s, self._load_timeout_s = actor, timeout_s, load_timeout_s
-        self._num_units = 0
+    def __init__(self, actor: Any, settings: RaySettings) -> None:
+        self._actor, self._settings = actor, settings
+        self._num_units, self._cpu_seconds = 0, 0.0
 
     def load(self) -> None:
-        """See :class:`executors.Worker`."""
+        """See :class:`workers.Worker`."""
         try:
-            self._wait(self._call("load"), self._load_timeout_s, lambda _units: None)
+            self._wait(self._call("load"), self._settings.load_timeout_s, lambda _units: None)
         except WorkerError as lost:
             lost.while_loading = True
             raise
 
     def make(self, piece: Piece, on_units: Callable[[int], None]) -> Made:
-        """See :class:`executors.Worker`."""
-        made: Made = self._wait(self._call("make", piece), self._timeout_s, on_units)
+        """See :class:`workers.Worker`."""
+        timeout_s = self._settings.timeout_s * piece.patience
+        made: Made = self._wait(self._call("make", piece), timeout_s, on_units)
         return made
 
     def kill(self) -> None:
-        """See :class:`executors.Worker`."""
+        """See :class:`workers.Worker`."""
         import ray
 
         ray.kill(self._actor)
 
     def close(self) -> None:
-        """See :class:`executors.Worker`."""
+        """See :class:`workers.Worker`."""
         self.kill()
 
     def _call(self, method: str, *arguments: Any) -> Any:
-        group = "watch" if method == "count" else "engine"
+        group = "watch" if method == "watch" else "engine"
         return getattr(self._actor, method).options(concurrency_group=group).remote(*arguments)
 
     def _wait(self, result: Any, timeout_s: float, on_units: Callable[[int], None]) -> Any:
         import ray
 
-        last_sign = time.monotonic()
+        pulse = Pulse(timeout_s)
         try:
             while not ray.wait([result], timeout=POLL_S)[0]:
-                num_units = self._count()
-                if num_units > self._num_units:
-                    on_units(num_units - self._num_units)
-                    self._num_units, last_sign = num_units, time.monotonic()
-                elif time.monotonic() - last_sign > timeout_s:
-                    raise WorkerError(f"gave no sign of life for {timeout_s:g} s")
+                num_new = self._watch()
+                if num_new:
+                    on_units(num_new)
+                    pulse.report()
+                elif reason := pulse.why_lost(self._cpu_seconds):
+                    raise WorkerError(reason, is_timeout=True)
             return ray.get(result)
         except ray.exceptions.RayActorError as error:
             raise WorkerError(f"was lost ({' '.join(str(error).split())})") from None
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, EngineError):
-                raise WorkerError(error.cause.summary, str(error.cause)) from None
+                raise WorkerError.of_engine(error.cause) from None
             raise error.cause from None
 
-    def _count(self) -> int:
+    def _watch(self) -> int:
+        """How many units are new; none if the actor does not answer."""
         import ray
 
         try:
-            return int(ray.get(self._call("count"), timeout=POLL_S))
+            found = ray.get(self._call("watch"), timeout=POLL_S)
         except ray.exceptions.GetTimeoutError:
-            return self._num_units
+            return 0
+        num_new = found[0] - self._num_units
+        self._num_units, self._cpu_seconds = found
+        return int(num_new)

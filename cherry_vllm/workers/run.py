@@ -1,8 +1,7 @@
 """A model over all rows: what scoring, embedding and measuring perplexity have in common."""
 
 import logging
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,19 +13,23 @@ from cherry_vllm.engines.checkpoint import Checkpoint
 from cherry_vllm.engines.settings import EngineSettings
 from cherry_vllm.errors import UserError
 from cherry_vllm.prompts.prompt import Prompt
-from cherry_vllm.prompts.spans import SpanBuilder, open_span_builder
+from cherry_vllm.prompts.spans import open_span_builder
 from cherry_vllm.runtime.versions import installed_versions
-from cherry_vllm.schema import SCHEMA_VERSION
+from cherry_vllm.schema import SCHEMA_VERSION, DropReason
 from cherry_vllm.store.files import read_json
 from cherry_vllm.store.shards import Shards
 from cherry_vllm.workers import build_executor
 from cherry_vllm.workers.driver import Driver
-from cherry_vllm.workers.work import Task, Transform
+from cherry_vllm.workers.settings import ExecutorSettings
+from cherry_vllm.workers.work import MakeShard, Task
 
 log = logging.getLogger(__name__)
 
-TransformShard = Callable[..., pl.DataFrame]
-"""Called with a frame of rows, whom to tell of progress, ``builder`` and ``model``."""
+ADVICE = {  # for a model that an engine does not fit
+    "vllm_fused": "use engine=vllm or engine=hf",
+    "vllm": "use engine=hf",
+    "hf": "use engine=vllm",
+}
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,18 @@ class Share:
 WHOLE = Share()
 
 
-class Inference:
+@dataclass(frozen=True, kw_only=True)
+class ModelUse:
+    """How a model is run over rows: what all stages that do so share."""
+
+    prompt: Prompt
+    max_length: int
+    engine: EngineSettings
+    executor: ExecutorSettings
+    trust_remote_code: bool
+
+
+class ModelRun:
     """Row shards through one model, to shards named by all that decides their contents."""
 
     def __init__(
@@ -56,32 +70,18 @@ class Inference:
         parent: Path,
         rows: Shards,
         checkpoint: Checkpoint,
-        *,
-        prompt: Prompt,
-        max_length: int,
-        engine: EngineSettings,
-        executor: dict[str, Any],
-        trust_remote_code: bool,
+        use: ModelUse,
         **content: Any,
     ) -> None:
-        """``engine`` holds the arguments of
-        :func:`engines.build_engine` or :func:`engines.build_embedder`, ``executor`` those of
-        :func:`executors.build_executor` and ``recycle_shards``; ``content`` is whatever else
-        decides what the shards hold.
-        """
-        self._rows, self._checkpoint, self._prompt = rows, checkpoint, prompt
-        self._limits: dict[str, Any] = {
-            "max_length": max_length,
-            "trust_remote_code": trust_remote_code,
-        }
-        self._engine, self._executor = engine, executor
+        """``content`` is what else decides the contents of the shards."""
+        self._rows, self._checkpoint, self._use = rows, checkpoint, use
         settings = {
             "schema_version": SCHEMA_VERSION,
             "rows": rows.fingerprint,
             "model": checkpoint.fingerprint,
-            "prompt": prompt.as_json(),
-            "max_length": max_length,
-            "engine": engine.identity(),
+            "prompt": use.prompt.as_json(),
+            "max_length": use.max_length,
+            "engine": use.engine.identity(),
             **content,
         }
         self.target = Shards(parent, settings)
@@ -90,7 +90,8 @@ class Inference:
         self,
         label: str,
         open_model: Callable[..., Any],
-        transform_shard: TransformShard,
+        method: str,
+        make_shard: MakeShard,
         *,
         done: str,
         units_per_row: int = 1,
@@ -98,12 +99,14 @@ class Inference:
     ) -> Shards:
         """Makes the shards of ``share`` that are missing, and loads a model only if some are.
 
-        ``open_model`` and ``transform_shard`` are pickled: workers call them. The folder is closed
-        if no shard is missing then, be it of another share.
+        ``open_model`` and ``make_shard`` are pickled: workers call them, and ``make_shard`` calls
+        the model's ``method``. The folder is closed if no shard is missing then, also of other
+        shares.
 
         Raises:
             UserError: the model cannot be used, or cannot take ``max_length`` tokens; the engine
-            dies whatever it is given; or the input has changed since its shards were begun.
+                dies whatever it is given; or the input or the model has changed since the run
+                began.
         """
         target, num_shards = self.target, self._rows.num_shards
         if not target.is_begun():
@@ -111,29 +114,47 @@ class Inference:
             target.begin()
         indices = range(share.index, num_shards, share.count)
         missing = target.missing(indices)
+        if self._use.executor.retry_failed:
+            missing = sorted(missing + self._take_back_failed(set(indices).difference(missing)))
         if missing:
             log.info("loading %s", self._checkpoint.folder)
-            open_transform: Callable[[], Transform] = partial(
-                ModelTransform,
-                transform_shard,
-                partial(open_span_builder, self._checkpoint, prompt=self._prompt, **self._limits),
-                partial(open_model, self._engine, self._checkpoint, **self._limits),
+            limits: dict[str, Any] = {
+                "max_length": self._use.max_length,
+                "trust_remote_code": self._use.trust_remote_code,
+            }
+            task = Task(
+                self._rows,
+                target,
+                self._checkpoint,
+                partial(open_span_builder, self._checkpoint, prompt=self._use.prompt, **limits),
+                partial(open_model, self._use.engine, self._checkpoint, **limits),
+                method,
+                make_shard,
+                ADVICE.get(self._use.engine.name, "use another engine"),
             )
-            settings = dict(self._executor)
-            recycle_shards = settings.pop("recycle_shards")
             Driver(
                 label,
-                Task(self._rows, target, open_transform),
-                build_executor(engine=self._engine, **settings),
+                task,
+                build_executor(self._use.executor, self._use.engine),
                 units_per_row=units_per_row,
-                recycle_shards=recycle_shards,
+                recycle_shards=self._use.executor.recycle_shards,
             ).run(indices, missing)
         if target.is_closed() and not missing:
             log.info("%s: %s before, nothing to do", target.folder, done)
         elif not target.missing(set(range(num_shards)).difference(indices)):
+            self._checkpoint.verify()
             versions = installed_versions()
             target.close(num_shards, model=str(self._checkpoint.folder), versions=versions)
         return target
+
+    def _take_back_failed(self, finished: Iterable[int]) -> list[int]:
+        """Those of the finished shards that hold rows dropped as engine_failed."""
+        failed = [index for index in finished if _holds_failed(self.target.path(index))]
+        if failed:
+            self.target.reopen()
+        for index in failed:
+            self.target.unmark(index)
+        return failed
 
     def _refuse_changed_input(self) -> None:
         """Raises a UserError if a file was scored here when it had other contents."""
@@ -160,47 +181,6 @@ def _files_of(rows: Path) -> dict[Path, Any]:
     }
 
 
-class ModelTransform:
-    """A shard function with its span builder and its model, whose time it takes."""
-
-    def __init__(
-        self,
-        transform_shard: TransformShard,
-        open_builder: Callable[[], SpanBuilder],
-        open_model: Callable[[], Any],
-    ) -> None:
-        """Loads both.
-
-        Raises:
-            UserError: the model cannot be used.
-        """
-        builder = open_builder()
-        self._clock = _Clock(open_model())
-        self._transform = partial(transform_shard, builder=builder, model=self._clock)
-
-    def __call__(self, rows: pl.DataFrame, on_units: Callable[[int], None]) -> pl.DataFrame:
-        return self._transform(rows, on_units)
-
-    @property
-    def model_seconds(self) -> float:
-        """How long the model's calls have taken so far."""
-        return self._clock.seconds
-
-
-class _Clock:
-    """Stands before a model and adds up how long its calls take."""
-
-    def __init__(self, model: Any) -> None:
-        self._model, self.seconds = model, 0.0
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        method = getattr(self._model, name)
-
-        def timed(*arguments: Any, **keywords: Any) -> Any:
-            started = time.monotonic()
-            try:
-                return method(*arguments, **keywords)
-            finally:
-                self.seconds += time.monotonic() - started
-
-        return timed
+def _holds_failed(shard: Path) -> bool:
+    reasons = pl.read_parquet(shard, columns=["drop_reason"], glob=False)["drop_reason"]
+    return bool((reasons == DropReason.ENGINE_FAILED.value).any())

@@ -1,4 +1,4 @@
-"""Which piece is next, and what becomes of one that cost its worker."""
+"""Which piece is next, and what happens to one that cost its worker."""
 
 from collections import deque
 from collections.abc import Iterable
@@ -9,6 +9,7 @@ from cherry_vllm.workers.work import Piece
 
 MAX_FAILED_LOADS = 2  # in a row
 MAX_LOSSES = 8  # in a row, for each worker
+MAX_TIMEOUTS = 3  # of one piece, or in a row for each worker
 
 
 class Schedule:
@@ -17,12 +18,15 @@ class Schedule:
     A shard that costs two workers is halved, and so are its halves, until the row that does it is
     alone. If that row costs two more it is quarantined, but only once the engine has shown that it
     can do other rows: an engine that never does is not a row's fault.
+
+    A piece that takes too long is tried again after the others, with twice the time; no row is
+    dropped because it is slow.
     """
 
     def __init__(self, pieces: Iterable[Piece], num_workers: int) -> None:
         self._waiting, self._suspects = deque(pieces), deque[Piece]()
-        self._num_under_way = self._failed_loads = self._losses = 0
-        self._max_losses = MAX_LOSSES * num_workers
+        self._num_under_way = self._failed_loads = self._losses = self._timeouts = 0
+        self._max_losses, self._max_timeouts = MAX_LOSSES * num_workers, MAX_TIMEOUTS * num_workers
         self._engine_works = False
 
     @property
@@ -53,7 +57,7 @@ class Schedule:
         if self._failed_loads >= MAX_FAILED_LOADS:
             raise UserError(
                 f"the model cannot be loaded: the engine {reason}; check model.path and the "
-                "engine's memory settings, then give the same command again"
+                "engine's memory settings, or raise executor.load_timeout_s if it is slow"
             )
         self._waiting.appendleft(piece)
 
@@ -61,7 +65,8 @@ class Schedule:
         """A piece is done, with so many units of work for the model."""
         self._num_under_way -= 1
         if num_units:
-            self._losses, self._engine_works = 0, True
+            self._losses = self._timeouts = 0
+            self._engine_works = True
 
     def lost(self, piece: Piece, reason: str) -> None:
         """``piece`` cost its worker.
@@ -77,6 +82,22 @@ class Schedule:
                 f"{reason}; check its memory settings, then give the same command again"
             )
         self._suspects.extend(self._next_step(replace(piece, num_losses=piece.num_losses + 1)))
+
+    def timed_out(self, piece: Piece, reason: str) -> None:
+        """``piece`` took longer than it may.
+
+        Raises:
+            UserError: so it did before, with more time each time; or every piece does.
+        """
+        self._num_under_way -= 1
+        self._timeouts += 1
+        again = replace(piece, num_timeouts=piece.num_timeouts + 1)
+        if again.num_timeouts == MAX_TIMEOUTS or self._timeouts >= self._max_timeouts:
+            raise UserError(
+                f"the engine {reason}, which was not the first time (see failures.log); raise "
+                "executor.timeout_s, and the same command goes on"
+            )
+        self._waiting.append(again)
 
     def _next_step(self, piece: Piece) -> list[Piece]:
         if piece.num_losses < 2 or piece.is_quarantined:

@@ -2,16 +2,21 @@
 
 import io
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import polars as pl
 
+from cherry_vllm.engines.checkpoint import Checkpoint
 from cherry_vllm.errors import UserError
-from cherry_vllm.schema import REASON, DropReason
+from cherry_vllm.prompts.spans import SpanBuilder
 from cherry_vllm.store.shards import Shards
+from cherry_vllm.workers.failures import MEETS_EVERY_ROW, EngineError, blame_engine
+
+MakeShard = Callable[..., pl.DataFrame]
+"""Called with a frame of rows and a function that counts units of work; and with ``builder``, the
+span builder, and ``model``, the model's method for this work, by name."""
 
 
 @dataclass(frozen=True)
@@ -22,31 +27,26 @@ class Piece:
     start: int
     stop: int
     num_losses: int = 0  # how many workers it cost
-    is_quarantined: bool = False  # a single row, to be dropped instead of given to the engine
+    num_timeouts: int = 0  # how often it took longer than it may
+    is_quarantined: bool = False  # a single row, to be dropped instead of given to an engine
 
     @property
     def num_rows(self) -> int:
         return self.stop - self.start
 
+    @property
+    def patience(self) -> int:
+        """How many times the timeout it may take: each timeout doubles it."""
+        return int(2**self.num_timeouts)
+
 
 class Made(NamedTuple):
-    """What came of a piece, beside the shard."""
+    """The result of a piece, next to the shard that was written."""
 
     num_units: int  # of work that the model did
     seconds: float
     model_seconds: float  # of these, in the model's calls
     part: bytes | None  # the result as Parquet, if the piece is not a whole shard
-
-
-class Transform(Protocol):
-    """A frame of rows to a frame of results."""
-
-    @property
-    def model_seconds(self) -> float:
-        """How long the model's calls have taken so far."""
-        ...
-
-    def __call__(self, rows: pl.DataFrame, on_units: Callable[[int], None]) -> pl.DataFrame: ...
 
 
 @dataclass(frozen=True)
@@ -55,16 +55,12 @@ class Task:
 
     source: Shards
     target: Shards
-    open_transform: Callable[[], Transform]  # loads the model
-
-
-class EngineError(Exception):
-    """The engine raised; the message is the traceback."""
-
-    @property
-    def summary(self) -> str:
-        """The line that says what it raised."""
-        return "failed: " + str(self).strip().splitlines()[-1]
+    checkpoint: Checkpoint
+    open_builder: Callable[[], SpanBuilder]
+    open_model: Callable[[], Any]  # loads the model
+    method: str  # of the model, which does the work
+    make_shard: MakeShard
+    advice: str = "use another engine"  # where this one does not fit the model
 
 
 class Work:
@@ -74,19 +70,28 @@ class Work:
         """Loads the model.
 
         Raises:
-            UserError: it cannot be used.
+            UserError: it cannot be used, or its files changed since the run began.
             EngineError: loading it failed.
         """
         self._task = task
-        self._transform: Transform = _blame_engine(task.open_transform)
+        task.checkpoint.verify()
+        try:
+            self._builder = task.open_builder()
+            self._model = ModelCall(getattr(task.open_model(), task.method))
+        except UserError:
+            raise
+        except Exception as error:
+            raise blame_engine(error) from None
+        task.checkpoint.verify()  # what was loaded is what was named
 
     def make(self, piece: Piece, on_units: Callable[[int], None]) -> Made:
         """Writes the shard, or returns the part of it that the piece is.
 
         Raises:
-            EngineError: the engine, and not the disk, failed.
+            UserError: the model's files changed since the run began.
+            EngineError: the engine failed, and not the disk.
         """
-        started, before, num_units = time.monotonic(), self._transform.model_seconds, 0
+        started, before, num_units = time.monotonic(), self._model.seconds, 0
 
         def count(units: int) -> None:
             nonlocal num_units
@@ -95,9 +100,13 @@ class Work:
 
         shard = self._task.source.read(piece.index)
         rows = shard[piece.start : piece.stop]
-        if piece.is_quarantined:
-            rows = rows.with_columns(drop_reason=pl.lit(DropReason.ENGINE_FAILED.value, REASON))
-        frame = _blame_engine(self._transform, rows, count)
+        try:
+            frame = self._task.make_shard(rows, count, builder=self._builder, model=self._model)
+        except (UserError, EngineError, *MEETS_EVERY_ROW):  # the last are mistakes of ours
+            raise
+        except Exception as error:  # a tokenizer's, for example
+            raise blame_engine(error) from None
+        self._task.checkpoint.verify()  # weights may be read from their file as they are needed
         part = None
         if rows.height == shard.height:
             self._task.target.write(piece.index, frame)
@@ -106,13 +115,22 @@ class Work:
             frame.write_parquet(buffer)
             part = buffer.getvalue()
         seconds = time.monotonic() - started
-        return Made(num_units, seconds, self._transform.model_seconds - before, part)
+        return Made(num_units, seconds, self._model.seconds - before, part)
 
 
-def _blame_engine(call: Callable[..., Any], *arguments: Any) -> Any:
-    try:
-        return call(*arguments)
-    except UserError:
-        raise
-    except Exception:
-        raise EngineError(traceback.format_exc()) from None
+class ModelCall:
+    """A model's method: its calls are timed, and what they raise is told apart from the rest."""
+
+    def __init__(self, method: Callable[..., Any]) -> None:
+        self._method, self.seconds = method, 0.0
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        started = time.monotonic()
+        try:
+            return self._method(*arguments, **keywords)
+        except UserError:
+            raise
+        except Exception as error:
+            raise blame_engine(error) from None
+        finally:
+            self.seconds += time.monotonic() - started
