@@ -9,6 +9,7 @@ class DataFormat(Enum):
     jsonl = "jsonl"
     csv = "csv"
     parquet = "parquet"
+    arrow = "arrow"
 
 
 class Sampling(Enum):

@@ -1,33 +1,65 @@
 """Which fields of the data are the instruction, the input and the answer."""
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Iterable
+from dataclasses import dataclass
 
-from cherry_vllm.errors import UserError
+# Fields that belong to the question in common data sets: left out, the answer has lost its context.
+CONTEXT_FIELDS = (
+    "system",
+    "system_prompt",
+    "history",
+    "chat_history",
+    "context",
+    "input",
+    "passage",
+    "document",
+    "documents",
+    "image",
+    "images",
+    "tools",
+)
+CONVERSATION_FIELDS = ("messages", "conversations", "conversation", "dialogue", "dialog")
+CONVERT = (
+    "conversations are not read: convert each to a record of 'instruction', the user's text, and "
+    "'output', the answer"
+)
+MAX_NAMES, MAX_NAME_CHARS = 12, 60
 
-MAX_NAME_CHARS = 60
 
-
-class Columns(NamedTuple):
+@dataclass(frozen=True)
+class Columns:
     """The names, in the data, of the three fields; ``input`` is None where there is none."""
 
     instruction: str
     input: str | None
     output: str
 
+    def names(self) -> dict[str, str]:
+        """The fields that the data have, by their key in ``data.columns``."""
+        named = {"instruction": self.instruction, "input": self.input, "output": self.output}
+        return {key: name for key, name in named.items() if name is not None}
 
-def check_required(file: Path, columns: Columns, found: Sequence[str]) -> None:
-    """Raises a UserError if ``found``, the names in ``file``, lacks a required field."""
-    for field in ("instruction", "output"):
-        name = getattr(columns, field)
-        if name not in found:
-            shown = ", ".join(_legible(name) for name in found[:12]) or "none"
-            raise UserError(
-                f"{file}: no field '{name}' (found: {shown}); name it with data.columns.{field}=..."
-            )
+    def unread_context(self) -> list[str]:
+        """Fields that hold context where they occur, and that are not read."""
+        read = set(self.names().values())
+        return [name for name in CONTEXT_FIELDS if name not in read]
 
 
-def _legible(name: str) -> str:
-    """A name that may be anything, on one line."""
-    return (name if name.isprintable() else ascii(name))[:MAX_NAME_CHARS]
+def missing_field(columns: Columns, found: Iterable[str]) -> str | None:
+    """What to say of data whose fields, ``found``, lack the instruction or the answer."""
+    names = list(found)
+    for key in ("instruction", "output"):
+        name = columns.names()[key]
+        if name in names:
+            continue
+        conversations = next((field for field in CONVERSATION_FIELDS if field in names), None)
+        if conversations:
+            return f"no field '{name}', but '{conversations}'; {CONVERT}"
+        return f"no field '{name}' (found: {legible(names)}); name it with data.columns.{key}=..."
+    return None
+
+
+def legible(names: Iterable[str]) -> str:
+    """Names that may be anything, on one line."""
+    shown = [name if name.isprintable() else ascii(name) for name in names]
+    return ", ".join(name[:MAX_NAME_CHARS] for name in shown[:MAX_NAMES]) or "none"

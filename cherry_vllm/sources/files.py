@@ -1,59 +1,124 @@
-"""Paths, globs and hub addresses to local files, and a file's format and compression."""
+"""Paths, globs and hub addresses to local files."""
 
 import glob
-import gzip
-import zlib
+import json
+import logging
+import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO
-
-from backports import zstd
+from typing import Any
 
 from cherry_vllm.errors import UserError
-from cherry_vllm.options import DataFormat
+from cherry_vllm.sources.formats import find_format
+from cherry_vllm.store.marks import mark_path
+from cherry_vllm.store.run_folder import is_run_file
 
-SUFFIXES = {
-    ".json": DataFormat.json,
-    ".jsonl": DataFormat.jsonl,
-    ".ndjson": DataFormat.jsonl,
-    ".csv": DataFormat.csv,
-    ".parquet": DataFormat.parquet,
-    ".pq": DataFormat.parquet,
-}
-COMPRESSIONS = (".gz", ".zst")
-READ_ERRORS = (OSError, EOFError, zlib.error, zstd.ZstdError)  # what a damaged file may raise
+CARD_SUFFIX = ".meta.json"
+CARD_KEYS = {"sha256", "num_selected", "counts"}  # of what stands beside an output of ours
+
+log = logging.getLogger(__name__)
 
 
 def find_files(patterns: Iterable[str]) -> list[Path]:
     """The local files that paths, globs and ``hf://`` paths stand for, in the order given.
 
+    A file that several of them stand for is read once, and a glob leaves out what runs wrote.
+
     Raises:
         UserError: nothing is found, or what is found is not a readable file with content.
     """
-    files = [file for pattern in patterns for file in _expand(pattern)]
-    if not files:
+    found = [file for pattern in patterns for file in _expand(pattern)]
+    if not found:
         raise UserError("data.path: an empty list; give a file, a glob or an hf:// path")
+    files = list({os.path.abspath(file): file for file in found}.values())  # noqa: PTH100
+    if len(files) < len(found):
+        log.warning("data.path: %d files are named twice, and read once", len(found) - len(files))
     for file in files:
-        if file.is_dir():
-            raise UserError(f"{file}: a folder; give its files, as in data.path='{file}/*.jsonl'")
-        try:
-            with file.open("rb") as stream:
-                if not stream.read(1):
-                    raise UserError(f"{file}: the file is empty; check data.path")
-        except OSError as error:
-            raise UserError(f"{file}: {error.strerror}; check data.path") from None
+        _check(file)
     return files
+
+
+def _check(file: Path) -> None:
+    try:
+        str(file).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{str(file)!a}: the file's name is not UTF-8; rename it") from None
+    if file.is_dir():
+        raise UserError(f"{file}: a folder; {_files_within(file)}")
+    try:
+        with file.open("rb") as stream:
+            if not stream.read(1):
+                raise UserError(f"{file}: the file is empty; check data.path")
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}; check data.path") from None
+
+
+def _files_within(folder: Path) -> str:
+    """What to give instead of a folder."""
+    for file in sorted(folder.rglob("*")):
+        if file.is_file() and find_format(file):
+            pattern = file.parent / f"*{''.join(file.suffixes[-1:])}"
+            return f"give its files, as in data.path='{pattern}'"
+    return "it has no file of a known format; check data.path"
 
 
 def _expand(pattern: str) -> list[Path]:
     if pattern.startswith("hf://"):
         return _download(pattern)
+    pattern = os.path.expanduser(pattern)  # noqa: PTH111 - an unknown ~name stays as it is
     if not glob.has_magic(pattern) or Path(pattern).exists():
-        return [Path(pattern)]
-    matches = sorted(glob.glob(pattern, recursive=True))
+        return _open_saved(Path(pattern))
+    matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
+    if glob.has_magic(Path(pattern).name):
+        inputs = [match for match in matches if not _is_ours(match)]
+        if len(inputs) < len(matches):
+            log.warning(
+                "%s: %d files that cherry-vllm wrote are left out; name them in full to read them",
+                pattern,
+                len(matches) - len(inputs),
+            )
+        matches = inputs
     if not matches:
         raise UserError(f"{pattern}: no file matches; check data.path")
-    return [Path(match) for match in matches]
+    return matches
+
+
+def _is_ours(file: Path) -> bool:
+    """Whether a run wrote a file: as one of its own, a selection, or a selection's card."""
+    cards = (file, mark_path(file), file.with_suffix(CARD_SUFFIX))
+    return is_run_file(file) or any(_is_card(card) for card in cards)
+
+
+def _is_card(file: Path) -> bool:
+    if not (file.name.endswith(CARD_SUFFIX) and file.is_file()):
+        return False
+    try:
+        return not CARD_KEYS.isdisjoint(_read(file))
+    except UserError:
+        return False
+
+
+def _open_saved(path: Path) -> list[Path]:
+    """The files of a folder that ``Dataset.save_to_disk`` wrote; any other path as it is."""
+    if (path / "dataset_dict.json").is_file():
+        splits = [str(name) for name in _read(path / "dataset_dict.json").get("splits", [])]
+        raise UserError(
+            f"{path}: a folder of several splits ({', '.join(splits)}); give one of them, as in "
+            f"data.path='{path / splits[0] if splits else path}'"
+        )
+    if not (path / "state.json").is_file():
+        return [path]
+    names = [entry.get("filename") for entry in _read(path / "state.json").get("_data_files", [])]
+    files = [path / name for name in names if isinstance(name, str)]
+    return files or [path]
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: not readable ({error}); save the data set again") from None
+    return found if isinstance(found, dict) else {}
 
 
 def _download(pattern: str) -> list[Path]:
@@ -80,42 +145,3 @@ def _download(pattern: str) -> list[Path]:
     if not files:
         raise UserError(f"{pattern}: no file matches; check data.path")
     return [Path(file) for file in files]
-
-
-def detect_format(file: Path) -> DataFormat:
-    """The format that a file's suffix names, compression aside.
-
-    A ``.json`` file that begins with ``{`` holds one record per line, as many do.
-
-    Raises:
-        UserError: the suffix names none.
-    """
-    suffixes = [suffix for suffix in file.suffixes if suffix not in COMPRESSIONS]
-    found = SUFFIXES.get(suffixes[-1].lower()) if suffixes else None
-    if found is None:
-        known = ", ".join(SUFFIXES)
-        raise UserError(
-            f"{file}: the suffix names no format ({known}, also with .gz or .zst); set data.format"
-        )
-    if found is DataFormat.json:
-        try:
-            with open_bytes(file) as stream:
-                head = stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
-        except READ_ERRORS as error:
-            raise unreadable(file, error) from None
-        return DataFormat.jsonl if head.startswith(b"{") else found
-    return found
-
-
-def open_bytes(file: Path) -> IO[bytes]:
-    """Opens a file for reading, through its decompressor if the suffix names one."""
-    if file.suffix == ".gz":
-        return gzip.open(file, "rb")  # type: ignore[return-value]
-    if file.suffix == ".zst":
-        return zstd.open(file, "rb")  # type: ignore[return-value]
-    return file.open("rb")
-
-
-def unreadable(file: Path, error: Exception) -> UserError:
-    """The line for a file that one of :data:`READ_ERRORS` cut short."""
-    return UserError(f"{file}: not readable ({error}); check that it is whole")

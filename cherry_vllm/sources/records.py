@@ -1,36 +1,39 @@
-"""JSON and JSON Lines: each record stands for itself, and a bad one costs only itself.
+"""A record's fields to a row: each record stands for itself, and a bad one costs only itself."""
 
-Polars' JSON readers turn 42 and ["x"] into text and fail a whole file for one bad line, so the
-records are decoded one by one, a batch at a time.
-"""
-
-import io
 import json
-import logging
-import re
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import polars as pl
 
 from cherry_vllm.errors import UserError
-from cherry_vllm.options import DataFormat
-from cherry_vllm.sources.columns import Columns, check_required
-from cherry_vllm.sources.files import READ_ERRORS, open_bytes, unreadable
-
-log = logging.getLogger(__name__)
+from cherry_vllm.sources.columns import CONVERT, Columns, missing_field
+from cherry_vllm.sources.findings import Findings
+from cherry_vllm.sources.formats import NOT_UTF8
 
 BATCH_RECORDS = 1000
-MAX_FAULTS_SHOWN = 3
-MAX_ELEMENT_CHARS = 64 * 2**20  # an array element longer than this is taken for a broken file
-READ_CHARS = 2**20
-LINE_BREAK = re.compile(r"\s*[\r\n]\s*")
+MAX_NAMES_KEPT = 100
+
+
+class Number(str):
+    """A number in JSON, to the letter."""
+
+    __slots__ = ()
+
+
+class RawRecord(NamedTuple):
+    """One record's text and fields, or ``fault``: why there are none."""
+
+    text: str
+    fields: Any = None
+    fault: str | None = None
 
 
 class Record(NamedTuple):
-    """One record's text and fields, or ``fault``: why it is not a row."""
+    """One record as a row, or ``fault``: why it is none."""
 
     text: str
     instruction: str | None = None
@@ -39,135 +42,141 @@ class Record(NamedTuple):
     fault: str | None = None
 
 
-def read_records(file: Path, data_format: DataFormat, columns: Columns) -> Iterator[pl.DataFrame]:
-    """Yields frames of record (the JSON text, untouched), instruction, input, answer, malformed.
+def frames_of(
+    records: Iterable[RawRecord], file: Path, columns: Columns, findings: Findings
+) -> Iterator[pl.DataFrame]:
+    """Yields frames of record (the text, untouched), instruction, input, answer, malformed.
 
     Raises:
-        UserError: the file is not readable, or none of its first records has the fields.
+        UserError: no record is a row.
     """
-    num_faults = first_row = 0
-    try:
-        with open_bytes(file) as stream:
-            texts = _lines(stream) if data_format is DataFormat.jsonl else _elements(stream, file)
-            while records := [_decode(text, columns) for text in islice(texts, BATCH_RECORDS)]:
-                faults = [(row, r.fault) for row, r in enumerate(records, first_row) if r.fault]
-                if first_row == 0 and len(faults) == len(records):
-                    raise _no_record(file, records, columns)
-                for row, fault in faults[: max(0, MAX_FAULTS_SHOWN - num_faults)]:
-                    log.warning("%s: row %d dropped as malformed: %s", file, row, fault)
-                num_faults += len(faults)
-                first_row += len(records)
-                yield _frame(records)
-    except READ_ERRORS as error:
-        raise unreadable(file, error) from None
-    if num_faults > MAX_FAULTS_SHOWN:
-        log.warning("%s: %d malformed rows in all", file, num_faults)
+    reader = _Reader(file, columns, findings)
+    remaining = iter(records)
+    while batch := [reader.read(record) for record in islice(remaining, BATCH_RECORDS)]:
+        yield _frame(batch)
+    reader.conclude()
 
 
-def _lines(stream: IO[bytes]) -> Iterator[str]:
-    """The lines of a JSON Lines file, blank ones left out."""
-    for number, line in enumerate(stream):
-        content = (line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line).strip()
-        if content:
-            # A byte that is not UTF-8 becomes a lone surrogate, which no text holds: _decode
-            # sees it.
-            yield content.decode("utf-8", errors="surrogateescape")
+class _Reader:
+    """Reads one file's records, and remembers what is to be said of them all."""
+
+    def __init__(self, file: Path, columns: Columns, findings: Findings) -> None:
+        self._file, self._columns, self._findings = file, columns, findings
+        self._named, self._unread = columns.names(), columns.unread_context()
+        self._names: dict[str, None] = {}
+        self._first: RawRecord | None = None
+        self._first_fault = ""
+        self._num_rows = self._num_faults = 0
+        self._has_input = False
+
+    def read(self, record: RawRecord) -> Record:
+        made = self._make(record)
+        if made.fault is not None:
+            if self._first is None:
+                self._first, self._first_fault = record, made.fault
+            self._num_faults += 1
+            self._findings.malformed(self._file, self._num_rows, made.fault)
+        self._num_rows += 1
+        return made
+
+    def conclude(self) -> None:
+        """Raises a UserError if no record was a row: then a name or the shape is wrong."""
+        if self._first is not None and self._num_faults == self._num_rows:
+            raise UserError(f"{self._file}: {self._describe_none(self._first)}")
+        self._findings.file_read(self._file, self._num_rows, self._names, has_input=self._has_input)
+
+    def _describe_none(self, first: RawRecord) -> str:
+        wrapper = describe_wrapper(first.fields, self._columns)
+        missing = missing_field(self._columns, self._names) if self._names else None
+        fault = f"row 0: {self._first_fault}"
+        if not self._first_fault.endswith((CONVERT, NOT_UTF8)):
+            fault += ", and no row is usable; check data.format and data.columns"
+        return wrapper or missing or fault
+
+    def _make(self, record: RawRecord) -> Record:
+        text, fields, fault = record
+        if fault is None and not isinstance(fields, dict):
+            fault = "not a JSON object"
+        if fault is not None:
+            return Record(text, fault=fault)
+        if len(self._names) < MAX_NAMES_KEPT:
+            self._names |= dict.fromkeys(fields)
+        self._has_input |= self._columns.input in fields
+        for name in self._unread:
+            if name in fields and _holds_something(fields[name]):
+                self._findings.unread_context(name)
+        values, fault = self._texts(fields)
+        if fault is not None:
+            return Record(text, fault=fault)
+        answer, extra = values["output"], values.get("input")
+        return Record(text, values["instruction"], extra or "", answer)
+
+    def _texts(self, fields: dict[str, Any]) -> tuple[dict[str, str | None], str | None]:
+        """The fields that are read, or why they are none: answer and input alone may be null."""
+        texts: dict[str, str | None] = {}
+        for key, name in self._named.items():
+            if name not in fields:
+                if key == "input":
+                    continue
+                return {}, f"no field '{name}'"
+            value = fields[name]
+            if isinstance(value, bool | int | float | Number):
+                value = str(value).lower() if isinstance(value, bool) else str(value)
+                self._findings.number(name)
+            if value is None:
+                if key == "instruction":
+                    return {}, f"field '{name}' is null"
+            elif not isinstance(value, str):
+                return {}, f"field '{name}' is {_kind(value)}"
+            elif any("\ud800" <= char <= "\udfff" for char in value):
+                return {}, f"field '{name}' holds a lone surrogate, which is no text"
+            texts[key] = value
+        return texts, None
 
 
-def _elements(stream: IO[bytes], file: Path) -> Iterator[str]:
-    """The elements of a JSON array, without holding the array in memory."""
-    reader = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape")
-    decoder = json.JSONDecoder()
-    buffer, start, row = reader.read(READ_CHARS).lstrip(), 1, 0
-    if not buffer.startswith("["):
-        raise UserError(f"{file}: not a JSON array; for one record per line set data.format=jsonl")
-    exhausted = False
-    while True:
-        while start < len(buffer) and buffer[start] in " \t\r\n,":
-            start += 1
-        if buffer.startswith("]", start):
-            _check_nothing_follows(file, buffer[start + 1 :], reader)
-            return
-        try:
-            _, end = decoder.raw_decode(buffer, start)
-            # A number that ends where the buffer does may go on behind it.
-            is_whole = end < len(buffer) or exhausted
-        except (ValueError, RecursionError) as error:
-            if exhausted or len(buffer) - start > MAX_ELEMENT_CHARS:
-                raise UserError(
-                    f"{file}: row {row}: broken JSON ({error}); mend the file, or convert it "
-                    "to JSON Lines, where one bad row costs only itself"
-                ) from None
-            is_whole = False
-        if is_whole:
-            # One line per record; no JSON string holds a line break of its own.
-            yield LINE_BREAK.sub(" ", buffer[start:end])
-            start, row = end, row + 1
-        else:
-            # Reading as much again as is held keeps the work linear in an element's length.
-            more = reader.read(max(READ_CHARS, len(buffer) - start))
-            exhausted = not more
-            buffer, start = buffer[start:] + more, 0
+def _kind(value: Any) -> str:
+    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        return f"a list of messages; {CONVERT}"
+    return f"{'a list' if isinstance(value, list) else 'an object'}, not text"
 
 
-def _check_nothing_follows(file: Path, rest: str, reader: IO[str]) -> None:
-    while not rest.strip():
-        rest = reader.read(READ_CHARS)
-        if not rest:
-            return
-    raise UserError(f"{file}: more content after the array's end; put each array in its own file")
+def _holds_something(value: Any) -> bool:
+    if isinstance(value, str):
+        return bool(value.strip())
+    if isinstance(value, float) and math.isnan(value):
+        return False
+    return bool(value)
 
 
-def _decode(text: str, columns: Columns) -> Record:
-    """A record's three fields, or what is wrong with it."""
-    safe_text = text.encode("utf-8", errors="replace").decode()
-    if safe_text != text:
-        return Record(safe_text, fault="its bytes are not UTF-8")
-    try:
-        fields = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        return Record(text, fault=f"broken JSON ({error})")
-    fault = _find_fault(fields, columns)
-    if fault:
-        return Record(text, fault=fault)
-    extra = fields.get(columns.input) if columns.input else None
-    return Record(text, fields[columns.instruction], extra or "", fields[columns.output])
-
-
-def _find_fault(fields: Any, columns: Columns) -> str | None:
-    """Why the decoded JSON is not a row: the answer and the input may be null, and only they."""
+def describe_wrapper(fields: Any, columns: Columns) -> str | None:
+    """What to say of an object that is no record, but holds them."""
     if not isinstance(fields, dict):
-        return "not a JSON object"
-    for field, name in columns._asdict().items():
-        if name is None or (field == "input" and name not in fields):
-            continue
-        if name not in fields:
-            return f"no field '{name}'"
-        value = fields[name]
-        if value is None and field != "instruction":
-            continue
-        if not isinstance(value, str):
-            return f"field '{name}' is {type(value).__name__}, not text"
-        if any("\ud800" <= char <= "\udfff" for char in value):
-            return f"field '{name}' holds a lone surrogate, which is no text"
+        return None
+    lists = {
+        name: len(value)
+        for name, value in fields.items()
+        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value)
+    }
+    wanted = {columns.instruction, columns.output}
+    if wanted <= fields.keys() and all(isinstance(fields[name], dict) for name in wanted):
+        return (
+            "one object of columns, as pandas writes by default; write records, as in "
+            "frame.to_json(path, orient='records', lines=True)"
+        )
+    if wanted & fields.keys():
+        return None
+    items = [item for name in lists for item in fields[name]]
+    if any(wanted <= item.keys() for item in items):
+        held = " and ".join(f"'{name}', a list of {count} records" for name, count in lists.items())
+        name = next(iter(lists))
+        return f"one object with {held}; put a list alone in a file, as in jq '.{name}' FILE > NEW"
+    objects = [value for value in fields.values() if isinstance(value, dict)]
+    if any(all(isinstance(value.get(name), str) for name in wanted) for value in objects):
+        return (
+            f"one object of {len(objects)} records by key; put them in a list, as in "
+            "jq '[.[]]' FILE > NEW"
+        )
     return None
-
-
-def _no_record(file: Path, records: list[Record], columns: Columns) -> UserError:
-    """A field that no record has is a wrong name, not a file of malformed rows."""
-    names: dict[str, None] = {}
-    for record in records:
-        try:
-            fields = json.loads(record.text)
-        except (ValueError, RecursionError):
-            continue
-        names.update(dict.fromkeys(fields if isinstance(fields, dict) else ()))
-    if names:
-        check_required(file, columns, list(names))
-    return UserError(
-        f"{file}: row 0: {records[0].fault}, and none of the first {len(records)} rows is usable; "
-        "check data.format and data.columns"
-    )
 
 
 def _frame(records: list[Record]) -> pl.DataFrame:
@@ -177,3 +186,8 @@ def _frame(records: list[Record]) -> pl.DataFrame:
     }
     malformed = pl.Series([record.fault is not None for record in records])
     return pl.DataFrame(columns).rename({"text": "record"}).with_columns(malformed=malformed)
+
+
+def as_text(fields: dict[str, str]) -> str:
+    """Fields as one line of JSON."""
+    return json.dumps(fields, ensure_ascii=False)

@@ -1,6 +1,8 @@
 """Files to row shards in the run folder: ``run_dir/rows/FINGERPRINT/``."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from cherry_vllm.schema import SCHEMA_VERSION
 from cherry_vllm.sources import Columns, read_rows
 from cherry_vllm.store.files import file_sha256
 from cherry_vllm.store.shards import Shards
+
+log = logging.getLogger(__name__)
 
 
 def read_row_shards(
@@ -36,7 +40,7 @@ def read_row_shards(
         "schema_version": SCHEMA_VERSION,
         "files": [[file_sha256(file), *file.suffixes] for file in files],
         "format": data_format.value,
-        "columns": columns._asdict(),
+        "columns": asdict(columns),
         "refusals": list(refusals),
         "max_rows": max_rows,
         "shard_rows": shard_rows,
@@ -45,6 +49,8 @@ def read_row_shards(
     # Shards of a folder that was never closed may be of a file that changed while it was read.
     missing = rows.missing(range(rows.num_shards)) if rows.is_closed() else None
     if missing == []:
+        for line in rows.summary.get("warnings", []):
+            log.warning(line)
         return rows
     rows.reopen()
     frames = partial(
@@ -58,7 +64,7 @@ def read_row_shards(
     )
     try:
         # Polars may not fail on a damaged file but end the process.
-        num_rows, num_shards = isolate(write_rows, rows, missing, frames)
+        num_rows, num_shards, warnings = isolate(write_rows, rows, missing, frames)
     except ChildError as lost:
         names = ", ".join(map(str, files))
         raise UserError(
@@ -67,26 +73,37 @@ def read_row_shards(
     for file, state in zip(files, states, strict=True):
         if _state(file) != state:
             raise UserError(f"{file}: changed while it was read; run again once it is at rest")
-    rows.close(num_shards, num_rows=num_rows, files=[str(file) for file in files])
+    rows.close(
+        num_shards,
+        num_rows=num_rows,
+        files=[str(file.absolute()) for file in files],
+        warnings=warnings,
+    )
     return rows
 
 
 def write_rows(
-    rows: Shards, wanted: Sequence[int] | None, frames: Callable[[], Iterator[pl.DataFrame]]
-) -> tuple[int, int]:
+    rows: Shards, wanted: Sequence[int] | None, frames: Callable[..., Iterator[pl.DataFrame]]
+) -> tuple[int, int, list[str]]:
     """Writes frames to row shards, only to those ``wanted`` if that is not None.
 
-    Returns the number of rows and of shards.
+    Returns the number of rows and of shards, and the warnings that were given.
     """
+    warnings: list[str] = []
+
+    def tell(line: str) -> None:
+        log.warning(line)
+        warnings.append(line)
+
     num_rows = num_shards = 0
     with progress_bar("reading") as bar:
-        for frame in frames():
+        for frame in frames(tell=tell):
             if wanted is None or num_shards in wanted:
                 rows.discard(num_shards)
                 rows.write(num_shards, frame)
             num_rows, num_shards = num_rows + frame.height, num_shards + 1
             bar.update(frame.height)
-    return num_rows, num_shards
+    return num_rows, num_shards, warnings
 
 
 def _state(file: Path) -> tuple[int, int, int]:

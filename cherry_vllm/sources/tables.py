@@ -1,4 +1,4 @@
-"""CSV and Parquet through Polars: a column has one type, so a wrong one is the file's fault."""
+"""Parquet and Arrow through Polars: a column has one type, so a wrong one is the file's fault."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,47 +8,148 @@ import polars as pl
 
 from cherry_vllm.errors import UserError
 from cherry_vllm.options import DataFormat
-from cherry_vllm.sources.columns import Columns, check_required
+from cherry_vllm.sources.columns import CONVERT, Columns, missing_field
+from cherry_vllm.sources.findings import Findings
 
 BATCH_ROWS = 10_000
 TEXT = (pl.String, pl.Categorical, pl.Enum, pl.Null)
+ARROW_FILE = b"ARROW1"  # how Arrow's file format begins; its stream format has no such mark
 
 
-def read_table(file: Path, data_format: DataFormat, columns: Columns) -> Iterator[pl.DataFrame]:
+def read_table(
+    file: Path,
+    data_format: DataFormat,
+    columns: Columns,
+    findings: Findings,
+    max_rows: int | None = None,
+) -> Iterator[pl.DataFrame]:
     """Yields frames of record, instruction, input, answer and malformed.
 
     Raises:
         UserError: the file is not readable, or lacks a column, or a column is not text.
     """
     try:
-        if data_format is DataFormat.csv:
-            table = pl.scan_csv(file, glob=False, infer_schema=False)
-            table = table.with_columns(pl.all().fill_null(""))
-        else:
-            table = pl.scan_parquet(file, glob=False)
+        table = _scan(file, data_format)
+        table = table if max_rows is None else table.head(max_rows)
         schema = table.collect_schema()
-        _check(file, schema, columns)
-        has_input = columns.input is not None and columns.input in schema
-        fields = [_json_ready(pl.col(name), dtype).alias(name) for name, dtype in schema.items()]
-        rows = table.select(
-            record=pl.struct(fields).struct.json_encode(),
-            instruction=pl.col(columns.instruction).cast(pl.String),
-            input=pl.col(columns.input or "").cast(pl.String).fill_null("")
-            if has_input
-            else pl.lit(""),
-            answer=pl.col(columns.output).cast(pl.String),
-            malformed=pl.col(columns.instruction).is_null(),
-        )
+        fault = missing_field(columns, schema) or _type_fault(schema, columns)
+        if fault:
+            raise UserError(f"{file}: {fault}")
         num_rows = 0
-        for frame in rows.collect_batches(chunk_size=BATCH_ROWS, maintain_order=True):
+        for frame in table.select(_row_of(schema, columns)).collect_batches(
+            chunk_size=BATCH_ROWS, maintain_order=True
+        ):
+            yield _take_notes(frame, file, num_rows, findings)
             num_rows += frame.height
-            yield frame
         # A worker of collect_batches that fails may end the stream as if the file were done.
         if num_rows != table.select(pl.len()).collect().item():
             raise UserError(f"{file}: only {num_rows} rows could be read; drop its unusual columns")
     except (pl.exceptions.PolarsError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{file}: not readable as {data_format.value} ({reason})") from None
+    names = dict.fromkeys(schema)
+    findings.file_read(file, num_rows, names, has_input=columns.input in schema)
+
+
+def _scan(file: Path, data_format: DataFormat) -> pl.LazyFrame:
+    if data_format is DataFormat.parquet:
+        return pl.scan_parquet(file, glob=False)
+    with file.open("rb") as stream:
+        is_file = stream.read(len(ARROW_FILE)) == ARROW_FILE
+    return pl.scan_ipc(file, glob=False) if is_file else pl.read_ipc_stream(file).lazy()
+
+
+def _row_of(schema: pl.Schema, columns: Columns) -> list[pl.Expr]:
+    """A row's parts, and beside them what is to be counted: "number NAME" and "unread NAME"."""
+    named = columns.names()
+    texts = {
+        key: _as_text(pl.col(name), schema[name]) if name in schema else pl.lit(None, pl.String)
+        for key, name in named.items()
+    }
+    are_lost = [texts[key].is_null() & ~_is_missing(name, schema) for key, name in named.items()]
+    read = {named[key]: text for key, text in texts.items() if named[key] in schema}
+    record = [
+        _record_field(name, dtype, read.get(name)).alias(name) for name, dtype in schema.items()
+    ]
+    unread = [name for name in columns.unread_context() if name in schema]
+    numbers = [name for name in read if _is_number(schema[name])]
+    return [
+        pl.struct(record).struct.json_encode().alias("record"),
+        texts["instruction"].alias("instruction"),
+        texts.get("input", pl.lit(None, pl.String)).fill_null("").alias("input"),
+        texts["output"].alias("answer"),
+        (texts["instruction"].is_null() | pl.any_horizontal(are_lost)).alias("malformed"),
+        *(_holds_something(name, schema[name]).alias(f"unread {name}") for name in unread),
+        *(read[name].is_not_null().alias(f"number {name}") for name in numbers),
+    ]
+
+
+def _take_notes(
+    frame: pl.DataFrame, file: Path, first_row: int, findings: Findings
+) -> pl.DataFrame:
+    for place in frame["malformed"].arg_true():
+        findings.malformed(
+            file, first_row + int(place), "the instruction is null, or bytes are not UTF-8"
+        )
+    notes = [name for name in frame.columns if name.startswith(("unread ", "number "))]
+    for note in notes:
+        kind, _, name = note.partition(" ")
+        count = findings.unread_context if kind == "unread" else findings.number
+        count(name, int(frame[note].sum()))
+    return frame.drop(notes)
+
+
+def _as_text(value: pl.Expr, dtype: Any) -> pl.Expr:
+    """Text, the text of a number, or bytes that are text; null where there is none."""
+    if isinstance(dtype, pl.Binary):
+        return value.map_batches(_decode, return_dtype=pl.String)
+    if dtype.is_float():
+        value = pl.when(value.is_not_nan()).then(value)
+    return value.cast(pl.String)
+
+
+def _decode(values: pl.Series) -> pl.Series:
+    # Polars' own cast fails for all values if one is not UTF-8.
+    return pl.Series(values.name, [_decode_one(value) for value in values], dtype=pl.String)
+
+
+def _decode_one(value: bytes | None) -> str | None:
+    try:
+        return None if value is None else value.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _is_missing(name: str, schema: pl.Schema) -> pl.Expr:
+    if name not in schema:
+        return pl.lit(value=True)
+    value = pl.col(name)
+    return value.is_null() | value.is_nan() if schema[name].is_float() else value.is_null()
+
+
+def _is_number(dtype: Any) -> bool:
+    return bool(dtype.is_numeric() or isinstance(dtype, pl.Boolean))
+
+
+def _holds_something(name: str, dtype: Any) -> pl.Expr:
+    value = pl.col(name)
+    if isinstance(dtype, pl.Null):
+        return pl.lit(value=False)
+    if isinstance(dtype, pl.String):
+        value = value.str.strip_chars() != ""
+    elif isinstance(dtype, pl.List):
+        value = value.list.len() > 0
+    elif dtype.is_float():
+        value = value.is_not_nan()
+    else:
+        value = value.is_not_null()
+    return value.fill_null(value=False)
+
+
+def _record_field(name: str, dtype: Any, text: pl.Expr | None) -> pl.Expr:
+    value = _json_ready(pl.col(name), dtype)
+    is_bytes = text is not None and isinstance(dtype, pl.Binary)
+    return pl.coalesce(text, value) if is_bytes else value
 
 
 def _json_ready(value: pl.Expr, dtype: Any) -> pl.Expr:
@@ -68,11 +169,15 @@ def _json_ready(value: pl.Expr, dtype: Any) -> pl.Expr:
     return value
 
 
-def _check(file: Path, schema: pl.Schema, columns: Columns) -> None:
-    check_required(file, columns, list(schema))
-    for field, name in columns._asdict().items():
-        if name in schema and not isinstance(schema[name], TEXT):
-            raise UserError(
-                f"{file}: column '{name}' is {schema[name]}, not text; "
-                f"convert it, or name another with data.columns.{field}=..."
-            )
+def _type_fault(schema: pl.Schema, columns: Columns) -> str | None:
+    for key, name in columns.names().items():
+        dtype = schema.get(name)
+        if dtype is None or isinstance(dtype, (*TEXT, pl.Binary)) or _is_number(dtype):
+            continue
+        if isinstance(dtype, pl.List) and isinstance(dtype.inner, pl.Struct):
+            return f"column '{name}' is a list of messages; {CONVERT}"
+        return (
+            f"column '{name}' is {dtype}, not text; convert it, or name another with "
+            f"data.columns.{key}=..."
+        )
+    return None

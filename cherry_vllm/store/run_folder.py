@@ -1,5 +1,7 @@
 """What a run folder holds, and where."""
 
+import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,25 @@ import polars as pl
 
 from cherry_vllm.errors import UserError
 from cherry_vllm.store.files import file_sha256, fingerprint, read_json
+
+MARK = ".turn"  # the lock that every run folder has
+FOLDERS = {"rows", "logprobs", "embeddings", "perplexities", "experience", "models"}
+FOLDERS |= {"questions", "answers"}
+FILES = {"score.json", "scores.parquet", "pipeline.json", "judge.json", "verdicts.parquet"}
+FILES |= {"aspects.json", "aspects.parquet", "ratings.json", "ratings.parquet", "replies.jsonl"}
+NAMED_BY_FINGERPRINT = re.compile(r"(.+-)?[0-9a-f]{16}")
+
+
+def is_run_file(file: Path) -> bool:
+    """Whether a file is one that runs keep for themselves in a run folder."""
+    for folder in file.absolute().parents:
+        if (folder / MARK).exists():
+            parts = file.absolute().relative_to(folder).parts
+            return file.name in FILES or any(
+                name in FOLDERS and NAMED_BY_FINGERPRINT.fullmatch(below) is not None
+                for name, below in pairwise(parts)
+            )
+    return False
 
 
 def scores_fingerprint(scores_dir: Path) -> str | None:

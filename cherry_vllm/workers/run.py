@@ -175,10 +175,9 @@ def _files_of(rows: Path) -> dict[Path, Any]:
     if not closed.is_file():
         return {}
     summary = read_json(closed)
-    return {
-        Path(file).resolve(): content
-        for file, content in zip(summary["files"], summary["settings"]["files"], strict=True)
-    }
+    named = zip(map(Path, summary["files"]), summary["settings"]["files"], strict=True)
+    # Of a relative path nobody knows any more which folder it was in.
+    return {file.resolve(): content for file, content in named if file.is_absolute()}
 
 
 def _holds_failed(shard: Path) -> bool:

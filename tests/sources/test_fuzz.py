@@ -1,4 +1,4 @@
-"""Ten thousand broken inputs: each ends in rows with reasons that add up, or in one clear line."""
+"""Broken inputs: each ends in rows with reasons that add up, or in one clear line."""
 
 import json
 import random
@@ -15,7 +15,7 @@ from cherry_vllm.runtime.processes import Child, ChildError, Wire
 from cherry_vllm.schema import ROWS
 from cherry_vllm.sources import find_files, read_rows
 from cherry_vllm.sources.shards import read_row_shards
-from tests.test_sources import ALPACA, FIELDS, SAMPLES, compressed, encoded
+from tests.sources.samples import ALPACA, FIELDS, SAMPLES, compressed, encoded
 
 NAMES = [
     "d.json",
@@ -29,7 +29,7 @@ NAMES = [
     "d.jsonl.zst",
     "d.csv.zst",
 ]
-CASES_PER_NAME = 1000
+FEW, MANY = 60, 1000  # cases for each name
 SMALL = [sample for sample in SAMPLES if len(sample["output"]) < 1000]
 PIECES = [
     b"\x00",
@@ -68,7 +68,7 @@ PIECES = [
     b"\x1f\x8b\x08\x00",
     b"\x28\xb5\x2f\xfd",
 ]
-VALUES = [
+VALUES: list[object] = [
     None,
     True,
     0,
@@ -149,15 +149,36 @@ def broken(name: str, case: int) -> bytes:
     return content
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if "parquet" not in name])
+def test_a_few_broken_inputs_end_in_rows_that_add_up_or_in_one_line(
+    tmp_path: Path, name: str
+) -> None:
+    path, ends = tmp_path / name, Counter[str]()
+    for case in range(FEW):
+        path.write_bytes(broken(name, case))
+        ends[read_case(path)] += 1
+    assert min(ends["read"], ends["refused"]) > 0, ends
+
+
+@pytest.mark.process
+def test_a_few_broken_parquet_files_end_in_rows_that_add_up_or_in_one_line(tmp_path: Path) -> None:
+    check_in_children(tmp_path, "d.parquet", FEW)
+
+
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", NAMES)
 def test_a_broken_input_ends_in_rows_that_add_up_or_in_one_line(tmp_path: Path, name: str) -> None:
-    path, ends, deaths = tmp_path / name, Counter[str](), 0
+    check_in_children(tmp_path, name, MANY)
+
+
+def check_in_children(folder: Path, name: str, num_cases: int) -> None:
+    path, ends, deaths = folder / name, Counter[str](), 0
     case = 0
-    while case < CASES_PER_NAME:
+    while case < num_cases:
         # Polars ends the process on a few: the pipeline reads in one of its own.
-        child = Child(read_cases, path, case)
+        child = Child(read_cases, path, case, num_cases)
         try:
-            while case < CASES_PER_NAME:
+            while case < num_cases:
                 end = child.receive()
                 assert end in ("read", "refused"), f"case {case}: {end}"
                 ends[end] += 1
@@ -165,24 +186,25 @@ def test_a_broken_input_ends_in_rows_that_add_up_or_in_one_line(tmp_path: Path, 
         except ChildError as lost:
             path.write_bytes(broken(name, case))
             with pytest.raises(UserError, match=f"{name}: not readable, the reader {lost}"):
-                read_through_pipeline(tmp_path / str(case), path)
+                read_through_pipeline(folder / str(case), path)
             deaths, case = deaths + 1, case + 1
         finally:
             child.close()
-    assert sum(ends.values()) + deaths == CASES_PER_NAME
-    assert min(ends["read"], ends["refused"]) > CASES_PER_NAME / 50, ends
-    assert deaths < CASES_PER_NAME / 50
+    assert sum(ends.values()) + deaths == num_cases
+    assert min(ends["read"], ends["refused"]) > num_cases / 50, ends
+    assert deaths <= num_cases / 50
 
 
+@pytest.mark.process
 def test_a_file_that_ends_its_reader_is_refused(tmp_path: Path) -> None:
-    path = Path(__file__).parent / "data" / "deadly.parquet"  # of the cases above, made once
+    path = Path(__file__).parents[1] / "data" / "deadly.parquet"  # of the cases above, made once
     with pytest.raises(UserError, match=r"deadly\.parquet: not readable"):
         read_through_pipeline(tmp_path, path)
 
 
-def read_cases(wire: Wire, path: Path, first: int) -> None:
+def read_cases(wire: Wire, path: Path, first: int, num_cases: int) -> None:
     """Reads one case after the other and says how each ends."""
-    for case in range(first, CASES_PER_NAME):
+    for case in range(first, num_cases):
         path.write_bytes(broken(path.name, case))
         try:
             wire.send(read_case(path))

@@ -1,0 +1,188 @@
+"""Paths, globs and what is found there."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from cherry_vllm.errors import UserError
+from cherry_vllm.sources import find_files
+from tests.sources.samples import FIRST, LAST, complaint_about, encoded, file_of, file_with, rows_of
+
+
+def find_complaint(*patterns: object) -> str:
+    with pytest.raises(UserError) as caught:
+        find_files([str(pattern) for pattern in patterns])
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_files_keep_the_order_given_and_shards_are_sorted(tmp_path: Path) -> None:
+    names = ["part-10.jsonl", "part-02.jsonl", "part-01.jsonl", "z.jsonl", "sub/part-00.jsonl"]
+    (tmp_path / "sub").mkdir()
+    for name in names:
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "part-03.csv").write_text("a")
+    found = find_files([str(tmp_path / "z.jsonl"), str(tmp_path / "part-*.jsonl")])
+    expected = ["z.jsonl", "part-01.jsonl", "part-02.jsonl", "part-10.jsonl"]
+    assert [path.name for path in found] == expected
+    deep = find_files([str(tmp_path / "**/part-*.jsonl")])
+    assert [path.name for path in deep][-1] == "part-00.jsonl"
+    assert len(deep) == 4
+
+
+def test_shards_found_by_a_glob_are_read_in_order(tmp_path: Path) -> None:
+    for index in (2, 0, 10, 1):
+        sample = {"instruction": "i", "output": str(index)}
+        file_of(tmp_path, f"part-{index:03d}.jsonl.gz", [sample])
+    rows = rows_of(*find_files([str(tmp_path / "*.gz")]))
+    assert rows["answer"].to_list() == ["0", "1", "2", "10"]
+    assert rows["row"].to_list() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".csv", ".parquet"])
+@pytest.mark.parametrize("stem", ["d[1]", "d*", "d?"])
+def test_a_name_that_looks_like_a_glob_is_the_file_itself(
+    tmp_path: Path, stem: str, suffix: str
+) -> None:
+    path = file_of(tmp_path, stem + suffix, [FIRST])
+    file_of(tmp_path, "d1" + suffix, [LAST])
+    assert find_files([str(path)]) == [path]
+    assert rows_of(path)["answer"].to_list() == ["first"]
+
+
+def test_an_empty_file_is_a_user_error(tmp_path: Path) -> None:
+    path = file_with(tmp_path, "d.jsonl", b"")
+    assert f"{path}: the file is empty" in find_complaint(path)
+
+
+def test_a_folder_is_a_user_error(tmp_path: Path) -> None:
+    assert f"{tmp_path}: a folder; it has no file of a known format" in find_complaint(tmp_path)
+    (tmp_path / "data").mkdir()
+    file_of(tmp_path / "data", "part-0.parquet", [FIRST])
+    assert f"data.path='{tmp_path}/data/*.parquet'" in find_complaint(tmp_path)
+
+
+def test_a_missing_file_is_a_user_error(tmp_path: Path) -> None:
+    path = tmp_path / "missing.jsonl"
+    assert f"{path}: No such file" in find_complaint(path)
+
+
+def test_a_glob_without_a_match_is_a_user_error(tmp_path: Path) -> None:
+    good = file_of(tmp_path, "d.jsonl", [FIRST])
+    pattern = tmp_path / "*.parquet"
+    assert f"{pattern}: no file matches" in find_complaint(good, pattern)
+
+
+def test_an_empty_list_of_files_is_a_user_error() -> None:
+    assert "data.path" in find_complaint()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_an_unreadable_file_is_a_user_error(tmp_path: Path) -> None:
+    path = file_of(tmp_path, "d.jsonl", [FIRST])
+    path.chmod(0)
+    assert f"{path}: Permission denied" in find_complaint(path)
+
+
+def test_a_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = file_of(tmp_path, "d.jsonl", [FIRST])
+    assert find_files(["~/d.jsonl"]) == find_files(["~/*.jsonl"]) == [path]
+
+
+@pytest.mark.parametrize("name", ["alpaca (1).jsonl", "lr=2e-5,ep=3.jsonl", "TRAIN.JSONL.GZ"])
+def test_names_from_downloads_are_read(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(encoded([FIRST], name.lower()))
+    assert rows_of(*find_files([str(path)]))["answer"].to_list() == ["first"]
+
+
+def test_a_name_that_is_not_utf8_is_a_user_error(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.jsonl")
+    path.write_bytes(encoded([FIRST], "d.jsonl"))
+    for pattern in (str(path), f"{tmp_path}/*.jsonl"):
+        message = find_complaint(pattern)
+        assert "name is not UTF-8; rename it" in message
+        message.encode()
+
+
+def test_a_file_that_is_named_twice_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.jsonl", "b.jsonl"):
+        file_of(tmp_path, name, [FIRST])
+    found = find_files(["b.jsonl", "*.jsonl", str(tmp_path / "a.jsonl"), "./b.jsonl"])
+    assert [path.name for path in found] == ["b.jsonl", "a.jsonl"]
+    assert "3 files are named twice, and read once" in caplog.text
+
+
+def test_a_glob_leaves_out_what_runs_wrote(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = file_of(tmp_path, "data.json", [FIRST])
+    file_of(tmp_path, "notes.meta.json", [FIRST])
+    written = [
+        "cherry.json",
+        "runs/a/cherry.jsonl",
+        "runs/a/rows/0123456789abcdef/complete.json",
+        "runs/a/models/cherry-0123456789abcdef/model/config.json",
+        "runs/a/score.json",
+    ]
+    for name in written:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        file_of(tmp_path, name, [FIRST])
+    for folder in (tmp_path, tmp_path / "runs/a"):
+        (folder / ".turn").touch()
+        (folder / "cherry.meta.json").write_text('{"num_selected": 1}')
+    (tmp_path / "runs/a/cherry.jsonl.meta.json").write_text('{"sha256": ""}')
+    kept = [data, tmp_path / "notes.meta.json"]
+    assert find_files([f"{tmp_path}/**/*.json"]) == kept
+    assert find_files([f"{tmp_path}/**/*.json*"]) == kept
+    assert find_files([f"{tmp_path}/*.json"]) == kept
+    assert "files that cherry-vllm wrote are left out; name them in full" in caplog.text
+    selections = find_files([f"{tmp_path}/runs/*/cherry.jsonl", str(tmp_path / "cherry.json")])
+    assert [path.name for path in selections] == ["cherry.jsonl", "cherry.json"]
+
+
+def test_users_files_in_a_run_folder_are_read(tmp_path: Path) -> None:
+    (tmp_path / ".turn").touch()
+    (tmp_path / "rows").mkdir()
+    path = file_of(tmp_path / "rows", "mine.jsonl", [FIRST])
+    assert find_files([f"{tmp_path}/**/*.jsonl"]) == [path]
+
+
+# --- folders of Dataset.save_to_disk -----------------------------------------------------------
+
+
+def save_to_disk(folder: Path, *parts: list[dict[str, Any]]) -> Path:
+    """A folder as the datasets library writes it."""
+    folder.mkdir(parents=True)
+    names = [f"data-{part:05d}-of-{len(parts):05d}.arrow" for part in range(len(parts))]
+    for name, samples in zip(names, parts, strict=True):
+        pl.DataFrame(samples).write_ipc_stream(folder / name)
+    state = {"_data_files": [{"filename": name} for name in names], "_split": "train"}
+    (folder / "state.json").write_text(json.dumps(state))
+    (folder / "dataset_info.json").write_text(json.dumps({"features": {"instruction": {}}}))
+    return folder
+
+
+def test_a_folder_of_save_to_disk_is_its_files(tmp_path: Path) -> None:
+    folder = save_to_disk(tmp_path / "saved", [FIRST], [LAST])
+    rows = rows_of(*find_files([str(folder)]))
+    assert rows["answer"].to_list() == ["first", "last"]
+    assert rows_of(*find_files([f"{folder}/*.arrow"])).equals(rows)
+    assert "no field 'instruction'" in complaint_about(*find_files([f"{folder}/*.json"]))
+
+
+def test_a_folder_of_several_splits_names_them(tmp_path: Path) -> None:
+    save_to_disk(tmp_path / "saved" / "train", [FIRST])
+    (tmp_path / "saved" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    message = find_complaint(tmp_path / "saved")
+    assert "several splits (train, test)" in message
+    assert f"data.path='{tmp_path}/saved/train'" in message

@@ -1,0 +1,200 @@
+"""The same rows in every format; damaged files are one clear line."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from backports import zstd
+from polars.testing import assert_frame_equal
+
+from cherry_vllm.options import DataFormat
+from tests.sources.samples import (
+    FIELDS,
+    FIRST,
+    LAST,
+    LONG,
+    SAMPLES,
+    complaint_about,
+    compressed,
+    encoded,
+    file_of,
+    file_with,
+    rows_of,
+)
+
+ALL_NAMES = [
+    "d.json",
+    "d.json.gz",
+    "d.json.zst",
+    "d.jsonl",
+    "d.jsonl.gz",
+    "d.jsonl.zst",
+    "d.ndjson",
+    "d.csv",
+    "d.csv.gz",
+    "d.csv.zst",
+    "d.parquet",
+    "d.pq",
+    "dotted.v1.0.jsonl.gz",
+    "UPPER.JSONL",
+]
+
+
+@pytest.mark.parametrize("name", ALL_NAMES)
+@pytest.mark.parametrize("batch_rows", [3, 1000])
+def test_every_format_gives_the_same_rows(tmp_path: Path, name: str, batch_rows: int) -> None:
+    path = tmp_path / name
+    path.write_bytes(encoded(SAMPLES, name.lower()))
+    rows = rows_of(path, batch_rows=batch_rows)
+    expected = pl.DataFrame(SAMPLES).rename({"output": "answer"})
+    assert_frame_equal(rows.select(FIELDS), expected)
+    assert rows["row"].to_list() == list(range(len(SAMPLES)))
+    assert rows["drop_reason"].null_count() == len(SAMPLES)
+    assert [json.loads(record) for record in rows["record"]] == SAMPLES
+
+
+@pytest.mark.parametrize("name", ["d.json", "d.jsonl.zst", "d.csv", "d.parquet"])
+def test_the_input_column_is_optional(tmp_path: Path, name: str) -> None:
+    samples = [{"instruction": "i", "output": "o"}, {"instruction": "j", "output": "p"}]
+    rows = rows_of(file_of(tmp_path, name, samples))
+    assert rows.select(FIELDS).rows() == [("i", "", "o"), ("j", "", "p")]
+    assert rows["drop_reason"].null_count() == 2
+
+
+@pytest.mark.parametrize("name", ["d.json", "d.jsonl", "d.csv", "d.parquet"])
+def test_null_answers_are_dropped_and_null_inputs_are_not(tmp_path: Path, name: str) -> None:
+    samples: list[dict[str, Any]] = [
+        {"instruction": "i", "input": None, "output": "o"},
+        {"instruction": "j", "input": "n", "output": None},
+        {"instruction": "k", "input": "n", "output": "  "},
+    ]
+    rows = rows_of(file_of(tmp_path, name, samples))
+    assert rows["drop_reason"].to_list() == [None, "empty_answer", "empty_answer"]
+    assert rows["input"].to_list() == ["", "n", "n"]
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("name", ["d.json", "d.jsonl", "d.csv"])
+def test_all_members_of_a_compressed_file_are_read(tmp_path: Path, name: str, suffix: str) -> None:
+    samples = [{"instruction": f"{i}?", "output": str(i)} for i in range(100)]
+    content = encoded(samples, name)
+    half = len(content) // 2
+    members = [compressed(part, suffix) for part in (content[:half], content[half:])]
+    rows = rows_of(file_with(tmp_path, name + suffix, b"".join(members)))
+    assert rows["answer"].to_list() == [str(i) for i in range(100)]
+
+
+@pytest.mark.parametrize("name", ["d.json", "d.jsonl", "d.csv", "d.parquet"])
+def test_the_named_format_goes_before_the_suffix(tmp_path: Path, name: str) -> None:
+    path = file_with(tmp_path, "data.txt", encoded([FIRST, LAST], name))
+    data_format = DataFormat(name.removeprefix("d."))
+    assert rows_of(path, data_format=data_format)["answer"].to_list() == ["first", "last"]
+
+
+@pytest.mark.parametrize("name", ["data", "data.txt", "data.gz", "data.xlsx"])
+def test_an_unknown_suffix_is_a_user_error(tmp_path: Path, name: str) -> None:
+    path = file_with(tmp_path, name, b"content")
+    message = complaint_about(path)
+    assert str(path) in message
+    assert "data.format" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("d.jsonl", b"\n\n  \n"),
+        ("d.json", b"[]"),
+        ("d.json", b"[\n]\n"),
+        ("d.json", b"  \n"),
+        ("d.csv", b"instruction,input,output\n"),
+        ("d.jsonl.gz", gzip.compress(b"", mtime=0)),
+        ("d.jsonl.zst", zstd.compress(b"")),
+        ("d.json.gz", gzip.compress(b"", mtime=0)),
+        ("d.csv.gz", gzip.compress(b"", mtime=0)),
+    ],
+)
+def test_a_file_without_a_row_is_a_user_error(tmp_path: Path, name: str, content: bytes) -> None:
+    path = file_with(tmp_path, name, content)
+    assert str(path) in complaint_about(path)
+
+
+def test_one_shard_without_a_row_does_not_stop_the_others(tmp_path: Path) -> None:
+    files = [
+        file_with(tmp_path, "0.json", b"[]"),
+        file_of(tmp_path, "1.json", [FIRST]),
+        file_with(tmp_path, "2.jsonl", b"\n"),
+        file_of(tmp_path, "3.json", [LAST]),
+    ]
+    rows = rows_of(*files)
+    assert rows.select("row", "answer").rows() == [(0, "first"), (1, "last")]
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("name", ["d.json", "d.jsonl", "d.csv"])
+def test_what_is_not_compressed_as_its_name_says_is_a_user_error(
+    tmp_path: Path, name: str, suffix: str
+) -> None:
+    path = file_with(tmp_path, name + suffix, b"this was never compressed")
+    assert str(path) in complaint_about(path)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("name", ["d.json", "d.jsonl", "d.csv"])
+def test_a_cut_off_compressed_file_is_a_user_error(tmp_path: Path, name: str, suffix: str) -> None:
+    # Noise, so that whole blocks of it come before the cut.
+    noise = np.random.default_rng(0)
+    samples = [{"instruction": "i", "output": noise.bytes(100).hex()} for _ in range(3_000)]
+    content = encoded(samples, name + suffix)
+    path = file_with(tmp_path, name + suffix, content)
+    assert rows_of(path, batch_rows=1_000).height == len(samples)
+    path.write_bytes(content[: len(content) * 2 // 3])
+    assert str(path) in complaint_about(path, batch_rows=1_000)
+
+
+@pytest.mark.parametrize("name", ["d.json.gz", "d.jsonl.gz", "d.csv.gz"])
+def test_a_damaged_gzip_stream_is_a_user_error(tmp_path: Path, name: str) -> None:
+    header = encoded([FIRST], name)[:10]
+    path = file_with(tmp_path, name, header + b"\xff" * 100)
+    assert str(path) in complaint_about(path)
+
+
+@pytest.mark.parametrize("name", ["d.json.zst", "d.jsonl.zst", "d.csv.zst"])
+def test_a_damaged_zstandard_stream_is_a_user_error(tmp_path: Path, name: str) -> None:
+    content = bytearray(encoded([{**FIRST, "output": LONG + str(i)} for i in range(20)], name))
+    middle = len(content) // 2
+    content[middle : middle + 20] = b"\xff" * 20
+    path = file_with(tmp_path, name, bytes(content))
+    assert str(path) in complaint_about(path)
+
+
+# --- encodings ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["d.json", "d.jsonl", "d.csv", "d.csv.gz"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_two_byte_encodings_are_named(tmp_path: Path, name: str, encoding: str) -> None:
+    text = encoded([FIRST, LAST], name.removesuffix(".gz")).decode()
+    path = file_with(tmp_path, name, compressed(text.encode(encoding), name))
+    message = complaint_about(path)
+    assert f"{path}: UTF-{encoding[4:6]}" in message
+    assert "iconv -f UTF-" in message
+
+
+@pytest.mark.parametrize("name", ["d.json", "d.jsonl", "d.csv"])
+@pytest.mark.parametrize(("encoding", "text"), [("gbk", "\u5317\u4eac"), ("cp1252", "caf\u00e9")])
+def test_other_encodings_are_told_to_be_converted(
+    tmp_path: Path, name: str, encoding: str, text: str
+) -> None:
+    samples = [{"instruction": text, "input": "", "output": text}] * 2
+    content = (
+        encoded(samples, name).decode()
+        if name == "d.csv"
+        else "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
+    )
+    message = complaint_about(file_with(tmp_path, name, content.encode(encoding)))
+    assert "its bytes are not UTF-8; convert the file, as in iconv" in message
+    assert "data.format" not in message

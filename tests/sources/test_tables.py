@@ -1,0 +1,180 @@
+"""Parquet and Arrow."""
+
+import datetime
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from cherry_vllm.options import DataFormat
+from cherry_vllm.sources import Columns
+from tests.sources.samples import (
+    FIELDS,
+    FIRST,
+    LAST,
+    check_neighbours,
+    complaint_about,
+    encoded,
+    file_of,
+    file_with,
+    rows_of,
+)
+
+
+def test_a_null_instruction_in_parquet_is_malformed(tmp_path: Path) -> None:
+    samples: list[dict[str, Any]] = [FIRST, {**LAST, "instruction": None}, LAST]
+    rows = rows_of(file_of(tmp_path, "d.parquet", samples))
+    check_neighbours(rows)
+    assert rows["drop_reason"][1] == "malformed"
+
+
+@pytest.mark.parametrize("kind", ["categorical", "enum"])
+def test_categories_in_parquet_are_text(tmp_path: Path, kind: str) -> None:
+    dtype = pl.Categorical if kind == "categorical" else pl.Enum(["first", "last"])
+    pl.DataFrame([FIRST, LAST]).cast({"output": dtype}).write_parquet(tmp_path / "d.parquet")
+    rows = rows_of(tmp_path / "d.parquet")
+    assert rows["answer"].to_list() == ["first", "last"]
+
+
+@pytest.mark.parametrize("field", ["instruction", "input", "output"])
+def test_a_parquet_column_that_is_not_text_is_a_user_error(tmp_path: Path, field: str) -> None:
+    path = file_of(tmp_path, "d.parquet", [{**FIRST, field: ["x"]}])
+    message = complaint_about(path)
+    assert f"{path}: column '{field}' is List(String), not text" in message
+    assert f"data.columns.{field}=" in message
+
+
+@pytest.mark.parametrize("damage", ["garbage", "cut off", "overwritten"])
+def test_a_broken_parquet_file_is_a_user_error(tmp_path: Path, damage: str) -> None:
+    samples = [{"instruction": f"{i}?", "output": str(i)} for i in range(1_000)]
+    content = encoded(samples, "d.parquet")
+    broken = {
+        "garbage": b"no parquet at all",
+        "cut off": content[: len(content) // 2],
+        "overwritten": content[:4] + b"\xff" * 100 + content[104:],
+    }[damage]
+    path = file_with(tmp_path, "d.parquet", broken)
+    assert f"{path}: not readable as parquet" in complaint_about(path)
+
+
+def test_a_parquet_record_is_json_of_every_column(tmp_path: Path) -> None:
+    table = pl.DataFrame(
+        {
+            "id": [1, 2],
+            "instruction": ["i", "j"],
+            "output": ["o", "p"],
+            "blob": [b"\xff\x00", None],
+            "day": [datetime.date(2024, 2, 29), None],
+            "tags": [["a", "é"], []],
+            "meta": [{"n": 1, "inner": {"deep": "x"}}, {"n": None, "inner": {"deep": "y"}}],
+            "share": [0.5, float("nan")],
+            "flag": [True, None],
+        }
+    )
+    table.write_parquet(tmp_path / "d.parquet")
+    rows = rows_of(tmp_path / "d.parquet")
+    assert rows["drop_reason"].null_count() == 2
+    assert json.loads(rows["record"][0]) == {
+        "id": 1,
+        "instruction": "i",
+        "output": "o",
+        "blob": "/wA=",
+        "day": "2024-02-29",
+        "tags": ["a", "é"],
+        "meta": {"n": 1, "inner": {"deep": "x"}},
+        "share": 0.5,
+        "flag": True,
+    }
+    second = json.loads(rows["record"][1])
+    assert list(second) == table.columns
+    assert (second["blob"], second["day"], second["tags"]) == (None, None, [])
+    assert second["meta"] == {"n": None, "inner": {"deep": "y"}}
+    assert (second["share"], second["flag"]) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "nested",
+    [
+        pytest.param([{"bytes": b"\xff", "path": "p"}, None], id="struct"),
+        pytest.param([[b"\xff"], []], id="list"),
+        pytest.param([[{"bytes": b"\xff"}], None], id="list-of-struct"),
+    ],
+)
+def test_bytes_within_a_parquet_column_lose_no_row(tmp_path: Path, nested: list[Any]) -> None:
+    table = pl.DataFrame({"instruction": ["i", "j"], "output": ["o", "p"], "image": nested})
+    table.write_parquet(tmp_path / "1.parquet")
+    rows = rows_of(file_of(tmp_path, "0.jsonl", [FIRST]), tmp_path / "1.parquet")
+    assert rows["answer"].to_list() == ["first", "o", "p"]
+    assert [set(json.loads(record)) for record in rows["record"][1:]] == [set(table.columns)] * 2
+
+
+def test_numbers_in_parquet_are_read_as_their_text(tmp_path: Path) -> None:
+    table = {"instruction": ["a", "b"], "input": [1.5, None], "output": [42, 7], "ok": [True, None]}
+    pl.DataFrame(table).write_parquet(tmp_path / "d.parquet")
+    rows = rows_of(tmp_path / "d.parquet")
+    assert rows.select(FIELDS).rows() == [("a", "1.5", "42"), ("b", "", "7")]
+    assert json.loads(rows["record"][0])["output"] == 42
+
+
+@pytest.mark.parametrize("values", [[float("nan")] * 2, [None, None], [float("nan"), None]])
+@pytest.mark.parametrize("dtype", [pl.Float64, pl.Float32])
+def test_a_parquet_column_of_no_number_is_no_input(
+    tmp_path: Path, values: list[Any], dtype: Any
+) -> None:
+    table = pl.DataFrame({"instruction": ["a", "b"], "output": ["x", "y"]})
+    table = table.with_columns(input=pl.Series(values, dtype=dtype))
+    table.write_parquet(tmp_path / "d.parquet")
+    rows = rows_of(tmp_path / "d.parquet")
+    assert rows.select(FIELDS).rows() == [("a", "", "x"), ("b", "", "y")]
+    assert rows["drop_reason"].null_count() == 2
+
+
+def test_bytes_in_parquet_that_are_utf8_are_text(tmp_path: Path) -> None:
+    table = {
+        "instruction": [b"a", "\u00e9".encode(), b"c", None],
+        "output": [b"x", b"y", b"\xff", b"z"],
+        "blob": [b"\xff", b"b", None, b""],
+    }
+    pl.DataFrame(table).write_parquet(tmp_path / "d.parquet")
+    rows = rows_of(tmp_path / "d.parquet")
+    assert rows["drop_reason"].to_list() == [None, None, "malformed", "malformed"]
+    assert rows["instruction"].to_list() == ["a", "\u00e9", "c", None]
+    assert json.loads(rows["record"][1]) == {
+        "instruction": "\u00e9",
+        "output": "y",
+        "blob": "Yg==",
+    }
+
+
+def test_messages_in_parquet_are_told_to_be_converted(tmp_path: Path) -> None:
+    samples = [{"messages": [{"role": "user", "content": "Hi."}]}]
+    path = file_of(tmp_path, "d.parquet", samples)
+    assert "conversations are not read: convert" in complaint_about(path)
+    named = Columns("messages", None, "messages")
+    assert "column 'messages' is a list of messages; conv" in complaint_about(path, columns=named)
+
+
+@pytest.mark.parametrize("name", ["d.arrow", "d.feather", "D.ARROW"])
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_arrow_files_and_streams_are_read(tmp_path: Path, name: str, is_stream: bool) -> None:  # noqa: FBT001
+    table = pl.DataFrame([FIRST, LAST])
+    if is_stream:
+        table.write_ipc_stream(tmp_path / name)
+    else:
+        table.write_ipc(tmp_path / name)
+    rows = rows_of(tmp_path / name)
+    check_sound(rows)
+    assert rows_of(tmp_path / name, data_format=DataFormat.arrow).equals(rows)
+
+
+def test_a_broken_arrow_file_is_a_user_error(tmp_path: Path) -> None:
+    for content in (b"ARROW1 and no more", b"nothing of the kind"):
+        path = file_with(tmp_path, "d.arrow", content)
+        assert f"{path}: not readable as arrow" in complaint_about(path)
+
+
+def check_sound(rows: pl.DataFrame) -> None:
+    assert [json.loads(record) for record in rows["record"]] == [FIRST, LAST]
+    assert rows["drop_reason"].null_count() == 2
