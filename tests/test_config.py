@@ -1,3 +1,5 @@
+"""Every option of ``conf/`` composes, and nothing that is not in the schema does."""
+
 from pathlib import Path
 
 import pytest

@@ -11,6 +11,8 @@ import pytest
 
 from tests.conftest import ROOT, ROWS
 
+pytestmark = [pytest.mark.process, pytest.mark.engine]
+
 
 def run(*command: object, cwd: Path) -> str:
     done = subprocess.run(
@@ -57,10 +59,10 @@ def test_the_wheel_is_what_runs_and_it_carries_its_configuration(
 
 
 def test_score_and_select_run_from_another_folder(
-    installed: Path, checkpoint: Path, tmp_path: Path
+    installed: Path, tiny: Path, tmp_path: Path
 ) -> None:
     options = ("engine=hf", "max_length=64", "prompt=wizardlm", "run_dir=run")
-    run(installed, "score", f"data.path={ROWS}", f"model.path={checkpoint}", *options, cwd=tmp_path)
+    run(installed, "score", f"data.path={ROWS}", f"model.path={tiny}", *options, cwd=tmp_path)
     assert "cherry: 2 rows" in run(
         installed, "select", "run_dir=run", "select.count=2", cwd=tmp_path
     )

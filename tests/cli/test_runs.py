@@ -1,9 +1,8 @@
-"""The command line as a user meets it: exit codes, resuming, sweeps."""
+"""Runs of the real command line: resuming after kill -9, sweeps, formats of the output."""
 
 import json
 import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,18 @@ from typing import Any
 import polars as pl
 import pytest
 
+from cherry_vllm.cli import main
 from tests.conftest import ROWS, Cli, start
 from tests.runs import logprob_files
 
+pytestmark = pytest.mark.engine
+
 
 @pytest.fixture(scope="module")
-def run_dir(checkpoint: Path, cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run_dir(tiny: Path, cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of the hf engine over the shipped rows."""
     folder = tmp_path_factory.mktemp("run") / "run"
-    done = cli(*score_command(checkpoint, folder))
+    done = cli(*score_command(tiny, folder))
     assert done.returncode == 0, done.stderr
     assert "IFD quartiles" in done.stdout
     return folder
@@ -37,17 +39,6 @@ def score_command(checkpoint: Path, folder: Path, engine: str = "hf") -> list[st
     ]
 
 
-def assert_refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
-    """Exit code 2, and one line on stderr that holds the words."""
-    assert done.returncode == 2, done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.startswith("cherry-vllm: ")]
-    assert len(lines) == 1, done.stderr
-    assert "Error executing job" not in done.stderr
-    assert "Traceback" not in done.stderr
-    for word in words:
-        assert word in lines[0]
-
-
 def test_every_input_row_ends_scored_or_dropped(run_dir: Path) -> None:
     scores = pl.read_parquet(run_dir / "scores.parquet")
     num_rows = len(ROWS.read_text(encoding="utf-8").splitlines())
@@ -59,25 +50,22 @@ def test_every_input_row_ends_scored_or_dropped(run_dir: Path) -> None:
 
 
 def test_a_second_run_does_nothing_and_a_changed_setting_mixes_with_nothing(
-    checkpoint: Path, cli: Cli, run_dir: Path
+    tiny: Path, run_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*.parquet")}
-    started = time.monotonic()
-    done = cli(*score_command(checkpoint, run_dir))
-    assert done.returncode == 0, done.stderr
-    assert "scored before" in done.stderr
-    assert time.monotonic() - started < 30
+    assert main(score_command(tiny, run_dir)) == 0
+    assert "scored before" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*.parquet")} == before
-    sweep = cli(*score_command(checkpoint, run_dir), "-m", "max_length=64")
-    assert_refused(sweep, "other settings", "run_dir")
-    folders = list((run_dir / "logprobs").iterdir())
-    assert len(folders) == 1
+    assert main([*score_command(tiny, run_dir), "-m", "max_length=64"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "other settings" in line
+    assert len(list((run_dir / "logprobs").iterdir())) == 1
 
 
-def test_a_sweep_selects_from_one_scored_run(cli: Cli, run_dir: Path) -> None:
+def test_a_sweep_selects_from_one_scored_run(run_dir: Path) -> None:
     fractions = ("0.1", "0.2", "0.5")
-    done = cli("select", f"run_dir={run_dir}", "-m", f"select.fraction={','.join(fractions)}")
-    assert done.returncode == 0, done.stderr
+    argv = ["select", f"run_dir={run_dir}", "-m", f"select.fraction={','.join(fractions)}"]
+    assert main(argv) == 0
     usable = pl.read_parquet(run_dir / "scores.parquet")["drop_reason"].null_count()
     chosen: list[Any] = []
     for fraction in fractions:
@@ -89,27 +77,56 @@ def test_a_sweep_selects_from_one_scored_run(cli: Cli, run_dir: Path) -> None:
     assert all(row in lines for row in chosen)
 
 
-def test_select_writes_the_format_that_the_suffix_names(cli: Cli, run_dir: Path) -> None:
+def test_select_writes_the_format_that_the_suffix_names(
+    run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("c.jsonl", "c.parquet"):
-        done = cli("select", f"run_dir={run_dir}", "select.count=3", f"select.output={name}")
-        assert done.returncode == 0, done.stderr
-        assert "highest IFD" in done.stdout
+        argv = ["select", f"run_dir={run_dir}", "select.count=3", f"select.output={name}"]
+        assert main(argv) == 0
+        assert "highest IFD" in capsys.readouterr().out
     lines = (run_dir / "c.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line) for line in lines] == pl.read_parquet(run_dir / "c.parquet").to_dicts()
-    meta = json.loads((run_dir / "c.meta.json").read_text())
-    assert meta["num_selected"] == len(lines) == 3
 
 
-@pytest.mark.parametrize("engine", ["hf", "vllm_eager"])
-def test_kill_9_and_the_same_command_end_in_the_same_bytes(
-    checkpoint: Path, cli: Cli, run_dir: Path, tmp_path: Path, engine: str
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["select.strategy=rating"], ["ratings.parquet", "judge=rating", "select.ratings"]),
+        (["select.count=99"], ["select.count=99", "usable"]),
+        (["select.fraction=0.0001"], ["select.fraction"]),
+        (["select.output=c.txt"], ["c.txt", ".jsonl"]),
+    ],
+)
+def test_what_a_run_cannot_give_costs_one_line(
+    run_dir: Path, capsys: pytest.CaptureFixture[str], argv: list[str], words: list[str]
 ) -> None:
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    if engine == "hf":
-        whole = run_dir
-    else:
-        done = cli(*score_command(checkpoint, whole, engine))
-        assert done.returncode == 0, done.stderr
+    assert main(["select", f"run_dir={run_dir}", *argv]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert all(word in line for word in words)
+
+
+def test_what_a_model_cannot_do_costs_one_line(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for argv, words in {
+        (f"model.path={tiny}", "max_length=100000"): ("max_length", "512"),
+        (f"model.path={tmp_path}",): (str(tmp_path), "config.json"),
+        (f"model.path={tiny}", f"data.path={tiny}/config.json"): ("config.json",),
+        (f"model.path={tiny}", f"run_dir={ROWS}"): (str(ROWS), "run_dir"),
+    }.items():
+        run_dir = f"run_dir={tmp_path / 'run'}"
+        assert main(["score", f"data.path={ROWS}", run_dir, "engine=hf", *argv]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert all(word in line for word in words)
+
+
+@pytest.mark.checkpoint
+def test_kill_9_and_the_same_command_end_in_the_same_bytes(
+    checkpoint: Path, cli: Cli, tmp_path: Path
+) -> None:
+    whole, broken, engine = tmp_path / "whole", tmp_path / "broken", "vllm_eager"
+    done = cli(*score_command(checkpoint, whole, engine))
+    assert done.returncode == 0, done.stderr
     process = start(*score_command(checkpoint, broken, engine))
     while process.poll() is None and not list(broken.glob("logprobs/*/part-00002.done")):
         time.sleep(0.05)
@@ -128,14 +145,18 @@ def test_kill_9_and_the_same_command_end_in_the_same_bytes(
     assert left.equals(right)
 
 
-def test_two_runs_on_one_folder_are_refused(checkpoint: Path, cli: Cli, tmp_path: Path) -> None:
+def test_two_runs_on_one_folder_are_refused(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "run"
-    first = start(*score_command(checkpoint, folder))
+    first = start(*score_command(tiny, folder))
     try:
         while first.poll() is None and not list(folder.glob("rows/*/complete.json")):
             time.sleep(0.05)
-        second = cli(*score_command(checkpoint, folder))
-        assert_refused(second, "in use by another run", str(first.pid))
+        assert main(score_command(tiny, folder)) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "in use by another run" in line
+        assert str(first.pid) in line
     finally:
         first.kill()
         first.communicate()
