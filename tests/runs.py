@@ -70,3 +70,14 @@ def assert_gone(pids: list[int]) -> None:
 
 def logprob_files(run_dir: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(run_dir.glob("logprobs/*/*.parquet"))}
+
+
+def assert_refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    """Exit code 2, and one line on stderr that holds the words."""
+    assert done.returncode == 2, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("cherry-vllm: ")]
+    assert len(lines) == 1, done.stderr
+    assert "Error executing job" not in done.stderr
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in lines[0]

@@ -30,6 +30,7 @@ from tests.runs import (
     NUM_SHARDS,
     SHARD_ROWS,
     assert_gone,
+    assert_refused,
     assert_same,
     command,
     leftovers,
@@ -38,7 +39,6 @@ from tests.runs import (
     wait_for_shards,
     write_rows,
 )
-from tests.test_cli import assert_refused
 
 FAULTS = Path(__file__).parent / "faults"
 
