@@ -21,7 +21,6 @@ from tqdm import tqdm
 
 from cherry_vllm.config import compose, plain, prompt_of
 from cherry_vllm.options import Order, Rule, Strategy
-from cherry_vllm.runtime.versions import installed_versions
 from cherry_vllm.schema import LOGPROBS, ROWS
 from cherry_vllm.scoring.run import aggregate
 from cherry_vllm.selection.run import select_records
@@ -64,7 +63,7 @@ def write_inputs(run_dir: Path, num_rows: int, num_tokens: int) -> None:
         frame = frame.with_columns(truncated=False, drop_reason=None).cast(LOGPROBS)  # type: ignore[arg-type]
         logprobs.write(index, frame)
     rows.close(len(starts), num_rows=num_rows, files=[])
-    logprobs.close(len(starts), versions=installed_versions())
+    logprobs.close(len(starts))
 
 
 def open_shards(run_dir: Path) -> tuple[Shards, Shards]:

@@ -4,7 +4,7 @@ from enum import StrEnum
 
 import polars as pl
 
-SCHEMA_VERSION = 2  # part of every fingerprint: raise it when a file's meaning changes
+SCHEMA_VERSION = 3  # part of every fingerprint: raise it when a file's meaning changes
 
 
 class DropReason(StrEnum):

@@ -195,7 +195,7 @@ def test_random_and_difficult_samples(run_dir: Path, rows: Shards, tmp_path: Pat
     assert meta["rows"] == sorted(set(meta["rows"]))
     assert meta["num_sampled"] == 5
     with pytest.raises(UserError, match=r"scores\.parquet: no such file.*cherry-vllm score"):
-        experience.sample_most_difficult(run_dir, rows, tmp_path / "scores.parquet", count=5)
+        experience.sample_most_difficult(run_dir, rows, tmp_path, count=5)
 
 
 def test_a_count_that_clusters_cannot_share_is_refused(

@@ -19,6 +19,7 @@ from cherry_vllm.errors import UserError
 from cherry_vllm.schema import DropReason
 from cherry_vllm.selection.export import DATA
 from cherry_vllm.store.files import atomic_folder, file_sha256
+from cherry_vllm.store.scores import open_scores, write_scores
 from tests.conftest import ROWS, Cli
 
 LOAD = """
@@ -138,10 +139,7 @@ def test_rows_that_fit_in_no_columns_cost_one_line_and_the_old_folder_stays(
     run(score, run_dir, f"data.path={data}", f"model.path={tiny}", "select.count=1")
     scores = pl.read_parquet(run_dir / "scores.parquet")
     usable = scores.with_columns(drop_reason=pl.lit(None, scores.schema["drop_reason"]), ifd=0.5)
-    metadata = pl.read_parquet_metadata(run_dir / "scores.parquet")
-    usable.write_parquet(
-        run_dir / "scores.parquet", metadata={key: metadata[key] for key in ("rows", "fingerprint")}
-    )
+    write_scores(run_dir, usable, open_scores(run_dir).manifest)
     run(select, run_dir, "select.count=1", "select.output=cherry")
     with pytest.raises(UserError, match=r"do not fit in columns.*jsonl") as error:
         run(select, run_dir, "select.count=2", "select.output=cherry")

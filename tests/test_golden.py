@@ -16,23 +16,42 @@ class _Rows:
     fingerprint = "0123456789abcdef"
 
 
+# Of schema 2, taken before the code moved, and of schema 3.
 GOLDEN = {
-    (): "4cb2631d1a0b4ec5",
-    ("engine=vllm", "prompt=vicuna", "max_length=1024"): "ac944540298f9198",
-    ("engine=hf", "prompt=chat", "engine.dtype=float32"): "958626fe56a700bd",
-    ("engine=vllm_eager", "prompt=wizardlm"): "4f183d6cc4dea281",
-    ("engine=hf", "executor=ray", "executor.num_workers=2"): "4fbef8c2f4398cce",
+    (): ("4cb2631d1a0b4ec5", "e8d1254f3cbdd99c"),
+    ("engine=vllm", "prompt=vicuna", "max_length=1024"): ("ac944540298f9198", "e472a4baf282cd94"),
+    ("engine=hf", "prompt=chat", "engine.dtype=float32"): ("958626fe56a700bd", "efcc071b3e0c87cd"),
+    ("engine=vllm_eager", "prompt=wizardlm"): ("4f183d6cc4dea281", "0045f58748d82c6e"),
+    ("engine=hf", "executor=ray", "executor.num_workers=2"): (
+        "4fbef8c2f4398cce",
+        "19e4c9250310d66f",
+    ),
 }
 
 
-@pytest.mark.parametrize(("overrides", "expected"), GOLDEN.items())
-def test_inference(overrides: tuple[str, ...], expected: str) -> None:
+def inference_settings(*overrides: str) -> dict[str, Any]:
     rows: Any = _Rows()
     checkpoint = Checkpoint(Path("model"), "fedcba9876543210", ())
     config = compose(*overrides)
     use = model_use(config, prompt_of(config))
-    target = ModelRun(Path("run"), rows, checkpoint, use, keep_logprobs=True).target
-    assert target.fingerprint == expected
+    return ModelRun(Path("run"), rows, checkpoint, use, keep_logprobs=True).target.settings
+
+
+@pytest.mark.parametrize(("overrides", "expected"), GOLDEN.items())
+def test_inference(overrides: tuple[str, ...], expected: tuple[str, str]) -> None:
+    settings = inference_settings(*overrides)
+    before, now = expected
+    assert fingerprint(settings) == now
+    # Without what schema 3 added, the settings read as they always have.
+    assert settings.pop("trust_remote_code") is False
+    assert fingerprint({**settings, "schema_version": 2}) == before
+
+
+def test_remote_code_makes_other_scores() -> None:
+    with_code, without = (
+        inference_settings(f"model.trust_remote_code={value}") for value in ("true", "false")
+    )
+    assert fingerprint(with_code) != fingerprint(without)
 
 
 RECIPES = {

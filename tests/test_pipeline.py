@@ -64,9 +64,9 @@ def test_what_was_read_is_not_read_again_and_what_was_cut_short_is(tmp_path: Pat
     rows = read(tmp_path)
     assert rows.num_shards == 6
     whole = contents(rows.folder)
-    stamps = {path: path.stat().st_mtime_ns for path in rows.folder.iterdir()}
+    stamps = {path: path.stat().st_mtime_ns for path in rows.folder.glob("[!.]*")}
     assert read(tmp_path).folder == rows.folder
-    assert {path: path.stat().st_mtime_ns for path in rows.folder.iterdir()} == stamps
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     for damage in ("complete.json", "part-00003.done", "part-00002.parquet"):
         (rows.folder / damage).write_bytes(b"")
         if damage == "complete.json":
@@ -90,12 +90,12 @@ def test_a_changed_setting_reads_into_another_folder(
 def test_scores_are_made_again_if_the_stage_did_not_end(tmp_path: Path) -> None:
     rows = read(tmp_path)
     logprobs = made_up_logprobs(tmp_path, rows)
-    scores = aggregate(tmp_path, rows, logprobs)
+    scores = aggregate(tmp_path, rows, logprobs).frame
     assert scores["ifd"].to_list() == pytest.approx([0.1 + row / 20 for row in range(26)])
     for name in ("score.json", "scores.parquet"):
         (tmp_path / name).unlink()
         (tmp_path / "score.json").unlink(missing_ok=True)
-        again = aggregate(tmp_path, rows, logprobs)
+        again = aggregate(tmp_path, rows, logprobs).frame
         assert again.equals(scores)
         assert (tmp_path / name).is_file()
 
@@ -103,7 +103,7 @@ def test_scores_are_made_again_if_the_stage_did_not_end(tmp_path: Path) -> None:
 def test_scores_of_other_settings_are_replaced(tmp_path: Path) -> None:
     rows = read(tmp_path)
     aggregate(tmp_path, rows, made_up_logprobs(tmp_path, rows))
-    replaced = aggregate(tmp_path, rows, made_up_logprobs(tmp_path, rows, scale=0.2))
+    replaced = aggregate(tmp_path, rows, made_up_logprobs(tmp_path, rows, scale=0.2)).frame
     assert replaced["ifd"][0] == pytest.approx(0.2)
     assert pl.read_parquet(tmp_path / "scores.parquet").equals(replaced)
 

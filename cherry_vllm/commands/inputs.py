@@ -16,7 +16,7 @@ from cherry_vllm.prompts.fit import answer_warnings, settle_prompt
 from cherry_vllm.prompts.prompt import Prompt
 from cherry_vllm.sources import Columns, find_files
 from cherry_vllm.sources.shards import read_row_shards
-from cherry_vllm.store.locks import exclusive, in_turn
+from cherry_vllm.store.locks import exclusive
 from cherry_vllm.store.shards import Shards
 from cherry_vllm.workers.run import ModelUse, Share
 
@@ -56,17 +56,15 @@ def find_model(config: Config) -> Checkpoint:
 
 def read_input(config: Config, files: Sequence[Path]) -> Shards:
     """The row shards of the input, read only where nobody has before."""
-    run_dir = Path(config.run_dir)
-    with in_turn(run_dir):
-        return read_row_shards(
-            run_dir,
-            files,
-            data_format=config.data.format,
-            columns=Columns(**asdict(config.data.columns)),
-            refusals=config.refusals.phrases,
-            max_rows=config.data.max_rows,
-            shard_rows=config.shard_rows,
-        )
+    return read_row_shards(
+        Path(config.run_dir),
+        files,
+        data_format=config.data.format,
+        columns=Columns(**asdict(config.data.columns)),
+        refusals=config.refusals.phrases,
+        max_rows=config.data.max_rows,
+        shard_rows=config.shard_rows,
+    )
 
 
 @contextmanager

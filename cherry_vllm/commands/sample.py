@@ -80,6 +80,6 @@ def _sample(config: Config, rows: Shards) -> Path:
             seed=config.seed,
         )
     if settings.strategy is Sampling.difficulty:
-        scores = Path(config.scores_dir) / "scores.parquet"
-        return experience.sample_most_difficult(run_dir, rows, scores, count=settings.count)
+        scores_dir = Path(config.scores_dir)
+        return experience.sample_most_difficult(run_dir, rows, scores_dir, count=settings.count)
     return experience.sample_any(run_dir, rows, count=settings.count, seed=config.seed)

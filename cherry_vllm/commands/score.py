@@ -21,7 +21,7 @@ from cherry_vllm.config import Config
 from cherry_vllm.scoring.ifd import count_outcomes
 from cherry_vllm.scoring.run import aggregate, score_rows
 from cherry_vllm.store.files import atomic_path
-from cherry_vllm.store.locks import in_turn
+from cherry_vllm.store.scores import changing_scores
 
 log = logging.getLogger(__name__)
 
@@ -44,11 +44,11 @@ def score(config: Config, job: Job) -> Outcome:
             keep_logprobs=config.score.keep_logprobs,
             share=share,
         )
-        with in_turn(run_dir):
-            if not logprobs.is_complete():
-                print(f"share {share.index} of {share.count} scored; the last to end aggregates")
-                return Outcome(logprobs.folder, {})
-            scores = aggregate(scores_dir, rows, logprobs)
+        if not logprobs.is_complete():
+            print(f"share {share.index} of {share.count} scored; the last to end aggregates")
+            return Outcome(logprobs.folder, {})
+        with changing_scores(scores_dir):
+            scores = aggregate(scores_dir, rows, logprobs).frame
             _draw(scores, scores_dir / "ifd.png")
     print(report.summarize(scores))
     print(f"scores: {scores_dir / 'scores.parquet'}  picture: {scores_dir / 'ifd.png'}")

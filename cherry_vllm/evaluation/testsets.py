@@ -48,11 +48,12 @@ def read(
         "shard_questions": shard_questions,
     }
     shards = Shards(run_dir / "questions", settings)
-    if not shards.is_complete():
-        parts = list(questions.iter_slices(shard_questions))
-        for index, part in enumerate(parts):
-            shards.write(index, part)
-        shards.close(len(parts), num_rows=questions.height, files=[str(file)])
+    with shards.changing():
+        if not shards.is_complete():
+            parts = list(questions.iter_slices(shard_questions))
+            for index, part in enumerate(parts):
+                shards.write(index, part)
+            shards.close(len(parts), num_rows=questions.height, files=[str(file)])
     return shards
 
 

@@ -31,6 +31,7 @@ from cherry_vllm.runtime.versions import installed_versions
 from cherry_vllm.schema import SCHEMA_VERSION
 from cherry_vllm.selection.export import find_records, write_records
 from cherry_vllm.store.files import fingerprint, write_json
+from cherry_vllm.store.scores import SCORES, open_scores
 from cherry_vllm.store.shards import Shards
 from cherry_vllm.workers.run import WHOLE, ModelRun, ModelUse, Share
 
@@ -119,27 +120,27 @@ def sample_diverse(
     return _sample(run_dir, rows, Sampling.kmeans, settings, choose)
 
 
-def sample_most_difficult(run_dir: Path, rows: Shards, scores: Path, *, count: int) -> Path:
-    """The ``count`` usable rows with the highest IFD in ``scores``, the base model's.
+def sample_most_difficult(run_dir: Path, rows: Shards, scores_dir: Path, *, count: int) -> Path:
+    """The ``count`` usable rows with the highest IFD in ``scores_dir``, the base model's.
 
     Raises:
         UserError: there are no scores, they are of other rows, or no row is usable.
     """
-    if not scores.is_file():
+    if not (scores_dir / SCORES).is_file():
         raise UserError(
-            f"{scores}: no such file; sample=difficulty takes the base model's scores, so run "
-            "`cherry-vllm score` first, or let `cherry-vllm pipeline` do it"
+            f"{scores_dir / SCORES}: no such file; sample=difficulty takes the base model's "
+            "scores, so run `cherry-vllm score` first, or let `cherry-vllm pipeline` do it"
         )
-    origin = pl.read_parquet_metadata(scores)
-    if Path(origin["rows"]).name != rows.fingerprint:
-        raise UserError(f"{scores}: scores of other rows than data.path's; score these first")
+    scores = open_scores(scores_dir)
+    if scores.rows_fingerprint != rows.fingerprint:
+        raise UserError(f"{scores_dir}: scores of other rows than data.path's; score these first")
 
     def choose() -> tuple[list[int], dict[str, Any]]:
-        usable = pl.read_parquet(scores, glob=False).filter(pl.col("drop_reason").is_null())
+        usable = scores.frame.filter(pl.col("drop_reason").is_null())
         chosen = sample_difficult(usable["ifd"].to_numpy(), count)
         return usable["row"].gather(chosen).to_list(), {"num_candidates": usable.height}
 
-    settings = {"scores": origin["fingerprint"], "count": count}
+    settings = {"scores": scores.fingerprint, "count": count}
     return _sample(run_dir, rows, Sampling.difficulty, settings, choose)
 
 

@@ -13,7 +13,7 @@ from cherry_vllm.options import Order, Rule, Strategy
 from cherry_vllm.selection.ranking import select_rows
 from cherry_vllm.selection.ratings import add_ratings, read_ratings
 from cherry_vllm.store.files import file_sha256, read_json
-from cherry_vllm.store.run_folder import scan_rows
+from cherry_vllm.store.scores import Scores
 from cherry_vllm.store.shards import Shards
 
 log = logging.getLogger(__name__)
@@ -120,23 +120,24 @@ def find_aspects(run_dir: Path, fingerprint: str) -> dict[str, Any] | None:
     return next(same, None)
 
 
-def find_embeddings(run_dir: Path, scores_dir: Path) -> pl.LazyFrame | None:
+def find_embeddings(run_dir: Path, scores: Scores) -> pl.LazyFrame | None:
     """A finished embedding of the rows that were scored, as a frame of EMBEDDINGS."""
-    rows = Path(pl.read_parquet_metadata(scores_dir / "scores.parquet")["rows"]).name
     # Scores of the whole method lie below its run folder, and so may the job that is shown.
     parents = dict.fromkeys([run_dir, *run_dir.resolve().parents[:2]])
     for parent in parents:
         for summary in sorted((parent / "embeddings").glob("*/complete.json")):
             shards = Shards(summary.parents[1], read_json(summary)["settings"])
-            if shards.summary["settings"]["rows"] == rows and shards.is_complete():
+            if (
+                shards.summary["settings"]["rows"] == scores.rows_fingerprint
+                and shards.is_complete()
+            ):
                 return shards.scan()
     return None
 
 
-def find_rows(scores_dir: Path) -> pl.LazyFrame | None:
+def find_rows(scores: Scores) -> pl.LazyFrame | None:
     """The rows that were scored, as a frame of ROWS; None where their shards were deleted."""
-    folder = pl.read_parquet_metadata(scores_dir / "scores.parquet")["rows"]
-    return scan_rows(scores_dir) if list((scores_dir / folder).glob("part-*.parquet")) else None
+    return scores.open_rows().scan() if list(scores.rows_folder.glob("part-*.parquet")) else None
 
 
 def find_losses(run_dir: Path) -> pl.DataFrame:

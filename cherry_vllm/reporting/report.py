@@ -31,7 +31,8 @@ from cherry_vllm.reporting.page import Page, render
 from cherry_vllm.runtime.progress import progress_bar
 from cherry_vllm.scoring.ifd import count_outcomes
 from cherry_vllm.selection.extremes import mark_sides
-from cherry_vllm.store.files import atomic_path, read_json
+from cherry_vllm.store.files import atomic_path
+from cherry_vllm.store.scores import open_scores
 
 log = logging.getLogger(__name__)
 
@@ -115,24 +116,23 @@ def _write(page: Page, output_dir: Path) -> Path:
 
 
 def _load(run_dir: Path, folder: Path, page: Page, meta_name: str) -> Scored:
-    source = folder / "scores.parquet"
-    scores = pl.read_parquet(source, glob=False)
-    made_by = pl.read_parquet_metadata(source)["fingerprint"]
+    scores = open_scores(folder)
+    frame, made_by = scores.frame, scores.fingerprint
     found = {
         job.name: selection
         for job in page.jobs
-        if (selection := find_selection(run_dir / job.name / meta_name, scores, made_by))
+        if (selection := find_selection(run_dir / job.name / meta_name, frame, made_by))
     }
     own = found.get(".")
     shown = [own] if own else sorted(found.values(), key=lambda item: item.rows.height)
     cuts = {f"{item.rows.height:,} rows": item.cut for item in shown if item.cut is not None}
     return Scored(
         folder=folder,
-        manifest=read_json(folder / "score.json"),
-        scores=scores,
-        ranked=mark_sides(scores, fraction=page.fraction),
-        rows=find_rows(folder),
-        embeddings=find_embeddings(run_dir, folder),
+        manifest=scores.manifest,
+        scores=frame,
+        ranked=mark_sides(frame, fraction=page.fraction),
+        rows=find_rows(scores),
+        embeddings=find_embeddings(run_dir, scores),
         aspects=find_aspects(run_dir, made_by),
         selection=own,
         cuts=cuts,

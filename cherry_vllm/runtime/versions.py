@@ -1,5 +1,6 @@
 """What a result may depend on besides its settings."""
 
+from functools import cache
 from importlib.metadata import distributions
 from platform import python_version
 
@@ -17,6 +18,7 @@ NAMES = (
 )
 
 
+@cache
 def installed_versions() -> dict[str, str]:
     """The releases of this package, of Python and of the libraries that do the arithmetic."""
     installed = {name.metadata["Name"].lower(): name.version for name in distributions()}

@@ -2,23 +2,21 @@
 
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
-
-import polars as pl
 
 from cherry_vllm.engines import build_engine
 from cherry_vllm.engines.checkpoint import Checkpoint
 from cherry_vllm.errors import UserError
+from cherry_vllm.schema import SCHEMA_VERSION
 from cherry_vllm.scoring.ifd import aggregate_logprobs, count_outcomes
 from cherry_vllm.scoring.shard import score_shard, sum_shard
-from cherry_vllm.store.files import (
-    ROW_GROUP_ROWS,
-    atomic_path,
-    file_sha256,
-    write_json,
-)
-from cherry_vllm.store.run_folder import (
+from cherry_vllm.store.scores import (
+    Scores,
+    check_scores_dir,
+    open_scores,
     scores_fingerprint,
+    write_scores,
 )
 from cherry_vllm.store.shards import Shards
 from cherry_vllm.workers.run import WHOLE, ModelRun, ModelUse, Share
@@ -40,10 +38,12 @@ def score_rows(
     """Row shards to log-prob shards, or to their sums alone where ``keep_logprobs`` is False.
 
     Raises:
-        UserError: the model cannot be used, or cannot take ``max_length`` tokens; or scores of
-        other settings lie in ``scores_dir``, and ``may_replace`` is False.
+        UserError: the model cannot be used, or cannot take ``max_length`` tokens; files of the
+        user are where the scores would be; or scores of other settings lie in ``scores_dir``, and
+        ``may_replace`` is False.
     """
     scoring = ModelRun(run_dir / "logprobs", rows, checkpoint, use, keep_logprobs=keep_logprobs)
+    check_scores_dir(scores_dir)
     held = scores_fingerprint(scores_dir)
     if not may_replace and held not in (None, scoring.target.fingerprint):
         raise UserError(
@@ -61,35 +61,32 @@ def score_rows(
     )
 
 
-def aggregate(scores_dir: Path, rows: Shards, logprobs: Shards) -> pl.DataFrame:
-    """Log-prob shards to ``scores.parquet``, which is returned, a picture and ``score.json``."""
-    target, manifest = scores_dir / "scores.parquet", scores_dir / "score.json"
-    made_by = scores_fingerprint(scores_dir)
-    if made_by == logprobs.fingerprint:
-        return pl.read_parquet(target, glob=False)
-    if made_by is not None:
-        log.warning("%s: scores of other settings are replaced; their shards stay", target)
-    origin = {
-        "rows": os.path.relpath(rows.folder, scores_dir),  # so that a run folder can move
-        "fingerprint": logprobs.fingerprint,
-    }
-    with atomic_path(target) as path:
-        aggregate_logprobs(logprobs.scan()).sink_parquet(
-            path, row_group_size=ROW_GROUP_ROWS, metadata=origin
-        )
-    scores = pl.read_parquet(target, glob=False)
+def aggregate(scores_dir: Path, rows: Shards, logprobs: Shards) -> Scores:
+    """Log-prob shards to ``scores.parquet`` and ``score.json``, unless these are there.
+
+    The caller is inside :func:`changing_scores`.
+
+    Raises:
+        UserError: a shard is missing or damaged, or files of the user are in the way.
+    """
+    with suppress(UserError):
+        scores = open_scores(scores_dir)
+        if scores.manifest["score"] == logprobs.summary:
+            return scores
+        if scores.fingerprint != logprobs.fingerprint:
+            log.warning("%s: scores of other settings are replaced; their shards stay", scores_dir)
+    frame = aggregate_logprobs(logprobs.scan()).collect(engine="streaming")
     num_rows = rows.summary["num_rows"]
-    if scores.height != num_rows:
-        raise RuntimeError(f"{target}: {scores.height} lines for {num_rows} input rows")
-    write_json(
-        manifest,
-        {
-            **origin,
-            "sha256": file_sha256(target),
-            "num_rows": num_rows,
-            "outcomes": count_outcomes(scores),
-            "read": rows.summary,
-            "score": logprobs.summary,
-        },
-    )
-    return scores
+    if frame.height != num_rows:
+        raise RuntimeError(f"{scores_dir}: {frame.height} lines for {num_rows} input rows")
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        # Between real paths, so that links on the way do not matter and a run folder can move.
+        "rows": os.path.relpath(rows.folder.resolve(), scores_dir.resolve()),
+        "fingerprint": logprobs.fingerprint,
+        "num_rows": num_rows,
+        "outcomes": count_outcomes(frame),
+        "read": rows.summary,
+        "score": logprobs.summary,
+    }
+    return write_scores(scores_dir, frame, manifest)

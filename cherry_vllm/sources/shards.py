@@ -46,40 +46,50 @@ def read_row_shards(
         "shard_rows": shard_rows,
     }
     rows = Shards(run_dir / "rows", settings)
-    # Shards of a folder that was never closed may be of a file that changed while it was read.
-    missing = rows.missing(range(rows.num_shards)) if rows.is_closed() else None
-    if missing == []:
-        for line in rows.summary.get("warnings", []):
-            log.warning(line)
-        return rows
-    rows.reopen()
-    frames = partial(
-        read_rows,
-        files,
-        data_format=data_format,
-        columns=columns,
-        refusals=refusals,
-        max_rows=max_rows,
-        batch_rows=shard_rows,
-    )
+    with rows.changing():
+        # Shards of a folder that was never closed may be of a file that changed while it was read.
+        missing = rows.missing(range(rows.num_shards)) if rows.is_closed() else None
+        if missing == []:
+            for line in rows.summary.get("warnings", []):
+                log.warning(line)
+            return rows
+        rows.reopen()
+        frames = partial(
+            read_rows,
+            files,
+            data_format=data_format,
+            columns=columns,
+            refusals=refusals,
+            max_rows=max_rows,
+            batch_rows=shard_rows,
+        )
+        num_rows, num_shards, warnings = _write_apart(rows, missing, frames, files)
+        for file, state in zip(files, states, strict=True):
+            if _state(file) != state:
+                raise UserError(f"{file}: changed while it was read; run again once it is at rest")
+        rows.close(
+            num_shards,
+            num_rows=num_rows,
+            files=[str(file.absolute()) for file in files],
+            warnings=warnings,
+        )
+    return rows
+
+
+def _write_apart(
+    rows: Shards,
+    wanted: Sequence[int] | None,
+    frames: Callable[[], Iterator[pl.DataFrame]],
+    files: Sequence[Path],
+) -> tuple[int, int, list[str]]:
+    """See :func:`write_rows`; Polars may not fail on a damaged file but end the process."""
     try:
-        # Polars may not fail on a damaged file but end the process.
-        num_rows, num_shards, warnings = isolate(write_rows, rows, missing, frames)
+        return isolate(write_rows, rows, wanted, frames)
     except ChildError as lost:
         names = ", ".join(map(str, files))
         raise UserError(
             f"{names}: not readable, the reader {lost}; check that it is whole"
         ) from None
-    for file, state in zip(files, states, strict=True):
-        if _state(file) != state:
-            raise UserError(f"{file}: changed while it was read; run again once it is at rest")
-    rows.close(
-        num_shards,
-        num_rows=num_rows,
-        files=[str(file.absolute()) for file in files],
-        warnings=warnings,
-    )
-    return rows
 
 
 def write_rows(

@@ -18,6 +18,7 @@ from io import TextIOWrapper
 from pathlib import Path
 
 from cherry_vllm.errors import UserError
+from cherry_vllm.store.files import remove_leftovers
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,18 @@ def in_turn(folder: Path, name: str = ".turn") -> Iterator[None]:
                 is_told = True
             time.sleep(POLL_S)
         _sign(file)
+        yield
+
+
+@contextmanager
+def changing(folder: Path, *names: str, lock: str = ".turn") -> Iterator[None]:
+    """The block that may write these files of ``folder``, one process after the other.
+
+    What a killed process left of writing them is removed first.
+    """
+    with in_turn(folder, lock):
+        for name in names:
+            remove_leftovers(folder / name)
         yield
 
 

@@ -17,10 +17,9 @@ from cherry_vllm.store.files import (
     atomic_path,
     file_sha256,
     read_json,
-    remove_leftovers,
     write_json,
 )
-from cherry_vllm.store.locks import in_turn
+from cherry_vllm.store.locks import changing
 
 CONTENTS, PREVIOUS = "sha256", "previous"  # keys of a mark; the others are the caller's
 LOCK = ".cherry-vllm.lock"
@@ -85,9 +84,7 @@ def _marked(
     output: Path,
     facts: Mapping[str, Any],
 ) -> Iterator[Path]:
-    with in_turn(output.parent, LOCK):
-        for path in (output, mark_path(output)):
-            remove_leftovers(path)
+    with changing(output.parent, output.name, mark_path(output).name, lock=LOCK):
         check_replaceable(output)
         with atomic(output) as temporary:
             yield temporary

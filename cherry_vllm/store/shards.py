@@ -3,12 +3,17 @@
 import hashlib
 import io
 import logging
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from threading import get_ident
+from typing import Any, Self
 
 import polars as pl
 
+from cherry_vllm.errors import UserError
+from cherry_vllm.runtime.versions import installed_versions
 from cherry_vllm.store.files import (
     ROW_GROUP_ROWS,
     atomic_path,
@@ -17,22 +22,47 @@ from cherry_vllm.store.files import (
     read_json,
     write_json,
 )
+from cherry_vllm.store.locks import changing
 
 log = logging.getLogger(__name__)
+
+SETTINGS, COMPLETE = "settings.json", "complete.json"
 
 
 class Shards:
     """A folder of ``part-NNNNN.parquet``, each complete once ``part-NNNNN.done`` stands beside it.
 
     The folder is named by the fingerprint of the settings that made it, so shards of different
-    settings never meet. A marker is written after its data and holds the data's row and byte
-    count and its SHA-256; ``complete.json``, written last, closes the folder.
+    settings never meet. A marker is written after its data. It holds their row and byte count,
+    their SHA-256 and the versions that made them; ``complete.json``, written last, closes the
+    folder.
+
+    Each shard has one writer at a time, who holds the run folder or a share of it. What concerns
+    the whole folder changes inside :meth:`changing`.
     """
 
     def __init__(self, parent: Path, settings: dict[str, Any]) -> None:
         self.fingerprint = fingerprint(settings)
         self.folder = parent / self.fingerprint
-        self._settings = settings
+        self.settings = settings
+        self._holder: int | None = None  # the thread in `changing`
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """The shards of a closed folder.
+
+        Raises:
+            UserError: it is not there, or not what was written.
+        """
+        try:
+            shards = cls(folder.parent, read_json(folder / COMPLETE)["settings"])
+        except (OSError, ValueError, KeyError):
+            raise UserError(
+                f"{folder}: no complete shards; run the command that makes them"
+            ) from None
+        if shards.folder != folder:
+            raise UserError(f"{folder}: not named by its settings; run the command that makes it")
+        return shards
 
     def path(self, index: int) -> Path:
         return self.folder / f"part-{index:05d}.parquet"
@@ -52,14 +82,6 @@ class Shards:
         log.warning("%s: damaged, since it is not what was written; it is made again", path)
         return False
 
-    def is_begun(self) -> bool:
-        """Whether the settings are on record."""
-        return (self.folder / "settings.json").is_file()
-
-    def begin(self) -> None:
-        """Records the settings, so that they are known before the folder is closed."""
-        write_json(self.folder / "settings.json", self._settings)
-
     def missing(self, indices: Iterable[int]) -> list[int]:
         """Those of the shards that are not done."""
         return [index for index in indices if not self.is_done(index)]
@@ -75,7 +97,7 @@ class Shards:
         self.path(index).with_suffix(".done").unlink(missing_ok=True)
 
     def num_rows(self, index: int) -> int:
-        return int(read_json(self.path(index).with_suffix(".done"))["rows"])
+        return int(self._written(index)["rows"])
 
     def write(self, index: int, frame: pl.DataFrame) -> None:
         path, buffer = self.path(index), io.BytesIO()
@@ -84,9 +106,13 @@ class Shards:
         content = buffer.getbuffer()
         with atomic_path(path) as temporary:
             temporary.write_bytes(content)
-        facts = {"rows": frame.height, "bytes": len(content)}
-        digest = hashlib.sha256(content).hexdigest()
-        write_json(path.with_suffix(".done"), {**facts, "sha256": digest})
+        written = {
+            "rows": frame.height,
+            "bytes": len(content),
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "versions": installed_versions(),
+        }
+        write_json(path.with_suffix(".done"), written)
 
     def discard(self, index: int) -> None:
         """Removes what a killed process may have left of a shard that it was writing."""
@@ -94,16 +120,72 @@ class Shards:
             rest.unlink(missing_ok=True)
 
     def read(self, index: int) -> pl.DataFrame:
-        return pl.read_parquet(self.path(index), glob=False)
+        """One shard.
+
+        Raises:
+            UserError: it is missing, or not what was written.
+        """
+        path = self.path(index)
+        try:
+            content = path.read_bytes()
+            written = read_json(path.with_suffix(".done"))["sha256"]
+        except (FileNotFoundError, ValueError, KeyError):
+            content, written = b"", None
+        if hashlib.sha256(content).hexdigest() != written:
+            raise _damaged(path)
+        return pl.read_parquet(io.BytesIO(content))
+
+    def scan(self) -> pl.LazyFrame:
+        """All shards of a closed folder as one lazy frame, in order.
+
+        Raises:
+            UserError: a shard is missing, or not what was written.
+        """
+        indices = range(self.num_shards)
+        for index in indices:
+            if not self.is_done(index):
+                raise _damaged(self.path(index))
+        return pl.scan_parquet([self.path(index) for index in indices], glob=False)
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """The block in which this process alone changes the folder's state; it may be nested."""
+        if self._holder == get_ident():
+            yield
+            return
+        with changing(self.folder, SETTINGS, COMPLETE):
+            self._holder = get_ident()
+            try:
+                yield
+            finally:
+                self._holder = None
+
+    def begin(self) -> None:
+        """Records the settings, so that they are known before the folder is closed."""
+        with self.changing():
+            write_json(self.folder / SETTINGS, self.settings)
 
     def close(self, num_shards: int, **facts: Any) -> None:
         """Marks the folder complete, with anything worth knowing about how it came to be."""
-        summary = {"num_shards": num_shards, **facts, "settings": self._settings}
-        write_json(self.folder / "complete.json", summary)
+        with self.changing():
+            written = [self._written(index) for index in range(num_shards)]
+            summary = {
+                "num_shards": num_shards,
+                **facts,
+                "contents": fingerprint({"shards": [shard["sha256"] for shard in written]}),
+                "versions": self._state_versions([shard["versions"] for shard in written]),
+                "settings": self.settings,
+            }
+            write_json(self.folder / COMPLETE, summary)
 
     def reopen(self) -> None:
         """Takes the mark of completeness away."""
-        (self.folder / "complete.json").unlink(missing_ok=True)
+        with self.changing():
+            (self.folder / COMPLETE).unlink(missing_ok=True)
+
+    def is_begun(self) -> bool:
+        """Whether the settings are on record."""
+        return (self.folder / SETTINGS).is_file()
 
     def is_closed(self) -> bool:
         """Whether all shards were written once."""
@@ -119,12 +201,30 @@ class Shards:
     @property
     def summary(self) -> dict[str, Any]:
         """What :meth:`close` recorded."""
-        return read_json(self.folder / "complete.json")
+        return read_json(self.folder / COMPLETE)
 
     @property
     def num_shards(self) -> int:
         return int(self.summary["num_shards"])
 
-    def scan(self) -> pl.LazyFrame:
-        """All shards of a closed folder as one lazy frame, in order."""
-        return pl.scan_parquet([self.path(i) for i in range(self.num_shards)], glob=False)
+    def _written(self, index: int) -> dict[str, Any]:
+        return read_json(self.path(index).with_suffix(".done"))
+
+    def _state_versions(self, made_by: Sequence[dict[str, str]]) -> dict[str, str]:
+        """The versions that made the shards; where they differ, each with its number of shards."""
+        names = dict.fromkeys(name for versions in made_by for name in versions)
+        stated, mixed = {}, []
+        for name in names:
+            counts = Counter(versions.get(name, "none") for versions in made_by)
+            parts = [f"{version} ({count} shards)" for version, count in counts.items()]
+            stated[name] = ", ".join(parts) if len(parts) > 1 else next(iter(counts))
+            mixed += [f"{name} {stated[name]}"] if len(parts) > 1 else []
+        if mixed:
+            log.warning("%s: made by different versions: %s", self.folder, "; ".join(mixed))
+        return stated
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(
+        f"{path}: missing or damaged; run the command that made it again, which replaces it"
+    )

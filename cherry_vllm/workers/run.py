@@ -14,7 +14,6 @@ from cherry_vllm.engines.settings import EngineSettings
 from cherry_vllm.errors import UserError
 from cherry_vllm.prompts.prompt import Prompt
 from cherry_vllm.prompts.spans import open_span_builder
-from cherry_vllm.runtime.versions import installed_versions
 from cherry_vllm.schema import SCHEMA_VERSION, DropReason
 from cherry_vllm.store.files import read_json
 from cherry_vllm.store.shards import Shards
@@ -81,6 +80,7 @@ class ModelRun:
             "model": checkpoint.fingerprint,
             "prompt": use.prompt.as_json(),
             "max_length": use.max_length,
+            "trust_remote_code": use.trust_remote_code,  # which may be another model
             "engine": use.engine.identity(),
             **content,
         }
@@ -109,9 +109,10 @@ class ModelRun:
                 began.
         """
         target, num_shards = self.target, self._rows.num_shards
-        if not target.is_begun():
-            self._refuse_changed_input()
-            target.begin()
+        with target.changing():
+            if not target.is_begun():
+                self._refuse_changed_input()
+                target.begin()
         indices = range(share.index, num_shards, share.count)
         missing = target.missing(indices)
         if self._use.executor.retry_failed:
@@ -139,12 +140,12 @@ class ModelRun:
                 units_per_row=units_per_row,
                 recycle_shards=self._use.executor.recycle_shards,
             ).run(indices, missing)
-        if target.is_closed() and not missing:
-            log.info("%s: %s before, nothing to do", target.folder, done)
-        elif not target.missing(set(range(num_shards)).difference(indices)):
-            self._checkpoint.verify()
-            versions = installed_versions()
-            target.close(num_shards, model=str(self._checkpoint.folder), versions=versions)
+        with target.changing():
+            if target.is_closed() and not missing:
+                log.info("%s: %s before, nothing to do", target.folder, done)
+            elif not target.missing(range(num_shards)):
+                self._checkpoint.verify()
+                target.close(num_shards, model=str(self._checkpoint.folder))
         return target
 
     def _take_back_failed(self, finished: Iterable[int]) -> list[int]:

@@ -11,6 +11,7 @@ import polars as pl
 from cherry_vllm.engines.checkpoint import Checkpoint
 from cherry_vllm.errors import UserError
 from cherry_vllm.prompts.spans import SpanBuilder
+from cherry_vllm.runtime.versions import installed_versions
 from cherry_vllm.store.shards import Shards
 from cherry_vllm.workers.failures import MEETS_EVERY_ROW, EngineError, blame_engine
 
@@ -73,6 +74,7 @@ class Work:
             UserError: it cannot be used, or its files changed since the run began.
             EngineError: loading it failed.
         """
+        installed_versions()  # before an upgrade that may come while the worker lives
         self._task = task
         task.checkpoint.verify()
         try:

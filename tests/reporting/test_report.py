@@ -35,6 +35,7 @@ from cherry_vllm.selection.extremes import Side, mark_sides
 from cherry_vllm.selection.run import select_records
 from cherry_vllm.store.files import read_json, write_json
 from cherry_vllm.store.run_folder import name_scores, read_scores
+from cherry_vllm.store.scores import open_scores
 from cherry_vllm.store.shards import Shards
 from tests.browser import PHONE_WIDTH, Tab, find_browser, open_tab
 from tests.conftest import ROWS as SHIPPED
@@ -305,7 +306,7 @@ def test_the_ledger_and_the_histogram_account_for_every_row(tmp_path: Path) -> N
     scores = pl.read_parquet(tmp_path / "scores.parquet")
     (job,) = find_jobs(tmp_path, "cherry.meta.json")
     assert job.selection is not None
-    made_by = pl.read_parquet_metadata(tmp_path / "scores.parquet")["fingerprint"]
+    made_by = open_scores(tmp_path).fingerprint
     selection = find_selection(tmp_path / "cherry.meta.json", scores, made_by)
     assert selection is not None
     assert find_selection(tmp_path / "cherry.meta.json", scores, "another") is None

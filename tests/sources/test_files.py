@@ -138,7 +138,7 @@ def test_a_glob_leaves_out_what_runs_wrote(
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         file_of(tmp_path, name, [FIRST])
     for folder in (tmp_path, tmp_path / "runs/a"):
-        (folder / ".turn").touch()
+        (folder / ".lock").touch()
         (folder / "cherry.meta.json").write_text('{"num_selected": 1}')
     (tmp_path / "runs/a/cherry.jsonl.meta.json").write_text('{"sha256": ""}')
     kept = [data, tmp_path / "notes.meta.json"]
@@ -151,7 +151,7 @@ def test_a_glob_leaves_out_what_runs_wrote(
 
 
 def test_users_files_in_a_run_folder_are_read(tmp_path: Path) -> None:
-    (tmp_path / ".turn").touch()
+    (tmp_path / ".lock").touch()
     (tmp_path / "rows").mkdir()
     path = file_of(tmp_path / "rows", "mine.jsonl", [FIRST])
     assert find_files([f"{tmp_path}/**/*.jsonl"]) == [path]

@@ -1,0 +1,154 @@
+"""``scores.parquet`` and ``score.json``: written together, and read as one state.
+
+The Parquet file carries the whole manifest in its metadata; ``score.json`` shows the same to
+people, with the SHA-256 of the Parquet file. It is written before that file and names the old one
+too until the new one is there, so that readers find a pair at any moment.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from cherry_vllm.errors import UserError
+from cherry_vllm.schema import SCHEMA_VERSION
+from cherry_vllm.store.files import ROW_GROUP_ROWS, atomic_path, file_sha256, read_json, write_json
+from cherry_vllm.store.locks import changing
+from cherry_vllm.store.shards import Shards
+
+SCORES, MANIFEST, PICTURE = "scores.parquet", "score.json", "ifd.png"
+MAX_TRIES = 5  # of a reader, while a run writes
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores and all that says how they came to be, from one file as it was at one moment."""
+
+    folder: Path
+    frame: pl.DataFrame  # of schema.SCORES
+    manifest: dict[str, Any]  # what score.json shows
+
+    @property
+    def fingerprint(self) -> str:
+        """Names what the scores were made from."""
+        return str(self.manifest["fingerprint"])
+
+    @property
+    def rows_fingerprint(self) -> str:
+        """Names the row shards that were scored."""
+        return Path(self.manifest["rows"]).name
+
+    @property
+    def rows_folder(self) -> Path:
+        """The row shards that were scored, also after the run folder has moved."""
+        real, name = self.folder.resolve(), self.rows_fingerprint
+        above = (self.folder.absolute(), *self.folder.absolute().parents, *real.parents)
+        places = [real / self.manifest["rows"], *(folder / "rows" / name for folder in above)]
+        found: Path = next((place for place in places if place.is_dir()), places[0])
+        return found.resolve()
+
+    def open_rows(self) -> Shards:
+        """The row shards that were scored.
+
+        Raises:
+            UserError: they are gone.
+        """
+        return Shards.open(self.rows_folder)
+
+
+def open_scores(scores_dir: Path) -> Scores:
+    """The scores that a run left.
+
+    Raises:
+        UserError: there are none, they are damaged, or an earlier release made them.
+    """
+    source = scores_dir / SCORES
+    for _ in range(MAX_TRIES):
+        try:
+            content = source.read_bytes()
+        except FileNotFoundError:
+            raise UserError(
+                f"{source}: no such file; run `cherry-vllm score` with this run_dir first"
+            ) from None
+        # A run that ends between the two reads makes them differ once.
+        if hashlib.sha256(content).hexdigest() in _known_contents(scores_dir):
+            return _parse(scores_dir, content)
+    raise UserError(
+        f"{source}: damaged, or not what {MANIFEST} beside it is about; run `cherry-vllm score` "
+        "again"
+    )
+
+
+def scores_fingerprint(scores_dir: Path) -> str | None:
+    """What the scores of a folder were made from; None if :func:`open_scores` would refuse."""
+    try:
+        return open_scores(scores_dir).fingerprint
+    except UserError:
+        return None
+
+
+def changing_scores(scores_dir: Path) -> AbstractContextManager[None]:
+    """The block in which this process alone writes the scores of a folder and their picture."""
+    return changing(scores_dir, SCORES, MANIFEST, PICTURE)
+
+
+def write_scores(scores_dir: Path, frame: pl.DataFrame, manifest: dict[str, Any]) -> Scores:
+    """Writes the pair, inside :func:`changing_scores`."""
+    check_scores_dir(scores_dir)
+    target, shown = scores_dir / SCORES, scores_dir / MANIFEST
+    with atomic_path(target) as path:
+        frame.write_parquet(
+            path,
+            row_group_size=ROW_GROUP_ROWS,
+            metadata={"manifest": json.dumps(manifest, ensure_ascii=True)},
+        )
+        new = {**manifest, "sha256": file_sha256(path)}
+        old = {"previous": file_sha256(target)} if target.is_file() else {}
+        write_json(shown, {**new, **old})
+    write_json(shown, new)
+    return Scores(scores_dir, frame, manifest)
+
+
+def check_scores_dir(scores_dir: Path) -> None:
+    """Raises a UserError if writing scores would replace files that no run left."""
+    found = [name for name in (SCORES, MANIFEST, PICTURE) if (scores_dir / name).exists()]
+    if found and not any(_signatures(scores_dir)):
+        raise UserError(
+            f"{scores_dir / found[0]}: exists and is not from cherry-vllm; choose another run_dir "
+            "or scores_dir"
+        )
+
+
+def _signatures(scores_dir: Path) -> Iterator[bool]:
+    """Whether either file says that a run, also of an earlier release, wrote it."""
+    with suppress(OSError, ValueError):
+        yield "fingerprint" in read_json(scores_dir / MANIFEST)
+    with suppress(OSError, pl.exceptions.PolarsError):
+        metadata = pl.read_parquet_metadata(scores_dir / SCORES)
+        yield "manifest" in metadata or "fingerprint" in metadata
+
+
+def _known_contents(scores_dir: Path) -> set[str]:
+    """The SHA-256 of the scores that the manifest is about."""
+    try:
+        shown = read_json(scores_dir / MANIFEST)
+        return {shown[key] for key in ("sha256", "previous") if key in shown}
+    except (OSError, ValueError, TypeError):
+        return set()
+
+
+def _parse(scores_dir: Path, content: bytes) -> Scores:
+    metadata = pl.read_parquet_metadata(io.BytesIO(content))
+    manifest = json.loads(metadata.get("manifest", "{}"))
+    if manifest.get("schema_version") != SCHEMA_VERSION:
+        raise UserError(
+            f"{scores_dir / SCORES}: scores of another release of cherry-vllm, which cannot be "
+            "used; run `cherry-vllm score` again"
+        )
+    return Scores(scores_dir, pl.read_parquet(io.BytesIO(content)), manifest)
