@@ -30,6 +30,10 @@ def summarize(scores: pl.DataFrame, num_selected: int | None = None) -> str:
     if usable.len():
         quartiles = "  ".join(f"{usable.quantile(q, 'linear'):.3f}" for q in (0.25, 0.5, 0.75))
         table.append(f"{'IFD quartiles of usable rows':<40}{quartiles:>20}")
+    if outcomes[DropReason.ENGINE_FAILED]:
+        table.append(
+            "engine_failed: `score` with executor.retry_failed=true tries these rows again"
+        )
     return "\n".join(table)
 
 

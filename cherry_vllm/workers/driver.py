@@ -135,7 +135,8 @@ class Driver:
         with self._changed:
             row = self._task.source.read(piece.index)["row"][piece.start]
             log.warning(
-                "row %d: the engine died on it, alone, twice; dropped as %s",
+                "row %d: the engine died on it, alone, twice; dropped as %s "
+                "(executor.retry_failed=true tries it again)",
                 row,
                 DropReason.ENGINE_FAILED,
             )

@@ -1,11 +1,19 @@
-"""On the path of a test's processes alone: an engine that meets its fate on certain rows.
+"""On the path of a test's processes alone: an engine that fails on certain rows.
 
-FAULT is "load", and an engine's process dies as it starts; or "kill", and it dies on a row whose
-answer begins with the token FAULT_TOKEN; or "row", where it raises instead if that row is alone.
+FAULT says how, on rows whose answer begins with the token FAULT_TOKEN:
+
+kill  its process dies
+row   it raises if the row is alone, and dies otherwise
+busy  it computes for six seconds without a sign of life
+hang  it does nothing for a minute
+type  it raises what every row would meet
+load  the process dies as the engine is loaded, whatever the rows
+none  nothing
 """
 
 import os
 import signal
+import time
 from functools import wraps
 
 from cherry_vllm import engines
@@ -18,6 +26,21 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def fail(spans):
+    if fault == "busy":
+        end = time.monotonic() + 6
+        while time.monotonic() < end:
+            pass
+    elif fault == "hang":
+        time.sleep(60)
+    elif fault == "type":
+        raise TypeError("forward() got an unexpected keyword argument 'logits_to_keep'")
+    elif fault == "row" and len(spans) == 2:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+    elif fault != "none":
+        die()
+
+
 @wraps(original)
 def build_engine(*arguments, **settings):
     if fault == "load":
@@ -27,9 +50,7 @@ def build_engine(*arguments, **settings):
 
     def fragile(spans, on_scored):
         if any(span.token_ids[span.start] == token for span in spans):
-            if fault == "row" and len(spans) == 2:
-                raise RuntimeError("CUDA error: an illegal memory access was encountered")
-            die()
+            fail(spans)
         return logprobs(spans, on_scored)
 
     engine.logprobs = fragile

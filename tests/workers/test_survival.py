@@ -8,20 +8,13 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from threading import Event
 
 import polars as pl
 import pytest
 from transformers import AutoTokenizer
 
-from cherry_vllm.errors import UserError
-from cherry_vllm.options import DataFormat
-from cherry_vllm.sources import Columns
-from cherry_vllm.sources.shards import read_row_shards
-from cherry_vllm.store.shards import Shards
 from tests.conftest import Cli, children, start
 from tests.runs import (
     DEADLY,
@@ -40,7 +33,9 @@ from tests.runs import (
     write_rows,
 )
 
-FAULTS = Path(__file__).parent / "faults"
+pytestmark = [pytest.mark.engine, pytest.mark.process]
+
+FAULTS = Path(__file__).parents[1] / "faults"
 
 
 @pytest.fixture
@@ -59,13 +54,14 @@ def faulty(monkeypatch: pytest.MonkeyPatch, tiny: Path) -> Callable[[str], None]
 # --- kills ---------------------------------------------------------------------------------------
 
 
-def test_kill_9_at_twenty_random_points(
-    data: Path, tiny: Path, cli: Cli, undisturbed: Path, tmp_path: Path
+@pytest.mark.parametrize("num_kills", [3, pytest.param(20, marks=pytest.mark.exhaustive)])
+def test_kill_9_at_random_points_loses_no_finished_shard(
+    *, num_kills: int, data: Path, tiny: Path, cli: Cli, undisturbed: Path, tmp_path: Path
 ) -> None:
     generator, run_dir = random.Random(0), tmp_path / "run"
     finished: dict[str, int] = {}
     num_workers = 0
-    for attempt in range(20):
+    for attempt in range(num_kills):
         process = start(*command(data, tiny, run_dir))
         if attempt % 5:  # wherever it is: importing, reading, loading
             time.sleep(generator.uniform(0, 4))
@@ -80,8 +76,8 @@ def test_kill_9_at_twenty_random_points(
         now = stamps(run_dir)
         assert finished.items() <= now.items(), "a finished shard was scored again"
         finished = now
-    assert num_workers >= 4
-    assert 4 <= len(finished) < NUM_SHARDS, "the run ended before the kills did"
+    assert num_workers >= 1
+    assert 1 <= len(finished) < NUM_SHARDS, "the run ended before the kills did"
     done = cli(*command(data, tiny, run_dir))
     assert done.returncode == 0, done.stderr
     assert finished.items() <= stamps(run_dir).items()
@@ -105,28 +101,6 @@ def test_an_engine_that_is_killed_or_hangs_is_started_again(
     assert_gone([worker])
     assert finished.items() <= stamps(run_dir).items()
     assert_same(run_dir, undisturbed)
-
-
-@pytest.mark.parametrize(("number", "num_shards"), [(signal.SIGTERM, 5), (signal.SIGINT, 0)])
-def test_a_signal_ends_the_run_with_one_line_that_says_how_to_go_on(
-    *, data: Path, tiny: Path, tmp_path: Path, number: signal.Signals, num_shards: int
-) -> None:
-    run_dir = tmp_path / "run"
-    before = signal.signal(number, signal.SIG_DFL)  # what a job in the background starts ignores it
-    process = start(*command(data, tiny, run_dir, "shard_rows=1"))
-    signal.signal(number, before)
-    while process.poll() is None and not (workers := children(process.pid)):
-        time.sleep(0.01)
-    wait_for_shards(process, run_dir, num_shards)
-    process.send_signal(number)
-    _, stderr = process.communicate(timeout=20)
-    assert process.returncode == 128 + number
-    last = stderr.splitlines()[-1]
-    assert last == f"cherry-vllm: stopped by {number.name}; the same command resumes"
-    assert "Traceback" not in stderr
-    assert leftovers(run_dir) == []
-    assert_gone(workers)
-    assert num_shards <= len(stamps(run_dir)) < NUM_ROWS
 
 
 # --- rows that kill ------------------------------------------------------------------------------
@@ -164,6 +138,16 @@ def test_a_row_on_which_the_engine_dies_is_found_and_the_rest_scored(
     manifest = json.loads((tmp_path / "score.json").read_text())
     assert manifest["outcomes"]["engine_failed"] == 1
     assert sum(manifest["outcomes"].values()) == NUM_ROWS
+    assert "executor.retry_failed=true" in done.stdout
+    # On another day the engine does not die on it.
+    faulty("none")
+    finished = stamps(tmp_path)
+    again = cli(*command(data, tiny, tmp_path, "executor.retry_failed=true"))
+    assert again.returncode == 0, again.stderr
+    changed = {name for name, stamp in stamps(tmp_path).items() if finished[name] != stamp}
+    assert changed == {f"part-{DEADLY_ROW // SHARD_ROWS:05d}.done"}
+    assert "executor.retry_failed" not in again.stdout
+    assert_same(tmp_path, undisturbed)
 
 
 def test_an_engine_that_dies_while_it_loads_is_no_rows_fault(
@@ -171,18 +155,63 @@ def test_an_engine_that_dies_while_it_loads_is_no_rows_fault(
 ) -> None:
     faulty("load")
     done = cli(*command(data, tiny, tmp_path / "run"))
-    assert_refused(done, "the model cannot be loaded", "SIGKILL", "want of memory")
+    assert_refused(done, "the model cannot be loaded", "SIGKILL", "memory ran out")
     assert stamps(tmp_path / "run") == {}
 
 
+def test_a_row_that_computes_for_long_without_a_sign_is_scored(
+    *,
+    data: Path,
+    tiny: Path,
+    cli: Cli,
+    undisturbed: Path,
+    faulty: Callable[[str], None],
+    tmp_path: Path,
+) -> None:
+    faulty("busy")  # for six seconds
+    done = cli(*command(data, tiny, tmp_path, "executor.timeout_s=1.5"))
+    assert done.returncode == 0, done.stderr
+    assert "the engine gave no sign of life" not in done.stderr
+    assert "but the engine computes: waiting" in done.stderr
+    assert_same(tmp_path, undisturbed)
+
+
+def test_a_row_that_only_ever_hangs_ends_the_run_and_is_scored_by_the_next(
+    *,
+    data: Path,
+    tiny: Path,
+    cli: Cli,
+    undisturbed: Path,
+    faulty: Callable[[str], None],
+    tmp_path: Path,
+) -> None:
+    faulty("hang")
+    done = cli(*command(data, tiny, tmp_path, "executor.timeout_s=0.7"))
+    assert_refused(done, "gave no sign of life for 2.8 s", "raise executor.timeout_s")
+    assert len(stamps(tmp_path)) == NUM_SHARDS - 1
+    faulty("none")
+    again = cli(*command(data, tiny, tmp_path))
+    assert again.returncode == 0, again.stderr
+    assert_same(tmp_path, undisturbed)
+
+
+def test_an_engine_that_no_row_can_use_ends_the_run_in_one_line(
+    data: Path, tiny: Path, cli: Cli, faulty: Callable[[str], None], tmp_path: Path
+) -> None:
+    faulty("type")
+    done = cli(*command(data, tiny, tmp_path))
+    assert_refused(done, "TypeError: forward() got an unexpected", "engine=vllm", "failures.log")
+    assert done.stderr.count("the engine failed") == 2  # a warning, and the last line
+
+
 def test_vllms_process_killed_under_its_parent_by_a_row_of_its_own(
-    checkpoint: Path, cli: Cli, faulty: Callable[[str], None], tmp_path: Path
+    tiny: Path, cli: Cli, faulty: Callable[[str], None], tmp_path: Path
 ) -> None:
     data = write_rows(tmp_path / "rows.jsonl", [plain_answer(0), f"{DEADLY} {plain_answer(1)}"])
     faulty("kill")
     # Shards of one row, because an engine takes long to start.
     more = ("engine=vllm_eager", "shard_rows=1")
-    done = cli(*command(data, checkpoint, tmp_path / "run", *more))
+    done = cli(*command(data, tiny, tmp_path / "run", *more))
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("the engine was killed by SIGKILL") == 2
     assert "row 1: the engine died on it, alone, twice" in done.stderr
@@ -261,50 +290,3 @@ def flip_a_bit(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-
-
-def test_a_changed_input_is_refused(data: Path, tiny: Path, cli: Cli, tmp_path: Path) -> None:
-    run_dir, changed = tmp_path / "run", tmp_path / "rows.jsonl"
-    shutil.copy(data, changed)
-    process = start(*command(changed, tiny, run_dir))
-    while process.poll() is None and not list(run_dir.glob("logprobs/*/settings.json")):
-        time.sleep(0.01)
-    process.kill()
-    process.communicate()
-    changed.write_text(data.read_text() + '{"instruction": "One more.", "output": "Yes."}\n')
-    refused = cli(*command(changed, tiny, run_dir))
-    assert_refused(refused, str(changed), "changed since this run began", "run_dir")
-    assert len(list(run_dir.glob("logprobs/*"))) == 1
-    assert stamps(run_dir) == {}
-    shutil.copy(data, changed)
-    again = start(*command(changed, tiny, run_dir))
-    wait_for_shards(again, run_dir, 1)
-    again.kill()
-    again.communicate()
-    assert stamps(run_dir)
-
-
-def test_an_input_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
-    changing = write_rows(tmp_path / "rows.jsonl", ["one"] * 5000)
-    is_over = Event()
-
-    def change() -> None:
-        while not is_over.wait(0.001):
-            os.utime(changing)
-
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(change)
-        try:
-            with pytest.raises(UserError, match="changed while it was read"):
-                read(tmp_path, changing)
-        finally:
-            is_over.set()
-    assert list(tmp_path.glob("rows/*/complete.json")) == []
-    assert read(tmp_path, changing).summary["num_rows"] == 5000
-
-
-def read(run_dir: Path, file: Path) -> Shards:
-    columns = Columns("instruction", "input", "output")
-    return read_row_shards(
-        run_dir, [file], data_format=DataFormat.auto, columns=columns, refusals=[], shard_rows=100
-    )

@@ -1,0 +1,180 @@
+"""A model over all rows: what is made, what is refused, and when the folder is closed."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from cherry_vllm.commands.inputs import model_use
+from cherry_vllm.config import compose, prompt_of
+from cherry_vllm.engines import Span
+from cherry_vllm.engines.checkpoint import Checkpoint, read_checkpoint
+from cherry_vllm.errors import UserError
+from cherry_vllm.schema import REASON
+from cherry_vllm.store.shards import Shards
+from cherry_vllm.workers import WorkerError
+from cherry_vllm.workers.run import WHOLE, ModelRun, Share
+from cherry_vllm.workers.work import Piece
+from tests.fakes import FakeEngine, Faults, InlineExecutor
+
+SHARD_ROWS, NUM_SHARDS = 4, 6
+DEADLY = 9
+SCORED = {"row": pl.Int64, "logprob": pl.Float32, "drop_reason": REASON}
+
+
+def score(
+    rows: pl.DataFrame, on_scored: Callable[[int], None], *, builder: Any, model: Any
+) -> pl.DataFrame:
+    """One token a row, which is the row's number."""
+    assert builder is None
+    logprobs = model([Span([1, row], 1) for row in rows["row"]], on_scored)
+    values = [float(found[0]) for found in logprobs]
+    frame = pl.DataFrame({"row": rows["row"], "logprob": values, "drop_reason": None})
+    return frame.cast(SCORED)  # type: ignore[arg-type]
+
+
+class Runs:
+    """Runs over the same rows in one folder."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.model, self.faults = folder, folder / "model", Faults()
+        self.rows = Shards(folder / "rows", {"files": ["hash"]})
+        for index in range(NUM_SHARDS):
+            first = index * SHARD_ROWS
+            rows = pl.DataFrame({"row": range(first, first + SHARD_ROWS)}, {"row": pl.Int64})
+            self.rows.write(index, rows)
+        self.rows.close(NUM_SHARDS, files=["/data/rows.jsonl"])
+        self.model.mkdir()
+        (self.model / "config.json").write_text("{}")
+        (self.model / "model.safetensors").write_bytes(b"first")
+        self.executor = InlineExecutor()
+        monkeypatch.setattr(
+            "cherry_vllm.workers.run.build_executor", lambda _settings, _engine: self.executor
+        )
+        monkeypatch.setattr(
+            "cherry_vllm.workers.run.open_span_builder", lambda _checkpoint, **_settings: None
+        )
+
+    def run(self, *overrides: str, share: Share = WHOLE) -> Shards:
+        config = compose(*overrides)
+        use = model_use(config, prompt_of(config))
+        checkpoint = read_checkpoint(self.model)
+        run = ModelRun(self.folder / "scores", self.rows, checkpoint, use)
+        return run.run("scoring", self.open_model, "logprobs", score, done="scored", share=share)
+
+    def open_model(self, _engine: Any, checkpoint: Checkpoint, **_limits: Any) -> FakeEngine:
+        return FakeEngine(checkpoint, self.faults)
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
+    return Runs(tmp_path, monkeypatch)
+
+
+def test_a_second_run_loads_no_model(runs: Runs) -> None:
+    assert runs.run().is_complete()
+    assert runs.run().is_complete()
+    assert runs.faults.loads == 1
+
+
+def test_a_share_makes_its_own_shards_and_the_last_closes_the_folder(runs: Runs) -> None:
+    first = runs.run(share=Share(1, 2))
+    assert first.missing(range(NUM_SHARDS)) == [0, 2, 4]
+    assert not first.is_closed()
+    assert runs.run(share=Share(0, 2)).is_complete()
+
+
+def test_a_share_that_is_not_there_is_refused() -> None:
+    for index, count in ((2, 2), (-1, 2), (0, 0)):
+        with pytest.raises(UserError, match=rf"shard.index={index} shard.count={count}: give"):
+            Share(index, count).check()
+
+
+def test_rows_dropped_as_engine_failed_are_tried_again_by_one_option(runs: Runs) -> None:
+    runs.faults.deadly_tokens = frozenset([DEADLY])
+    failed = runs.run()
+    assert reasons(failed)[DEADLY] == "engine_failed"
+    untouched = {index: failed.path(index).stat().st_mtime_ns for index in range(NUM_SHARDS)}
+    del untouched[DEADLY // SHARD_ROWS]
+    runs.faults.deadly_tokens = frozenset()
+    assert reasons(runs.run())[DEADLY] == "engine_failed"  # not by itself
+    again = runs.run("executor.retry_failed=true")
+    assert again.fingerprint == failed.fingerprint
+    assert again.is_complete()
+    assert reasons(again) == [None] * NUM_SHARDS * SHARD_ROWS
+    assert {index: again.path(index).stat().st_mtime_ns for index in untouched} == untouched
+
+
+def test_rows_that_fail_again_are_dropped_again(runs: Runs) -> None:
+    runs.faults.deadly_tokens = frozenset([DEADLY])
+    runs.run()
+    again = runs.run("executor.retry_failed=true")
+    assert again.is_complete()
+    assert reasons(again)[DEADLY] == "engine_failed"
+
+
+def test_a_retry_without_failed_rows_loads_no_model(runs: Runs) -> None:
+    runs.run()
+    runs.run("executor.retry_failed=true")
+    assert runs.faults.loads == 1
+
+
+def test_a_run_that_is_stopped_while_it_retries_goes_on_without_the_option(runs: Runs) -> None:
+    runs.faults.deadly_tokens = frozenset([DEADLY])
+    runs.run()
+    runs.faults.deadly_tokens = frozenset()
+
+    def stop(_slot: int, _piece: Piece) -> None:
+        raise KeyboardInterrupt
+
+    runs.executor = InlineExecutor(on_piece=stop)
+    with pytest.raises(KeyboardInterrupt):
+        runs.run("executor.retry_failed=true")
+    runs.executor = InlineExecutor()
+    assert reasons(runs.run())[DEADLY] is None
+
+
+def test_weights_replaced_before_the_folder_is_closed_leave_it_open(runs: Runs) -> None:
+    def swap(_slot: int, piece: Piece) -> None:
+        if piece.index == NUM_SHARDS - 1:
+            (runs.model / "model.safetensors").write_bytes(b"other")
+
+    runs.executor = InlineExecutor(on_piece=swap)
+    with pytest.raises(UserError, match=r"model\.safetensors: has changed since this run began"):
+        runs.run()
+    (folder,) = (runs.folder / "scores").iterdir()
+    assert not (folder / "complete.json").exists()
+    assert len(list(folder.glob("*.done"))) == NUM_SHARDS - 1
+    runs.executor = InlineExecutor()
+    assert runs.run().folder != folder  # other weights are another run
+
+
+def test_a_changed_input_is_refused_until_it_is_put_back(runs: Runs) -> None:
+    def die(_slot: int, piece: Piece) -> None:
+        if piece.index == 1:
+            raise WorkerError("was killed by SIGKILL")
+
+    runs.executor = InlineExecutor(on_piece=die)
+    with pytest.raises(UserError, match="8 times in a row"):
+        runs.run()
+    original = runs.rows
+    runs.rows = Shards(runs.folder / "rows", {"files": ["another hash"]})
+    runs.rows.write(0, pl.DataFrame({"row": [0]}, {"row": pl.Int64}))
+    runs.rows.close(1, files=["/data/rows.jsonl"])
+    runs.executor = InlineExecutor()
+    with pytest.raises(UserError, match=r"rows\.jsonl: changed since this run began"):
+        runs.run()
+    runs.rows = original
+    assert runs.run().is_complete()
+
+
+def test_executor_settings_are_no_part_of_a_fingerprint(runs: Runs) -> None:
+    plain = runs.run()
+    other = runs.run("executor=ray", "executor.num_workers=2", "executor.timeout_s=5")
+    assert other.fingerprint == plain.fingerprint
+
+
+def reasons(shards: Shards) -> list[str | None]:
+    return pl.concat([shards.read(index) for index in range(NUM_SHARDS)])["drop_reason"].to_list()
