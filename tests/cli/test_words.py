@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from cherry_vllm.cli.words import read_words
 from cherry_vllm.config import Config, compose
@@ -36,9 +37,16 @@ def compose_words(*words: str) -> Config:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_path_is_read_as_it_is_written(name: str) -> None:
-    config = compose_words(f"data.path={name}", f"model.path={name}", f"run_dir={name}/run")
-    assert config.data.path == config.model.path == name
-    assert config.run_dir == f"{name}/run"
+    for key in ("data.path", "model.path", "run_dir", "judge.first"):
+        (override,) = read_words([f"{key}={name}"], is_sweep=False)
+        assert OverridesParser.create().parse_override(override).value() == name
+
+
+def test_the_configuration_holds_the_path_as_it_is_written() -> None:
+    keys = ("data.path", "model.path", "run_dir", "judge.first", "judge.second", "select.output")
+    config = compose_words(*(f"{key}={name}" for key, name in zip(keys, NAMES, strict=False)))
+    found = (config.data.path, config.model.path, config.run_dir, config.judge.first)
+    assert found == tuple(NAMES[:4])
 
 
 def test_a_comma_is_part_of_a_name_where_the_file_exists(
@@ -47,7 +55,7 @@ def test_a_comma_is_part_of_a_name_where_the_file_exists(
     monkeypatch.chdir(tmp_path)
     for name in ("lr=2e-5,ep=3.jsonl", "a,b.jsonl", "[a]"):
         Path(name).touch()
-        assert compose_words(f"data.path={name}").data.path == name
+        assert read_words([f"data.path={name}"], is_sweep=False) == [f"data.path='{name}'"]
         assert read_words([f"data.path={name}"], is_sweep=True) == [f"data.path='{name}'"]
 
 
