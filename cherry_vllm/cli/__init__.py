@@ -35,10 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
         except UserError as error:
             return _complain(str(error))
-        except BrokenPipeError:  # whoever read our output left, as `head` does
-            with suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 128 + signal.SIGPIPE
+        except OSError as error:  # of stdout: the stages' own are told as failures
+            _forget_stdout()
+            if isinstance(error, BrokenPipeError):  # the reader left, as `head` does
+                return 128 + signal.SIGPIPE
+            return _complain(f"stdout: {error.strerror}; check where the output goes")
     return code
 
 
@@ -65,9 +66,7 @@ def _dispatch(words: list[str]) -> int:
 
 def _run(stage: str, words: list[str]) -> int:
     from cherry_vllm.cli.launch import describe_failure, launch
-    from cherry_vllm.runtime.signals import restore_handlers
 
-    restore_handlers()  # polars has put one of its own in place
     # torch then asks for huge pages: training on CPUs takes a sixth less time.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
@@ -102,6 +101,12 @@ def _complain(message: str) -> int:
 
 def _say(message: str) -> None:
     print(f"cherry-vllm: {printable(message)}", file=sys.stderr)
+
+
+def _forget_stdout() -> None:
+    """Drops what cannot be written, which the interpreter would try again at its end."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager

@@ -29,9 +29,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from cherry_vllm.cli.stages import STAGES
 from cherry_vllm.cli.words import explain, read_words
-from cherry_vllm.commands.inputs import Job
 from cherry_vllm.config import CONF, register, typed
 from cherry_vllm.errors import UserError
 
@@ -93,6 +91,12 @@ def _explain_lost_job(report: str) -> str:
 
 def run_stage(stage: str, composed: DictConfig) -> Failure | None:
     """A job: one stage on one configuration."""
+    # Imported here, so that a mistake in the command costs no wait.
+    from cherry_vllm.cli.stages import STAGES
+    from cherry_vllm.commands.inputs import Job
+    from cherry_vllm.runtime.signals import restore_handlers
+
+    restore_handlers()  # polars has put one of its own in place
     settings = HydraConfig.get()
     try:
         config = typed(composed)
