@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import hydra
 from hydra import initialize_config_dir
@@ -36,7 +36,6 @@ from cherry_vllm.checks import (
     seconds,
     whole,
 )
-from cherry_vllm.engines.settings import EngineSettings, HfSettings, VllmSettings
 from cherry_vllm.errors import UserError
 from cherry_vllm.options import (
     DataFormat,
@@ -48,8 +47,11 @@ from cherry_vllm.options import (
     ScorerDtype,
     Strategy,
 )
-from cherry_vllm.prompts.prompt import Prompt
-from cherry_vllm.workers.settings import ExecutorSettings, RaySettings
+
+if TYPE_CHECKING:  # the rooms take a second to import, and a mistake in a key needs none of them
+    from cherry_vllm.engines.settings import EngineSettings
+    from cherry_vllm.prompts.prompt import Prompt
+    from cherry_vllm.workers.settings import ExecutorSettings
 
 CONF = str(Path(__file__).parent / "conf")  # in a checkout, a link to the top-level folder
 
@@ -339,14 +341,18 @@ def plain(
     return {key: value.value if isinstance(value, Enum) else value for key, value in items}
 
 
-def engine_settings(engine: EngineConfig) -> EngineSettings:
+def engine_settings(engine: EngineConfig) -> "EngineSettings":
     """The engine's settings, as the rooms take them."""
+    from cherry_vllm.engines.settings import HfSettings, VllmSettings
+
     settings_class = VllmSettings if isinstance(engine, VllmConfig) else HfSettings
     return settings_class(**plain(engine))
 
 
-def executor_settings(executor: ExecutorConfig) -> ExecutorSettings:
+def executor_settings(executor: ExecutorConfig) -> "ExecutorSettings":
     """The executor's settings, as the rooms take them."""
+    from cherry_vllm.workers.settings import ExecutorSettings, RaySettings
+
     settings = plain(executor)
     del settings["name"]  # the class says it
     return (
@@ -399,8 +405,10 @@ def _from_home(path: str) -> str:
     return os.path.expanduser(path)  # noqa: PTH111 - leaves hf:// and an unknown ~name alone
 
 
-def prompt_of(config: Config) -> Prompt:
+def prompt_of(config: Config) -> "Prompt":
     """The prompt's settings, as the rooms take them."""
+    from cherry_vllm.prompts.prompt import Prompt
+
     settings = asdict(config.prompt)
     return Prompt(**settings | {"template_kwargs": settings["template_kwargs"] or {}})
 
