@@ -19,7 +19,7 @@ class ServerError(Exception):
 
 
 @contextmanager
-def serve(model: Path, log: Path, *, name: str = "judge") -> Iterator[str]:
+def serve(model: Path, log: Path, *, name: str = "judge", max_length: int = 1024) -> Iterator[str]:
     """The server's address, ``http://127.0.0.1:PORT``, until the block ends.
 
     Raises:
@@ -31,7 +31,9 @@ def serve(model: Path, log: Path, *, name: str = "judge") -> Iterator[str]:
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     command += ["--model", str(model), "--served-model-name", name]
     command += ["--host", "127.0.0.1", "--port", str(port)]
-    command += ["--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "4"]
+    command += ["--enforce-eager", "--max-model-len", str(max_length), "--max-num-seqs", "4"]
+    # A small model would fill a JSON reply with blanks.
+    command += ["--structured-outputs-config", '{"disable_any_whitespace": true}']
     cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
     defaults = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": cores}
     with log.open("w") as output:

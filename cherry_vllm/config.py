@@ -42,6 +42,7 @@ from cherry_vllm.options import (
     Dtype,
     Mode,
     Order,
+    ResponseFormat,
     Rule,
     Sampling,
     ScorerDtype,
@@ -261,6 +262,8 @@ class GenerateConfig:
 class JudgePromptConfig:
     system: str = setting(Free("a system message may be empty"))
     user: str = setting(TEXT)
+    reply_as_json: str = setting(TEXT)
+    reply_as_text: str = setting(TEXT)
     question_with_input: str = setting(TEXT)
 
 
@@ -279,12 +282,11 @@ class JudgeConfig:
     parameters: dict[str, Any] = setting(
         Free("what an endpoint takes, the endpoint knows"), factory=dict
     )
+    response_format: ResponseFormat = ResponseFormat.json_schema
     prompt: JudgePromptConfig = field(default_factory=JudgePromptConfig)
     concurrency: int = setting(whole(1, 10_000))
     timeout_s: float = setting(seconds())
     max_tries: int = setting(whole(1))
-    backoff_s: float = setting(seconds())
-    max_wait_s: float = setting(seconds())
     threshold: float = setting(number())
     fraction: float | None = setting(HALF, None)
     count: int | None = setting(whole(1), None)

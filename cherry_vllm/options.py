@@ -55,6 +55,13 @@ class Mode(Enum):
     aspects = "aspects"  # one instruction, rated aspect by aspect
 
 
+class ResponseFormat(Enum):
+    """How an endpoint is held to the form of its replies."""
+
+    json_schema = "json_schema"  # structured outputs: the endpoint can reply in no other form
+    text = "text"  # the prompt alone asks for the form
+
+
 class Dtype(Enum):
     auto = "auto"
     float32 = "float32"

@@ -2,12 +2,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from cherry_vllm.commands import demo
+from tests.judge_server import JudgeServer
+from tests.judging import KEY
 from tests.runs import DEADLY, DEADLY_ROW, NUM_ROWS, command, plain_answer, write_rows
 
 ROOT = Path(__file__).parents[1]
@@ -68,6 +70,19 @@ def alpaca() -> Path:
     if not path.is_file():
         pytest.skip("needs 5,000 Alpaca rows that are not part of the project")
     return path
+
+
+@pytest.fixture
+def judge_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[JudgeServer]:
+    """A judge on the loopback interface, which the environment names; SOME_KEY holds a key too."""
+    server = JudgeServer()
+    monkeypatch.setenv("SOME_KEY", KEY)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    yield server
+    server.shutdown()
+    server.server_close()
 
 
 def start(*arguments: object, cwd: Path | None = None) -> subprocess.Popen[str]:

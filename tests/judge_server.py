@@ -14,13 +14,17 @@ HEADERS = {"Content-Type": "application/json"}
 
 
 class Fault(NamedTuple):
-    """What comes in place of a reply; ``missing_bytes`` breaks the connection before the end."""
+    """What comes in place of a reply.
+
+    ``missing_bytes`` breaks the connection before the end; ``drip_s`` passes before each byte.
+    """
 
     status: int = 200
     body: str = "{}"
     headers: dict[str, str] = HEADERS
     delay_s: float = 0
     missing_bytes: int = 0
+    drip_s: float = 0
 
 
 class Received(NamedTuple):
@@ -36,10 +40,14 @@ def completion(text: str | None, finish_reason: str = "stop") -> str:
     return json.dumps({"id": "x", "object": "chat.completion", "model": "m", "choices": [choice]})
 
 
-def score_by_length(user: str) -> str:
-    """The judge of these tests: a point for every word, ten at most."""
-    scores = (str(min(10, len(answer.split()))) for answer in ANSWERS.findall(user))
-    return f"{' '.join(scores)}\nOne point for every word."
+def score_by_length(body: dict[str, Any]) -> str:
+    """The judge of these tests: a point for every word, ten at most, in the form asked for."""
+    answers = ANSWERS.findall(body["messages"][-1]["content"])
+    scores = [min(10, len(answer.split())) for answer in answers]
+    if "response_format" not in body:
+        return f"{' '.join(map(str, scores))}\nOne point for every word."
+    fields = body["response_format"]["json_schema"]["schema"]["properties"]
+    return json.dumps(dict(zip(fields, [*scores, "One point for every word."], strict=True)))
 
 
 class JudgeServer(ThreadingHTTPServer):
@@ -92,7 +100,7 @@ class Handler(BaseHTTPRequestHandler):
         key = self.headers["Authorization"]
         fault = self.server.enter(Received(time.monotonic(), user, key, body))
         answer = fault or Fault(
-            body=completion(score_by_length(user)), delay_s=self.server.reply_delay_s
+            body=completion(score_by_length(body)), delay_s=self.server.reply_delay_s
         )
         time.sleep(answer.delay_s)
         self.server.leave()
@@ -103,7 +111,12 @@ class Handler(BaseHTTPRequestHandler):
                 self.send_header(name, value)
             self.send_header("Content-Length", str(len(content) + answer.missing_bytes))
             self.end_headers()
-            self.wfile.write(content)
+            if answer.drip_s:
+                for byte in content:
+                    time.sleep(answer.drip_s)
+                    self.wfile.write(bytes([byte]))
+            else:
+                self.wfile.write(content)
         except OSError:
             pass  # the client has given up
         self.close_connection = answer.missing_bytes > 0

@@ -1,10 +1,10 @@
-"""``cherry-vllm generate``: a test set and a model to its answers."""
+"""``cherry-vllm generate``: a model answers a test set."""
 
 import logging
 from dataclasses import asdict
 from pathlib import Path
 
-from cherry_vllm.commands import summary as report
+from cherry_vllm.commands import summary
 from cherry_vllm.commands.inputs import (
     Job,
     Outcome,
@@ -15,11 +15,11 @@ from cherry_vllm.commands.inputs import (
 from cherry_vllm.config import Config
 from cherry_vllm.engines import Decoding
 from cherry_vllm.errors import UserError
-from cherry_vllm.evaluation import generation as answering
-from cherry_vllm.evaluation import testsets
+from cherry_vllm.evaluation import generation, testsets
 from cherry_vllm.evaluation.testsets import QuestionColumns
 from cherry_vllm.schema import DropReason
 from cherry_vllm.store.locks import exclusive
+from cherry_vllm.store.marks import check_replaceable
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +30,9 @@ def generate(config: Config, job: Job) -> Outcome:
     checkpoint, run_dir = find_model(config), Path(config.run_dir)
     prompt = find_prompt(config, checkpoint)
     output = job.output_dir / config.generate.output
+    if output.resolve() == file.resolve():
+        raise UserError(f"generate.output={output}: is testset.path; choose another output")
+    check_replaceable(output)
     with exclusive(run_dir):
         questions = testsets.read(
             run_dir,
@@ -38,7 +41,7 @@ def generate(config: Config, job: Job) -> Outcome:
             columns=QuestionColumns(**asdict(config.testset.columns)),
             shard_questions=config.generate.shard_questions,
         )
-        answers = answering.answer(
+        answers = generation.answer(
             run_dir,
             questions,
             checkpoint,
@@ -46,14 +49,14 @@ def generate(config: Config, job: Job) -> Outcome:
             decoding=decoding,
             seed=config.seed,
         )
-        counts = answering.write_answers(output, questions, answers)
-    print(report.describe("generate", counts))
+        counts = generation.write_answers(output, questions, answers)
+    print(summary.describe("generate", counts))
     print(f"answers: {output}")
     num_too_long = counts["dropped"].get(DropReason.PROMPT_TOO_LONG)
     if num_too_long:
         log.warning(
-            "max_length=%d: filled by the prompt of %d of %d questions, which have no answer; "
-            "raise it for all models alike",
+            "max_length=%d: the prompts of %d of %d questions fill it, so they have no answer; "
+            "raise it for all models",
             config.max_length,
             num_too_long,
             counts["questions"],

@@ -1,99 +1,95 @@
 """``cherry-vllm judge``: two models' answers to verdicts, or rows to ratings."""
 
 import logging
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cherry_vllm.commands import tables
-from cherry_vllm.commands.inputs import (
-    Job,
-    Outcome,
-    find_input,
-    read_input,
-)
+from cherry_vllm.commands.inputs import Job, Outcome, find_input, read_input
 from cherry_vllm.config import Config, JudgeConfig
 from cherry_vllm.errors import UserError
-from cherry_vllm.evaluation import aspects
-from cherry_vllm.evaluation import pairwise as judging
-from cherry_vllm.evaluation import ratings as rating
+from cherry_vllm.evaluation import aspects, pairwise, ratings
 from cherry_vllm.evaluation.answers import read_pairs
-from cherry_vllm.evaluation.endpoint import Endpoint, read_api_key
-from cherry_vllm.evaluation.prompts import AspectRequests, PairRequests, RatingRequests
+from cherry_vllm.evaluation.endpoint import Endpoint, EndpointSettings
+from cherry_vllm.evaluation.pairwise import Judged
+from cherry_vllm.evaluation.prompts import (
+    AspectRequests,
+    JudgePrompt,
+    PairRequests,
+    RatingRequests,
+    RequestSettings,
+)
 from cherry_vllm.evaluation.reviews import read_reviews
-from cherry_vllm.evaluation.verdicts import Judgement
 from cherry_vllm.options import Mode
 from cherry_vllm.store.files import file_sha256
 from cherry_vllm.store.locks import exclusive
+from cherry_vllm.store.marks import check_replaceable, marked_file
 from cherry_vllm.store.run_folder import name_data, name_scores, read_scores, scan_rows
 
 log = logging.getLogger(__name__)
 
-
-Work = Callable[[], tuple[list[Judgement], Counter[str]]]
-"""Gives the judgements, and the reasons of requests that failed, counted."""
+Source = tuple[Callable[[], Judged], dict[str, Any]]
+"""Gives the judgements; and the settings that say what they were made from."""
 
 
 def judge(config: Config, job: Job) -> Outcome:
-    """Has two models' answers compared, or adds up recorded reviews, or has rows rated."""
-    run = {Mode.pairwise: _compare, Mode.rating: _rate, Mode.aspects: _rate_aspects}
-    return run[config.judge.mode](config, job)
+    """Compares two models' answers, adds up recorded reviews, or rates rows."""
+    modes = {Mode.pairwise: _compare, Mode.rating: _rate, Mode.aspects: _rate_aspects}
+    return modes[config.judge.mode](config, job)
 
 
 def _compare(config: Config, job: Job) -> Outcome:
     """Prints the table of two models' answers, judged in both orders."""
-    run_dir, against = Path(config.run_dir), config.judge.against
-    others = None if against is None else judging.read_others(Path(against))
-    is_recorded = config.judge.reviews is not None
-    work, settings = (_recorded if is_recorded else _to_ask)(config.judge, run_dir)
+    settings, run_dir, against = config.judge, Path(config.run_dir), config.judge.against
+    others = None if against is None else pairwise.read_others(Path(against))
+    is_recorded = settings.reviews is not None
+    files = _review_files(settings) if is_recorded else _answer_files(settings)
+    results = pairwise.find_results(job.output_dir)
+    results.check([*files, *([] if against is None else [Path(against)])])
+    get_judged, made_from = _recorded(files) if is_recorded else _asked(settings, run_dir, files)
     with exclusive(run_dir):
-        judgements, failures = work()
-        tallies, agreement = judging.conclude(
-            job.output_dir,
-            judgements,
-            failures=failures,
-            others=others,
-            seed=config.seed,
-            settings={**settings, "against": against, "seed": config.seed},
+        judged = get_judged()
+        tallies, agreement = pairwise.conclude(
+            results, judged, others=others, settings={**made_from, "against": against}
         )
     print(tables.show_tallies(tallies))
     total = next(row for row in reversed(tallies) if row.category is None)
     print(tables.show_position_bias(total))
     if agreement:
         print(tables.show_agreement(agreement, str(against)))
-    target = job.output_dir / "verdicts.parquet"
-    print(f"verdicts: {target}")
-    if failures:
-        log.warning(tables.show_failures(failures))
-    return Outcome(target, total._asdict())
+    print(f"verdicts: {results.table}")
+    _warn(judged.failures, judged.ids_with_markers, "questions")
+    return Outcome(results.table, total._asdict())
 
 
-def _recorded(settings: JudgeConfig, _run_dir: Path) -> tuple[Work, dict[str, Any]]:
-    """Recorded reviews: nothing to ask. The work, and the settings that name it."""
+def _review_files(settings: JudgeConfig) -> list[Path]:
     if settings.first is not None or settings.second is not None:
         raise UserError("judge.reviews: excludes judge.first and judge.second; give one or other")
     names = settings.reviews if isinstance(settings.reviews, list) else [settings.reviews]
-    files = [Path(name) for name in names]
-    judgements = read_reviews(files)
-    return lambda: (judgements, Counter()), {"reviews": _hashes(files)}
+    return [Path(name) for name in names]
 
 
-def _to_ask(settings: JudgeConfig, run_dir: Path) -> tuple[Work, dict[str, Any]]:
-    """Answers to be judged: the work, and the settings that name it, of which the key is none."""
+def _answer_files(settings: JudgeConfig) -> list[Path]:
     for name in ("first", "second"):
         if not getattr(settings, name):
             raise UserError(f"judge.{name}: not given; add judge.{name}=... (a file of answers)")
-    files = [Path(str(settings.first)), Path(str(settings.second))]
+    return [Path(str(settings.first)), Path(str(settings.second))]
+
+
+def _recorded(files: Sequence[Path]) -> Source:
+    judged = Judged(read_reviews(files))
+    return lambda: judged, {"reviews": _hashes(files)}
+
+
+def _asked(settings: JudgeConfig, run_dir: Path, files: Sequence[Path]) -> Source:
     pairs = read_pairs(*files)
     request = _request_settings(settings)
-    requests, endpoint = PairRequests(**request), _connect(settings)
-    work = partial(
-        judging.judge, run_dir, pairs, requests, endpoint, concurrency=settings.concurrency
-    )
-    return work, {"answers": _hashes(files), "base_url": settings.base_url, **request}
+    requests, endpoint = PairRequests(request), Endpoint(_endpoint_settings(settings))
+    made_from = {"answers": _hashes(files), **_describe(request, endpoint)}
+    return partial(pairwise.judge, run_dir, pairs, requests, endpoint), made_from
 
 
 def _rate(config: Config, job: Job) -> Outcome:
@@ -102,53 +98,54 @@ def _rate(config: Config, job: Job) -> Outcome:
     _refuse_answers(settings, "data.path")
     files = find_input(config)
     request = _request_settings(settings)
-    requests, endpoint = RatingRequests(**request), _connect(settings)
+    requests, endpoint = RatingRequests(request), Endpoint(_endpoint_settings(settings))
+    results = ratings.find_results(job.output_dir)
+    results.check(files)
     with exclusive(run_dir):
         rows = read_input(config, files)
-        ratings, failures = rating.rate(
-            run_dir, rows.scan(), requests, endpoint, concurrency=settings.concurrency
-        )
-        counts = rating.write(
-            job.output_dir,
-            ratings,
+        rated = ratings.rate(run_dir, rows.scan(), requests, endpoint)
+        counts = ratings.write(
+            results,
+            rated,
             threshold=settings.threshold,
-            failures=failures,
             origin=name_data(rows.summary["settings"]),
-            settings={"rows": rows.fingerprint, "base_url": settings.base_url, **request},
+            settings={"rows": rows.fingerprint, **_describe(request, endpoint)},
         )
     print(tables.show_ratings(counts, settings.threshold))
-    target = job.output_dir / "ratings.parquet"
-    print(f"ratings: {target}")
-    if failures:
-        log.warning(tables.show_failures(failures))
-    return Outcome(target, counts)
+    print(f"ratings: {results.table}")
+    _warn(rated.failures, rated.rows_with_markers, "rows")
+    return Outcome(results.table, counts)
 
 
 def _rate_aspects(config: Config, job: Job) -> Outcome:
-    """Has instructions of high and of low IFD rated aspect by aspect, and prints the means."""
+    """Rates instructions of high and of low IFD aspect by aspect, and prints the means."""
+    from cherry_vllm.figures.figure import save_png
+    from cherry_vllm.figures.instructions import draw_aspects
+
     settings, run_dir, scores_dir = config.judge, Path(config.run_dir), Path(config.scores_dir)
     _refuse_answers(settings, "the rows of a scored run")
-    request = _request_settings(settings) | {"aspects": settings.aspects}
+    request = _request_settings(settings)
     scores = read_scores(scores_dir)
-    sides = aspects.take_sides(scores, fraction=settings.fraction, count=settings.count)
-    requests, endpoint = AspectRequests(**request), _connect(settings)
+    sides = aspects.highest_and_lowest(scores, fraction=settings.fraction, count=settings.count)
+    requests = AspectRequests(request, settings.aspects)
+    endpoint = Endpoint(_endpoint_settings(settings))
+    results, picture = aspects.find_results(job.output_dir), job.output_dir / "aspects.png"
+    results.check([])
+    check_replaceable(picture)
     with exclusive(run_dir):
         texts = scan_rows(scores_dir).select("row", "instruction", "input")
         rows = sides.lazy().join(texts, on="row", maintain_order="left").collect()
-        ratings, failures = aspects.rate(
-            run_dir, rows, requests, endpoint, concurrency=settings.concurrency
-        )
-        summary = aspects.summarize(ratings, requests.aspects)
-        origin = {"scores": name_scores(scores_dir), "base_url": settings.base_url}
-        aspects.write(
-            job.output_dir, ratings, summary, failures=failures, settings={**origin, **request}
-        )
-    print(aspects.show(summary))
-    target = job.output_dir / "aspects.parquet"
-    print(f"aspects: {target}  picture: {target.with_suffix('.png')}")
-    if failures:
-        log.warning(tables.show_failures(failures))
-    return Outcome(target, summary)
+        rated = aspects.rate(run_dir, rows, requests, endpoint)
+        summary = aspects.summarize(rated.ratings, requests.aspects)
+        made_from = {"scores": name_scores(scores_dir), "aspects": settings.aspects}
+        made_from |= _describe(request, endpoint)
+        aspects.write(results, rated, summary, settings=made_from)
+        with marked_file(picture, {"drawn_from": results.summary.name}) as path:
+            save_png(path, draw_aspects(summary))
+    print(tables.show_aspects(summary))
+    print(f"aspects: {results.table}  picture: {picture}")
+    _warn(rated.failures, rated.rows_with_markers, "rows")
+    return Outcome(results.table, summary)
 
 
 def _refuse_answers(settings: JudgeConfig, rated: str) -> None:
@@ -158,22 +155,41 @@ def _refuse_answers(settings: JudgeConfig, rated: str) -> None:
         )
 
 
-def _request_settings(settings: JudgeConfig) -> dict[str, Any]:
-    """What a request is made of, next to what the judge is shown."""
+def _request_settings(settings: JudgeConfig) -> RequestSettings:
     if not settings.model:
         raise UserError("judge.model: not given; add judge.model=... (as the endpoint calls it)")
-    return {"model": settings.model, "parameters": settings.parameters, **asdict(settings.prompt)}
+    return RequestSettings(
+        model=settings.model,
+        parameters=settings.parameters,
+        response_format=settings.response_format,
+        prompt=JudgePrompt(**asdict(settings.prompt)),
+    )
 
 
-def _connect(settings: JudgeConfig) -> Endpoint:
-    return Endpoint(
+def _endpoint_settings(settings: JudgeConfig) -> EndpointSettings:
+    return EndpointSettings(
         base_url=settings.base_url,
-        api_key=read_api_key(settings.api_key_env),
+        api_key_env=settings.api_key_env,
+        concurrency=settings.concurrency,
         timeout_s=settings.timeout_s,
         max_tries=settings.max_tries,
-        backoff_s=settings.backoff_s,
-        max_wait_s=settings.max_wait_s,
     )
+
+
+def _describe(request: RequestSettings, endpoint: Endpoint) -> dict[str, Any]:
+    """What decides the replies, next to what the judge is shown."""
+    return {
+        **asdict(request),
+        "response_format": request.response_format.value,
+        "base_url": endpoint.address,
+    }
+
+
+def _warn(failures: Mapping[str, int], with_markers: Sequence[str | int], unit: str) -> None:
+    if failures:
+        log.warning(tables.show_failures(failures))
+    if with_markers:
+        log.warning(tables.show_markers(with_markers, unit))
 
 
 def _hashes(files: Sequence[Path]) -> list[list[str]]:

@@ -1,11 +1,17 @@
-"""What a person reads at the end: a table like the paper's, and what to hold against it."""
+"""What the terminal shows of judgements: tables like the paper's, and the doubts about them."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from cherry_vllm.evaluation.verdicts import Agreement, Tally, Verdict
+from cherry_vllm.evaluation.agreement import Agreement
+from cherry_vllm.evaluation.aspects import COUNTS, SIDES
+from cherry_vllm.evaluation.tally import Tally
+from cherry_vllm.evaluation.verdicts import Verdict
+from cherry_vllm.runtime.text import printable
 
 MAX_LABEL_CHARS = 28
 MAX_REASONS_SHOWN = 3
+MAX_NAMES_SHOWN = 3
 
 
 def show_tallies(tallies: Sequence[Tally]) -> str:
@@ -24,11 +30,11 @@ def _cells(row: Tally, counts: Sequence[str]) -> list[str]:
     score = "-" if row.winning_score is None else f"{row.winning_score:.3f}"
     interval = "-" if row.interval is None else "{:.3f} to {:.3f}".format(*row.interval)
     numbers = (f"{getattr(row, name):,}" for name in counts)
-    return [label[:MAX_LABEL_CHARS], *numbers, score, interval]
+    return [printable(label)[:MAX_LABEL_CHARS], *numbers, score, interval]
 
 
 def show_position_bias(total: Tally) -> str:
-    """How many verdicts turn when the answers change places, and whom they favour."""
+    """How many verdicts depend on the order of the answers, and whom they favour."""
     num_decided = total.win + total.tie + total.loss
     line = f"position bias: {total.flips} of {num_decided} verdicts flip with the order"
     if not total.flips:
@@ -72,3 +78,30 @@ def show_failures(reasons: Mapping[str, int]) -> str:
         f"{sum(reasons.values())} requests have no reply ({shown}{more}); "
         "the same command asks them again"
     )
+
+
+def show_markers(names: Sequence[str | int], unit: str) -> str:
+    """How many judgements may have been forged, and which."""
+    shown = ", ".join(map(str, names[:MAX_NAMES_SHOWN]))
+    more = ", ..." if names[MAX_NAMES_SHOWN:] else ""
+    return (
+        f"{unit} that contain markers of the judge's prompt, which may mislead it: {len(names)} "
+        f"({shown}{more}); read the replies to them"
+    )
+
+
+def show_aspects(summary: Mapping[str, Any]) -> str:
+    """The means of both sides, aspect by aspect, below the counts."""
+    top, least = (summary[side] for side in SIDES)
+    lines = [f"{'':<24}{'highest IFD':>14}{'lowest IFD':>14}{'difference':>14}"]
+    lines += [f"{name:<24}{top[name]:>14,}{least[name]:>14,}" for name in COUNTS]
+    for name in top["means"]:
+        high, low = top["means"][name], least["means"][name]
+        difference = "-" if high is None or low is None else f"{high - low:+.2f}"
+        cells = (_mean(high), _mean(low), difference)
+        lines.append(f"{printable(name):<24}" + "".join(f"{text:>14}" for text in cells))
+    return "\n".join(lines)
+
+
+def _mean(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"

@@ -11,6 +11,7 @@ in a second.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import distributions
 from typing import Any, NamedTuple, Protocol
 
@@ -58,7 +59,8 @@ class Embedder(Protocol):
         ...
 
 
-class Decoding(NamedTuple):
+@dataclass(frozen=True)
+class Decoding:
     """How the tokens of an answer are chosen, and how many at most."""
 
     temperature: float  # 0: greedy

@@ -181,12 +181,11 @@ class VllmGenerator:
     def _params(self, prompt: list[int], seed: int) -> Any:
         from vllm import SamplingParams
 
-        temperature, top_p, top_k, _ = self._decoding
         return SamplingParams(
             max_tokens=self._decoding.limit(prompt, self._max_length),
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
+            temperature=self._decoding.temperature,
+            top_p=self._decoding.top_p,
+            top_k=self._decoding.top_k,
             seed=seed,
             stop_token_ids=self._stop_ids,
             detokenize=False,

@@ -1,4 +1,4 @@
-"""Answer files to pairs: what two models said to the same questions."""
+"""Answer files to pairs of answers: two models on the same questions."""
 
 import json
 from pathlib import Path
@@ -15,9 +15,7 @@ OPTIONAL = ("input", "category", "testset")
 
 
 class Answer(NamedTuple):
-    """One line of an answer file; ``category`` is None where it has none, and so is ``answer``
-    where the model could not be asked.
-    """
+    """One line of an answer file; ``answer`` is None if the model could not be asked."""
 
     testset: str
     id: str
@@ -27,7 +25,7 @@ class Answer(NamedTuple):
     answer: str | None
 
 
-class Pair(NamedTuple):
+class AnswerPair(NamedTuple):
     """The two answers to one question; ``first`` is the side that wins or loses."""
 
     testset: str
@@ -49,33 +47,33 @@ class Pair(NamedTuple):
         return fingerprint({"question": self.question, "answers": [self.first, self.second]})
 
 
-def read_pairs(first: Path, second: Path) -> list[Pair]:
+def read_pairs(first: Path, second: Path) -> list[AnswerPair]:
     """Pairs the answers of two JSON Lines files by id, in the order of the first file.
 
     A line holds ``id``, ``question`` and ``answer``, and may hold ``input``, ``category`` and
     ``testset``; ids are unique within a test set. A null answer needs a ``drop_reason``.
 
     Raises:
-        UserError: a file is not readable or a line is broken, an id stands in one file only, or
-            the two files ask different things under one id.
+        UserError: a file is not readable or a line is broken, an id is in one file only, or the
+            two files have different questions under one id.
     """
     left, right = _read_answers(first), _read_answers(second)
     _check_same_ids(first, left, second, right)
     _check_same_ids(second, right, first, left)
     pairs = []
-    for place, answer in left.items():
-        other = right[place]
+    for key, answer in left.items():
+        other = right[key]
         if (answer.question, answer.input) != (other.question, other.input):
             raise UserError(
-                f"{second}: id {answer.id}: not the question that {first} has under this id; "
+                f"{second}: id {answer.id}: the question differs from the one in {first}; "
                 "let both models answer the same test set"
             )
-        pairs.append(Pair(*answer[:-1], first=answer.answer, second=other.answer))
+        pairs.append(AnswerPair(*answer[:-1], first=answer.answer, second=other.answer))
     return pairs
 
 
 def _check_same_ids(file: Path, answers: dict[Any, Answer], other: Path, others: Any) -> None:
-    missing = [answer.id for place, answer in answers.items() if place not in others]
+    missing = [answer.id for key, answer in answers.items() if key not in others]
     if missing:
         shown = ", ".join(missing[:MAX_IDS_SHOWN]) + (", ..." if missing[MAX_IDS_SHOWN:] else "")
         raise UserError(
@@ -92,11 +90,11 @@ def _read_answers(file: Path) -> dict[tuple[str, str], Answer]:
         try:
             answer = _decode(line)
         except ValueError as error:
-            raise UserError(f"{file}: line {number}: {error}; mend the line") from None
-        place = (answer.testset, answer.id)
-        if place in answers:
-            raise UserError(f"{file}: line {number}: id {answer.id} was there before; make it one")
-        answers[place] = answer
+            raise UserError(f"{file}: line {number}: {error}; fix the line") from None
+        key = (answer.testset, answer.id)
+        if key in answers:
+            raise UserError(f"{file}: line {number}: duplicate id {answer.id}: ids must be unique")
+        answers[key] = answer
     if not answers:
         raise UserError(f"{file}: no answers; check judge.first and judge.second")
     return answers
@@ -112,7 +110,7 @@ def _decode(line: str) -> Answer:
         raise ValueError("not a JSON object")
     name = fields.get("id")
     if not isinstance(name, str | int) or isinstance(name, bool):
-        raise ValueError("no field 'id' with a text or a whole number")
+        raise ValueError("field 'id' must be text or a whole number")
     is_dropped = fields.get("answer") is None and isinstance(fields.get(NO_ANSWER), str)
     required = REQUIRED[:1] if is_dropped else REQUIRED
     texts = {field: check_text(fields.get(field), field) for field in required}
@@ -132,13 +130,13 @@ def _decode(line: str) -> Answer:
 
 
 def check_text(value: Any, field: str) -> str:
-    """The value itself; ValueError with the reason if it is no text that a request can carry."""
+    """The value itself; ValueError with the reason if it is not text that UTF-8 can carry."""
     if value is None:
         raise ValueError(f"no field '{field}'")
     if not isinstance(value, str):
         raise ValueError(f"field '{field}' is {type(value).__name__}, not text")
     if any("\ud800" <= char <= "\udfff" for char in value):
-        raise ValueError(f"field '{field}' holds a lone surrogate, which is no text")
+        raise ValueError(f"field '{field}' contains a lone surrogate, which is not valid text")
     return value
 
 

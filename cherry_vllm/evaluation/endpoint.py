@@ -1,181 +1,141 @@
-"""An OpenAI-compatible chat endpoint, asked until it answers or the request has failed for good."""
+"""An OpenAI-compatible chat endpoint, asked through the ``openai`` client.
 
-import email.utils
+The library retries, backs off and obeys Retry-After. What it lacks is here and in the two modules
+that use this one: a deadline for the whole of a try (:mod:`deadline`), the end of a run that an
+endpoint refuses or that only meets failures, and the end of all requests on a signal
+(:mod:`requests`).
+"""
+
 import json
-import logging
-import math
 import os
-import random
 import re
-import time
-from threading import Event, Lock
-from typing import Any
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
 
 from cherry_vllm.errors import UserError
 from cherry_vllm.evaluation.prompts import Request
 from cherry_vllm.evaluation.replies import Reply
+from cherry_vllm.runtime.text import printable
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from openai import APIStatusError
 
-MAX_BACKOFF_S = 60
 MAX_REASON_CHARS = 300
-MAX_FAULTS_SHOWN = 3
 SETTINGS_STATUS = (401, 403, 404)  # the key, the model or the URL: no other request would pass
-PASSING_STATUS = (408, 409, 425, 429)  # and 500 upwards
+FORMAT_WORDS = ("response_format", "json_schema", "structured")
 VARIABLE_NAME = re.compile(r"[A-Z_][A-Z0-9_]*")
-NO_KEY = "none"  # the client sends one in any case
+NO_KEY = "none"  # the client needs one in any case
 
 
 class RequestError(Exception):
-    """A request without an answer after every try; the message is the reason."""
+    """A request has no reply after every try; the message is the reason."""
 
 
 class RefusedError(RequestError):
-    """A request refused for what it holds: others may well pass."""
+    """A request was refused for what it holds: others may well pass."""
 
 
-class StoppedError(Exception):
-    """The endpoint was stopped while the request waited."""
+@dataclass(frozen=True, kw_only=True)
+class EndpointSettings:
+    """Where the judge is and how patiently it is asked."""
 
-
-class _PassingError(Exception):
-    """A fault that another try may not meet."""
-
-    def __init__(self, reason: str, retry_after_s: float | None = None) -> None:
-        super().__init__(reason)
-        self.retry_after_s = retry_after_s
+    base_url: str
+    api_key_env: str | None  # the variable that holds the key; None: the endpoint needs none
+    concurrency: int  # requests in flight
+    timeout_s: float  # of one try, from its start to the last byte of the reply
+    max_tries: int  # of one request
 
 
 class Endpoint:
-    """One endpoint for many threads; a pause that it asks for holds all of them."""
+    """An endpoint to ask many requests at once, inside an ``async with`` block."""
 
-    def __init__(
-        self,
-        *,
-        base_url: str,
-        api_key: str | None,
-        timeout_s: float,
-        max_tries: int,
-        backoff_s: float,
-        max_wait_s: float,
-    ) -> None:
-        """``backoff_s`` is the wait after the first fault, which doubles with each further one.
+    def __init__(self, settings: EndpointSettings) -> None:
+        """Checks the settings and reads the key; connects to nothing.
 
         Raises:
-            UserError: the package ``openai`` is missing, or the URL is not one to use.
+            UserError: the package ``openai`` is missing, or the URL or the key cannot be used.
         """
         try:
-            from openai import OpenAI
+            import openai
         except ImportError:
             raise UserError("judge: openai is missing; install cherry-vllm[judge]") from None
-        _check_url(base_url)
-        self._client: Any = OpenAI(
-            base_url=base_url, api_key=api_key or NO_KEY, timeout=timeout_s, max_retries=0
-        )
-        self._api_key = api_key
-        self._base_url = base_url
-        self._timeout_s = timeout_s
-        self._max_tries = max_tries
-        self._backoff_s = backoff_s
-        self._max_wait_s = max_wait_s
-        self._lock = Lock()
-        self._resume_at = 0.0  # on the monotonic clock
-        self._stopped = Event()
-        self._num_faults = 0
+        self._openai = openai
+        self._api_key = read_api_key(settings.api_key_env)
+        self._settings = settings
+        self.address = _check_url(settings.base_url)
+        self.concurrency = settings.concurrency
 
-    def ask(self, request: Request) -> Reply:
-        """Sends the request until a reply comes.
+    async def __aenter__(self) -> Self:
+        from cherry_vllm.evaluation.deadline import DeadlineClient
+
+        timeout_s = self._settings.timeout_s
+        self._client = self._openai.AsyncOpenAI(
+            base_url=self.address,
+            api_key=self._api_key or NO_KEY,
+            max_retries=self._settings.max_tries - 1,
+            timeout=timeout_s,
+            http_client=DeadlineClient(timeout_s),
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._client.close()
+
+    async def ask(self, request: Request) -> Reply:
+        """The endpoint's reply, which is never empty.
 
         Raises:
-            RequestError: every try met a fault.
-            RefusedError: the endpoint does not take what it holds.
-            UserError: the key, the model or the URL is refused, or too long a pause asked for.
-            StoppedError: :meth:`stop` was called while it waited.
+            RequestError: every try failed, or there is nothing in the reply.
+            RefusedError: the endpoint does not take what the request holds.
+            UserError: the endpoint refuses the key, the model, the URL or the response format.
         """
-        backoff_s = self._backoff_s
-        for num_left in reversed(range(self._max_tries)):
-            self._wait_for_turn()
-            try:
-                return self._post(request)
-            except _PassingError as fault:
-                self._show(fault)
-                self._hold_all(fault)
-                if not num_left:
-                    raise RequestError(str(fault)) from None
-            self._sleep(backoff_s * random.uniform(0.5, 1))  # noqa: S311
-            backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
-        raise ValueError("max_tries must be at least 1")
-
-    def stop(self) -> None:
-        """Ends all waiting; requests under way still get their reply."""
-        self._stopped.set()
-
-    def _post(self, request: Request) -> Reply:
-        import openai
-
         body = {key: value for key, value in request.items() if key not in ("model", "messages")}
         try:
-            response = self._client.chat.completions.with_raw_response.create(
+            response = await self._client.chat.completions.with_raw_response.create(
                 model=request["model"], messages=request["messages"], extra_body=body
             )
-        except openai.APITimeoutError:
-            raise _PassingError(f"no answer within {self._timeout_s:g} s") from None
-        except openai.APIConnectionError as error:
-            raise _PassingError(self._reason(f"no connection: {error.__cause__}")) from None
-        except openai.APIStatusError as error:
-            raise self._status_fault(error) from None
+        except self._openai.APITimeoutError:
+            raise RequestError(f"no reply within {self._settings.timeout_s:g} s") from None
+        except self._openai.APIConnectionError as error:
+            raise RequestError(self._reason(f"no connection: {error.__cause__}")) from None
+        except self._openai.APIStatusError as error:
+            raise self._status_error(error, request) from None
         return _read_reply(response.text)
 
-    def _status_fault(self, error: Any) -> Exception:
+    def _status_error(self, error: "APIStatusError", request: Request) -> Exception:
         status = error.status_code
         reason = self._reason(error.message.replace("Error code:", "HTTP", 1))
         if status in SETTINGS_STATUS:
             return UserError(
-                f"{self._base_url}: {reason}; check judge.base_url, judge.model and the key in "
+                f"{self.address}: {reason}; check judge.base_url, judge.model and the key in "
                 "the variable that judge.api_key_env names"
             )
-        if status not in PASSING_STATUS and status < 500:
+        if status < 500 and "response_format" in request and _names_any(reason, FORMAT_WORDS):
+            return UserError(
+                f"{self.address}: {reason}; set judge.response_format=text if the endpoint has no "
+                "structured outputs"
+            )
+        if status < 500 and status not in (408, 409, 429):
             return RefusedError(reason)
-        # The server's words vary from try to try; status and code can be counted.
+        # The server's words vary from request to request; status and code can be counted.
         code = f" ({error.code})" if error.code else ""
-        reason = self._reason(f"HTTP {status}{code}")
-        return _PassingError(reason, _read_retry_after(error.response.headers))
-
-    def _show(self, fault: _PassingError) -> None:
-        with self._lock:
-            self._num_faults += 1
-            num_faults = self._num_faults
-        if num_faults <= MAX_FAULTS_SHOWN:
-            last = "; further ones are not shown" if num_faults == MAX_FAULTS_SHOWN else ""
-            log.warning("%s: %s; trying again%s", self._base_url, fault, last)
+        pause = error.response.headers.get("retry-after")
+        return RequestError(
+            self._reason(f"HTTP {status}{code}{f', retry after {pause}' if pause else ''}")
+        )
 
     def _reason(self, text: str) -> str:
-        """One short line without the key, which a server may have repeated."""
+        """One short printable line without the key, which a server may have repeated."""
         if self._api_key:
             text = text.replace(self._api_key, "[key]")
-        return " ".join(text.split())[:MAX_REASON_CHARS]
-
-    def _hold_all(self, fault: _PassingError) -> None:
-        """Holds every thread for the pause that the endpoint asks for, if it does."""
-        if fault.retry_after_s is None:
-            return
-        if fault.retry_after_s > self._max_wait_s:
-            raise UserError(
-                f"{self._base_url}: {fault}, and asks for a pause of {fault.retry_after_s:.0f} s, "
-                f"longer than judge.max_wait_s={self._max_wait_s:g}; run the same command later"
-            )
-        with self._lock:
-            self._resume_at = max(self._resume_at, time.monotonic() + fault.retry_after_s)
-
-    def _wait_for_turn(self) -> None:
-        while (left_s := self._resume_at - time.monotonic()) > 0:
-            # Spread out, so that the threads do not come back as one burst.
-            self._sleep(left_s + random.uniform(0, self._backoff_s))  # noqa: S311
-
-    def _sleep(self, seconds: float) -> None:
-        if self._stopped.wait(seconds):
-            raise StoppedError
+        return printable(" ".join(text.split()))[:MAX_REASON_CHARS]
 
 
 def read_api_key(variable: str | None) -> str | None:
@@ -197,11 +157,12 @@ def read_api_key(variable: str | None) -> str | None:
             "or set judge.api_key_env=null for an endpoint without one"
         )
     if not (key.isascii() and key.isprintable()):
-        raise UserError(f"{variable}: holds characters that no key has; export it anew")
+        raise UserError(f"{variable}: contains characters that no key has; export the key again")
     return key
 
 
-def _check_url(url: str) -> None:
+def _check_url(url: str) -> str:
+    """The URL, in the one form that names the endpoint."""
     try:
         parts = urlsplit(url)
         is_usable = parts.scheme in ("http", "https") and bool(parts.hostname)
@@ -213,34 +174,28 @@ def _check_url(url: str) -> None:
         raise UserError("judge.base_url: holds a user name or a query; pass keys by api_key_env")
     if not is_usable:
         raise UserError(f"judge.base_url={url}: give a URL such as http://localhost:8000/v1")
+    return url.rstrip("/")
 
 
 def _read_reply(content: str) -> Reply:
-    """The first choice of a chat completion; anything else is a fault of the server."""
+    """The first choice of a chat completion."""
     try:
         completion = json.loads(content)
         choice = completion["choices"][0]
         text = choice["message"]["content"]
         model, finish_reason = completion.get("model"), choice.get("finish_reason")
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        raise _PassingError("the answer is no chat completion") from None
+        raise RequestError("the response is not a chat completion") from None
     if not isinstance(text, str | None):
-        raise _PassingError("the answer is no chat completion")
+        raise RequestError("the response is not a chat completion")
+    if not (text or "").strip():
+        raise RequestError(f"empty reply (finish_reason {finish_reason})")
     return Reply(
-        text or "",
+        str(text),
         finish_reason if isinstance(finish_reason, str) else None,
         model if isinstance(model, str) else None,
     )
 
 
-def _read_retry_after(headers: Any) -> float | None:
-    """Seconds to wait, from either form of the header; None without a usable one."""
-    value = headers.get("retry-after", "")
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-        except (TypeError, ValueError, OverflowError):
-            return None
-    return max(0.0, seconds) if math.isfinite(seconds) else None
+def _names_any(text: str, words: tuple[str, ...]) -> bool:
+    return any(word in text.casefold() for word in words)

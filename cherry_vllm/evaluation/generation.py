@@ -1,13 +1,14 @@
-"""Questions to answers: a test set through a model, with the prompt that it was trained with.
+"""Questions to answers: a model answers a test set, with the prompt that it was trained with.
 
 run_dir/questions/FINGERPRINT/   the test set, in shards
 run_dir/answers/FINGERPRINT/     answers, shard for shard
-.../answers.jsonl                what ``judge`` reads, with answers.meta.json beside it
+.../answers.jsonl                what ``judge`` reads, with answers.jsonl.meta.json beside it
 """
 
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from cherry_vllm.engines.checkpoint import Checkpoint, load_tokenizer, read_stop
 from cherry_vllm.engines.settings import EngineSettings
 from cherry_vllm.prompts.spans import SpanBuilder
 from cherry_vllm.schema import REASON, DropReason, Schema
-from cherry_vllm.store.files import atomic_path, read_json, write_json
+from cherry_vllm.store.marks import marked_file, read_mark
 from cherry_vllm.store.shards import Shards
 from cherry_vllm.workers.run import ModelRun, ModelUse
 
@@ -53,7 +54,7 @@ def answer(
         UserError: the model cannot be used, or cannot take ``max_length`` tokens.
     """
     drawn = {"seed": seed} if decoding.temperature else {}
-    parameters = {**decoding._asdict(), **drawn}
+    parameters = {**asdict(decoding), **drawn}
     answering = ModelRun(run_dir / "answers", questions, checkpoint, use, decoding=parameters)
     return answering.run(
         "answering",
@@ -119,30 +120,30 @@ def answer_shard(
 
 
 def write_answers(output: Path, questions: Shards, answers: Shards) -> dict[str, Any]:
-    """Writes one line of JSON per question, answered or not, and how it came; returns the counts.
+    """Writes one line of JSON per question, and a mark with the settings; returns the counts.
 
-    A question without an answer has a null one and a ``drop_reason``.
+    A question without an answer has a null ``answer`` and a ``drop_reason``.
+
+    Raises:
+        UserError: ``output`` is a file that this function did not write.
     """
     source, found = questions.scan().collect(), answers.scan().collect()
     if not source["row"].equals(found["row"]):
         raise RuntimeError(f"{answers.folder}: {found.height} lines for {source.height} questions")
-    manifest = output.with_suffix(".meta.json")
-    if manifest.is_file() and read_json(manifest)["answers"] != answers.fingerprint:
+    before = read_mark(output)
+    if before and before["answers"] != answers.fingerprint:
         log.warning("%s: answers of other settings are replaced; their shards stay", output)
     both = pl.concat([source.drop("row", "drop_reason"), found.drop("row")], how="horizontal")
-    with atomic_path(output) as path:
+    counts = count_answers(both)
+    facts = {"answers": answers.fingerprint, "counts": counts, **answers.summary}
+    with marked_file(output, facts) as path:
         lines = (json.dumps(line, ensure_ascii=False) for line in both.iter_rows(named=True))
         path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    counts = count_answers(both)
-    write_json(
-        manifest,
-        {"answers": answers.fingerprint, "counts": counts, **answers.summary},
-    )
     return counts
 
 
 def count_answers(answers: pl.DataFrame) -> dict[str, Any]:
-    """Answered and dropped questions make up all; those answered ended, or were cut, or both."""
+    """Questions answered and dropped, by how they ended and why; the two add up to all."""
     dropped = answers["drop_reason"].drop_nulls().value_counts(sort=True)
     answered = answers.filter(pl.col("drop_reason").is_null())
     num_cut = int(answered["truncated"].sum())

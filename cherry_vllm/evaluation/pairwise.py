@@ -1,6 +1,6 @@
-"""The way through the room: pairs to requests, replies, verdicts and figures.
+"""Two models' answers to verdicts and figures.
 
-run_dir/replies.jsonl   every reply (:mod:`asking`)
+run_dir/replies.jsonl   every reply (:mod:`requests`)
 .../verdicts.parquet    one line per question (:data:`verdicts.VERDICTS`)
 .../judge.json          settings, counts and figures
 """
@@ -8,62 +8,68 @@ run_dir/replies.jsonl   every reply (:mod:`asking`)
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from cherry_vllm import __version__
-from cherry_vllm.evaluation.answers import Pair
+from cherry_vllm.evaluation.agreement import Agreement, compare
+from cherry_vllm.evaluation.answers import AnswerPair
 from cherry_vllm.evaluation.endpoint import Endpoint
-from cherry_vllm.evaluation.prompts import PairRequests, Request
-from cherry_vllm.evaluation.requests import ask_all
+from cherry_vllm.evaluation.prompts import PairRequests
+from cherry_vllm.evaluation.replies import Reply
+from cherry_vllm.evaluation.requests import ask_all, name_request
+from cherry_vllm.evaluation.results import Results
 from cherry_vllm.evaluation.reviews import read_reviews
-from cherry_vllm.evaluation.verdicts import (
-    Agreement,
-    Judgement,
-    Tally,
-    compare,
-    decide,
-    read_verdicts,
-    tally_groups,
-)
-from cherry_vllm.store.files import atomic_path, fingerprint, read_json, write_json
+from cherry_vllm.evaluation.tally import Tally, tally_groups
+from cherry_vllm.evaluation.verdicts import Judgement, decide, read_verdicts
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Judged:
+    """Judgements, in the order of the pairs, and what to know about how they were made."""
+
+    judgements: Sequence[Judgement]
+    failures: Counter[str] = field(default_factory=Counter)  # reasons of failed requests
+    ids_with_markers: Sequence[str] = ()  # questions or answers that hold the prompt's markers
+
+
 def judge(
-    run_dir: Path,
-    pairs: Sequence[Pair],
-    requests: PairRequests,
-    endpoint: Endpoint,
-    *,
-    concurrency: int,
-) -> tuple[list[Judgement], Counter[str]]:
-    """Has every pair judged in both orders, and counts the reasons of requests that failed.
+    run_dir: Path, pairs: Sequence[AnswerPair], requests: PairRequests, endpoint: Endpoint
+) -> Judged:
+    """Has every pair judged in both orders.
 
     Nothing is asked about a pair that lacks an answer.
 
     Raises:
         UserError: the endpoint refuses the settings or is down, or no request has a reply.
     """
-    built = [_named(requests.build(pair)) if pair.is_answered else [] for pair in pairs]
-    bodies = {name: body for both in built for name, body in both}
-    replies, failures = ask_all(run_dir, bodies, endpoint, concurrency=concurrency)
-    judgements = []
-    for pair, both in zip(pairs, built, strict=True):
-        if both:
-            (name, _), (reverse, _) = both
-            found = (replies.get(name), replies.get(reverse))
-            judgements.append(Judgement(pair, *found, name, reverse))
-        else:
-            judgements.append(Judgement(pair, None, None))
-    return judgements, failures
+    built = [requests.build(pair) if pair.is_answered else () for pair in pairs]
+    named = [{name_request(body, endpoint): body for body in both} for both in built]
+    responses = ask_all(run_dir, {name: both[name] for both in named for name in both}, endpoint)
+    judgements = [
+        _find_judgement(pair, list(both), responses.replies)
+        for pair, both in zip(pairs, named, strict=True)
+    ]
+    with_markers = [
+        pair.id
+        for pair in pairs
+        if pair.is_answered
+        and requests.holds_marker([pair.question, pair.input, pair.first, pair.second])
+    ]
+    return Judged(judgements, responses.failures, with_markers)
 
 
-def _named(requests: Sequence[Request]) -> list[tuple[str, Request]]:
-    return [(fingerprint(body), body) for body in requests]
+def _find_judgement(
+    pair: AnswerPair, names: Sequence[str], replies: Mapping[str, Reply]
+) -> Judgement:
+    if not names:
+        return Judgement(pair, None, None)
+    in_order, reverse = names[0], names[-1]  # one request if both answers are the same
+    return Judgement(pair, replies.get(in_order), replies.get(reverse), in_order, reverse)
 
 
 def read_others(file: Path) -> pl.DataFrame:
@@ -77,33 +83,29 @@ def read_others(file: Path) -> pl.DataFrame:
     return read_verdicts(file)
 
 
+def find_results(output_dir: Path) -> Results:
+    return Results(output_dir / "verdicts.parquet", output_dir / "judge.json")
+
+
 def conclude(
-    output_dir: Path,
-    judgements: Sequence[Judgement],
-    *,
-    failures: Mapping[str, int],
-    others: pl.DataFrame | None,
-    seed: int,
-    settings: Mapping[str, Any],
+    results: Results, judged: Judged, *, others: pl.DataFrame | None, settings: Mapping[str, Any]
 ) -> tuple[list[Tally], Agreement | None]:
-    """Writes ``verdicts.parquet`` and ``judge.json``; returns the figures."""
-    verdicts = decide(judgements)
-    tallies = tally_groups(verdicts, seed=seed)
+    """Writes the verdicts and their summary; returns the figures."""
+    verdicts = decide(judged.judgements)
+    tallies = tally_groups(verdicts)
     agreement = None if others is None else compare(verdicts, others)
-    manifest = output_dir / "judge.json"
-    if manifest.is_file() and read_json(manifest)["settings"] != settings:
-        log.warning("%s: verdicts of other settings are replaced; replies stay", output_dir)
-    with atomic_path(output_dir / "verdicts.parquet") as path:
-        verdicts.write_parquet(path)
-    write_json(
-        manifest,
+    before = results.read_summary()
+    if before and before["settings"] != settings:
+        log.warning("%s: verdicts of other settings are replaced; replies stay", results.table)
+    results.write(
+        verdicts,
         {
-            "version": __version__,
             "settings": settings,
-            "answered_by": _count_models(judgements),
+            "answered_by": _count_models(judged.judgements),
             "figures": [row._asdict() for row in tallies],
             "agreement": agreement and agreement._asdict(),
-            "failures": failures,
+            "failures": judged.failures,
+            "with_markers": judged.ids_with_markers,
         },
     )
     return tallies, agreement

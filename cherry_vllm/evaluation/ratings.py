@@ -1,25 +1,25 @@
-"""Rows of the data to ratings: a judge looks at each answer by itself.
+"""Rows of the data to ratings: the judge sees one answer at a time.
 
-run_dir/replies.jsonl   every reply (:mod:`asking`)
+run_dir/replies.jsonl   every reply (:mod:`requests`)
 .../ratings.parquet     one line per input row (:data:`RATINGS`)
 .../ratings.json        settings and counts
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from cherry_vllm import __version__
 from cherry_vllm.evaluation.endpoint import Endpoint
 from cherry_vllm.evaluation.parsing import parse_rating
 from cherry_vllm.evaluation.prompts import RatingRequests
 from cherry_vllm.evaluation.replies import Reply
 from cherry_vllm.evaluation.requests import ask_about_rows
+from cherry_vllm.evaluation.results import Results
 from cherry_vllm.schema import Schema
-from cherry_vllm.store.files import ROW_GROUP_ROWS, atomic_path, write_json
 
 # One line per input row: ratings.parquet.
 RATINGS: Schema = {
@@ -30,34 +30,36 @@ RATINGS: Schema = {
 }
 
 
-def rate(
-    run_dir: Path,
-    rows: pl.LazyFrame,
-    requests: RatingRequests,
-    endpoint: Endpoint,
-    *,
-    concurrency: int,
-) -> tuple[pl.DataFrame, Counter[str]]:
-    """Has every usable row rated; counts the reasons of requests that failed.
+@dataclass(frozen=True)
+class Rated:
+    """Ratings, and what to know about how they were made."""
 
-    ``rows`` is a frame of :data:`schema.ROWS`, the result one of :data:`RATINGS`.
+    ratings: pl.DataFrame
+    failures: Counter[str]  # reasons of failed requests
+    rows_with_markers: Sequence[int]  # their text holds markers of the judge's prompt
+
+
+def rate(run_dir: Path, rows: pl.LazyFrame, requests: RatingRequests, endpoint: Endpoint) -> Rated:
+    """Has every usable row of a frame of :data:`schema.ROWS` rated: a frame of :data:`RATINGS`.
 
     Raises:
         UserError: the endpoint refuses the settings or is down, or no request has a reply.
     """
     known = rows.select("row", "instruction", "input", "answer", "drop_reason").collect()
     asked = known.filter(pl.col("drop_reason").is_null()).drop("drop_reason")
-    bodies = {row: requests.build(*texts) for row, *texts in asked.iter_rows()}
-    replies, failures = ask_about_rows(run_dir, bodies, endpoint, concurrency=concurrency)
+    texts = {row: shown for row, *shown in asked.iter_rows()}
+    bodies = {row: requests.build(*shown) for row, shown in texts.items()}
+    replies, failures = ask_about_rows(run_dir, bodies, endpoint)
     lines: list[tuple[Any, ...]] = []
     for row, drop_reason in known.select("row", "drop_reason").iter_rows():
         name, reply = replies.get(row, (None, None))
         lines.append((row, *_read_rating(drop_reason, reply), name))
-    return pl.DataFrame(lines, schema=RATINGS, orient="row"), failures
+    with_markers = [row for row, shown in texts.items() if requests.holds_marker(shown)]
+    return Rated(pl.DataFrame(lines, schema=RATINGS, orient="row"), failures, with_markers)
 
 
 def _read_rating(drop_reason: str | None, reply: Reply | None) -> tuple[float | None, str | None]:
-    """A row's rating, or else why it has none."""
+    """A row's rating, and why it has none."""
     if drop_reason is not None:
         return None, drop_reason
     if reply is None:
@@ -66,19 +68,18 @@ def _read_rating(drop_reason: str | None, reply: Reply | None) -> tuple[float | 
     return rating, "unparsed" if rating is None else None
 
 
-def write(
-    output_dir: Path,
-    ratings: pl.DataFrame,
-    *,
-    threshold: float,
-    failures: Mapping[str, int],
-    origin: str,
-    settings: Mapping[str, Any],
-) -> dict[str, int]:
-    """Writes ``ratings.parquet`` and ``ratings.json``; returns the counts.
+def find_results(output_dir: Path) -> Results:
+    return Results(output_dir / "ratings.parquet", output_dir / "ratings.json")
 
-    ``origin`` names the data whose rows these are (:func:`pipeline.name_data`).
+
+def write(
+    results: Results, rated: Rated, *, threshold: float, origin: str, settings: Mapping[str, Any]
+) -> dict[str, int]:
+    """Writes the ratings and their summary; returns the counts.
+
+    ``origin`` names the data whose rows these are (:func:`run_folder.name_data`).
     """
+    ratings = rated.ratings
     reasons = ratings["reason"].drop_nulls().value_counts(sort=True).iter_rows()
     counts = {
         "rows": ratings.height,
@@ -86,16 +87,12 @@ def write(
         "reach_threshold": ratings.filter(pl.col("rating") >= threshold).height,
         **dict(reasons),
     }
-    with atomic_path(output_dir / "ratings.parquet") as path:
-        ratings.write_parquet(path, row_group_size=ROW_GROUP_ROWS, metadata={"origin": origin})
-    write_json(
-        output_dir / "ratings.json",
-        {
-            "version": __version__,
-            "settings": settings,
-            "threshold": threshold,
-            "counts": counts,
-            "failures": failures,
-        },
-    )
+    summary = {
+        "settings": settings,
+        "threshold": threshold,
+        "counts": counts,
+        "failures": rated.failures,
+        "with_markers": rated.rows_with_markers,
+    }
+    results.write(ratings, summary, origin=origin)
     return counts

@@ -1,16 +1,22 @@
 """Replies that survive a kill: what was paid for is never asked again."""
 
 import json
+import logging
 import os
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from threading import Lock
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Self
 
 from cherry_vllm.errors import UserError
 
+log = logging.getLogger(__name__)
 
-class Reply(NamedTuple):
+OPENING = b'{"request": "'  # of every line
+
+
+@dataclass(frozen=True)
+class Reply:
     """What a judge wrote; ``model`` is what the endpoint says answered."""
 
     text: str
@@ -24,20 +30,20 @@ class Reply(NamedTuple):
 
 
 class Replies:
-    """Replies by the fingerprint of their request, in a file that only grows.
+    """Replies by the name of their request, in a file that only grows.
 
     Each is a line of JSON, on the disk before :meth:`add` returns. A line that a kill tore off
-    is cut away when the file is next opened. One process at a time; threads may share it.
+    is removed when the file is next opened. One process at a time.
     """
 
     def __init__(self, path: Path) -> None:
-        """Opens the file, or makes it.
+        """Opens the file, or creates it.
 
         Raises:
             UserError: a line other than the last is broken.
         """
         self._path = path
-        self._lock = Lock()
+        self._num_old = 0  # lines of a version that did not store the endpoint's address
         self._file = path.open("a+b", buffering=0)
         try:
             self._replies = self._load()
@@ -46,22 +52,32 @@ class Replies:
             raise
 
     def get(self, request: str) -> Reply | None:
+        """The reply to a request; None if there is none, or if it is empty."""
         return self._replies.get(request)
 
-    def add(self, request: str, reply: Reply) -> None:
-        """Stores a reply for good."""
-        line = json.dumps({"request": request, **reply._asdict()}) + "\n"
-        with self._lock:
-            end = self._file.seek(0, os.SEEK_END)
-            try:
-                rest = memoryview(line.encode())
-                while rest:
-                    rest = rest[self._file.write(rest) :]
-                os.fsync(self._file.fileno())
-            except OSError:
-                self._file.truncate(end)  # the next line must not follow a torn one
-                raise
-            self._replies[request] = reply
+    def add(self, request: str, reply: Reply, base_url: str) -> None:
+        """Stores a reply for good, with the address that it came from."""
+        line = json.dumps({"request": request, "base_url": base_url, **asdict(reply)}) + "\n"
+        end = self._file.seek(0, os.SEEK_END)
+        try:
+            rest = memoryview(line.encode())
+            while rest:
+                rest = rest[self._file.write(rest) :]
+            os.fsync(self._file.fileno())
+        except BaseException:  # a full disk or Ctrl-C: the next line must not follow a torn one
+            self._file.truncate(end)
+            raise
+        self._replies[request] = reply
+
+    def warn_of_old_lines(self) -> None:
+        """Says that older replies are not used, if there are any."""
+        if self._num_old:
+            log.warning(
+                "%s: %d replies of an earlier version do not say which endpoint gave them; they "
+                "are not used, and their requests are sent again",
+                self._path,
+                self._num_old,
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -83,17 +99,27 @@ class Replies:
             try:
                 fields = json.loads(line)
                 name = fields.pop("request")
-                replies[name] = Reply(**fields)
+                has_address = fields.pop("base_url", None) is not None
+                reply = Reply(**fields)
             except (ValueError, TypeError, KeyError, AttributeError):
-                if start + len(line) < len(content) or line.endswith(b"\n"):
+                is_torn = start + len(line) == len(content) and _is_beginning(line)
+                if not is_torn:
                     raise UserError(
-                        f"{self._path}: line {number} is no stored reply; delete the line, and "
+                        f"{self._path}: line {number} is not a stored reply; delete the line, and "
                         "its request is sent again"
                     ) from None
                 self._file.truncate(start)
                 break
+            if has_address and reply.text.strip():
+                replies[name] = reply
+            self._num_old += not has_address
             start += len(line)
         else:
             if content and not content.endswith(b"\n"):
                 self._file.write(b"\n")
         return replies
+
+
+def _is_beginning(line: bytes) -> bool:
+    """Whether a line may be what a kill left of one of ours."""
+    return not line.endswith(b"\n") and line[: len(OPENING)] == OPENING[: len(line)]

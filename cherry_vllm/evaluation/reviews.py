@@ -4,7 +4,7 @@
      "data": [{"text": ..., "Answer1": ..., "Answer2": ..., "review": ..., "review_reverse": ...}]}
 
 ``review`` saw Answer1 as Assistant 1, ``review_reverse`` saw it as Assistant 2. The recorded
-``scores`` are not read: what counts is what the judge wrote.
+``scores`` are not read: the judge's words count.
 """
 
 import json
@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from cherry_vllm.errors import UserError
-from cherry_vllm.evaluation.answers import Pair, check_text, read_text
+from cherry_vllm.evaluation.answers import AnswerPair, check_text, read_text
 from cherry_vllm.evaluation.replies import Reply
 from cherry_vllm.evaluation.verdicts import Judgement
 
-# Each of the paper's test sets calls its question by another name.
+# Each of the paper's test sets has its own name for the question.
 QUESTION_FIELDS = ("text", "prompt", "Instruction", "instruction", "conversations", "question")
 FORMAT = "give a reviews file: an object with the list 'data'"
 
 
 def read_reviews(files: Sequence[Path]) -> list[Judgement]:
-    """The reviews of all files, as if an endpoint had just given them.
+    """The reviews of all files, in the form that an endpoint's replies have.
 
-    A file's test set is its ``dataset_name``, or else its own name. A record may hold ``id``,
+    A file's test set is its ``dataset_name``, or else the file's name. A record may hold ``id``,
     ``input`` and ``category``; its position is its id otherwise.
 
     Raises:
@@ -36,13 +36,15 @@ def read_reviews(files: Sequence[Path]) -> list[Judgement]:
     for file in files:
         testset, records = _read_file(file)
         if testset in seen:
-            raise UserError(f"{file}: the same test set ({testset}) as {seen[testset]}; give one")
+            raise UserError(
+                f"{file}: same test set ({testset}) as {seen[testset]}; give one of the two"
+            )
         seen[testset] = file
         for index, record in enumerate(records):
             try:
                 reviews.append(_decode(record, testset, index))
             except ValueError as error:
-                raise UserError(f"{file}: record {index}: {error}; mend the record") from None
+                raise UserError(f"{file}: record {index}: {error}; fix the record") from None
     if not reviews:
         raise UserError("judge.reviews: no reviews; " + FORMAT)
     return reviews
@@ -69,7 +71,7 @@ def _decode(record: Any, testset: str, index: int) -> Judgement:
     needed = (question, "Answer1", "Answer2", "review", "review_reverse")
     texts = {name: check_text(record.get(name), name) for name in needed}
     category = record.get("category")
-    pair = Pair(
+    pair = AnswerPair(
         testset=testset,
         id=str(record.get("id", index)),
         category=None if category is None else check_text(category, "category"),

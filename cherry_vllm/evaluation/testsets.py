@@ -1,4 +1,4 @@
-"""Test sets to questions: each published set calls its fields by other names."""
+"""Test sets to questions: each published set has its own field names."""
 
 import json
 from pathlib import Path
@@ -25,8 +25,9 @@ QUESTIONS: Schema = {
 
 
 class QuestionColumns(NamedTuple):
-    """Where a record has the four fields, None for nowhere: names joined by dots, through objects
-    and lists, as in "instances.0.input".
+    """Where a record holds the four fields; None if it does not.
+
+    A dotted name leads through objects and lists, as in "instances.0.input".
     """
 
     id: str | None
@@ -60,12 +61,12 @@ def read(
 def read_questions(file: Path, *, name: str | None, columns: QuestionColumns) -> pl.DataFrame:
     """The questions of a file of JSON Lines, or of a JSON array, as a frame of QUESTIONS.
 
-    ``name`` is that of the test set, or None for the file's own. Without a column for it, a
-    question's id is its position.
+    ``name`` names the test set; None takes the file's name. Without a column for it, a question's
+    id is its position.
 
     Raises:
-        UserError: the file is not readable, holds no question, or a record is broken, has no
-            question or an id that was there before.
+        UserError: the file is not readable or has no questions, or a record is broken, has no
+            question or a duplicate id.
     """
     rows: list[tuple[int, str, str, str | None, str, str, None]] = []
     seen: set[str] = set()
@@ -73,9 +74,9 @@ def read_questions(file: Path, *, name: str | None, columns: QuestionColumns) ->
         try:
             line = _decode(record, len(rows), columns)
         except ValueError as error:
-            raise UserError(f"{file}: {place}: {error}; mend it, or set testset.columns") from None
+            raise UserError(f"{file}: {place}: {error}; fix it, or set testset.columns") from None
         if line[0] in seen:
-            raise UserError(f"{file}: {place}: id {line[0]} was there before; make it one")
+            raise UserError(f"{file}: {place}: duplicate id {line[0]}: ids must be unique")
         seen.add(line[0])
         rows.append((len(rows), name or file.stem, *line, None))
     if not rows:
@@ -90,7 +91,7 @@ def _records(file: Path) -> list[tuple[str, Any]]:
         if text.lstrip().startswith("["):
             return [(f"record {index}", record) for index, record in enumerate(json.loads(text))]
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{file}: broken JSON ({error}); mend the file") from None
+        raise UserError(f"{file}: broken JSON ({error}); fix the file") from None
     return [
         (f"line {number}", line)
         for number, line in enumerate(text.split("\n"), start=1)
@@ -114,7 +115,7 @@ def _decode(
         raise ValueError(f"field '{columns.question}' is blank")
     name = position if columns.id is None else _find(record, columns.id)
     if not isinstance(name, str | int) or isinstance(name, bool):
-        raise ValueError(f"no field '{columns.id}' with a text or a whole number")
+        raise ValueError(f"field '{columns.id}' must be text or a whole number")
     extra, category = (
         None if found is None else check_text(found, str(column))
         for column in (columns.input, columns.category)
@@ -124,7 +125,7 @@ def _decode(
 
 
 def _find(record: Any, column: str) -> Any:
-    """What a record holds at a dotted name; None where it holds nothing."""
+    """The value of a record at a dotted name; None if there is none."""
     found = record
     for name in column.split("."):
         if isinstance(found, list) and name.isdecimal():

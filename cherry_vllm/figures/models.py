@@ -92,7 +92,7 @@ def draw_winning_score(points: pl.DataFrame) -> Figure:
     ]
     best = points.sort("score", descending=True).row(0, named=True)
     caption = (
-        "Winning score, (wins \u2212 losses) / all decided + 1, with its 95% bootstrap interval; "
+        "Winning score, (wins \u2212 losses) / all decided + 1, with its 95% interval; "
         f"on the dashed line both models are equal. Highest: {best['score']:.3f} with "
         f"{best['rows']:,} rows ({best['series']})."
     )
@@ -149,7 +149,8 @@ def draw_verdicts(jobs: Sequence[Job]) -> Figure:
         )
     )
     totals = [_total(judgement) for job in jobs for judgement in job.judgements.values()]
-    unclear = sum(total["unparsed"] + total["failed"] for total in totals)
+    left_out = ("unparsed", "failed", "unanswered")
+    unclear = sum(total.get(reason, 0) for total in totals for reason in left_out)
     caption = "Questions won / level / lost by the first model, each judged in both orders."
     if unclear:
         caption += f" {unclear:,} without a verdict are left out."

@@ -1,4 +1,4 @@
-"""The judge against a real endpoint: a local `vllm serve` on CPU, and a whole round with it."""
+"""The judge against a real endpoint, `vllm serve` on CPU, and a whole round with it."""
 
 import json
 import os
@@ -11,21 +11,24 @@ from typing import NamedTuple
 
 import polars as pl
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bench.server import ServerError, get, serve
+from cherry_vllm.commands.generate import generate
+from cherry_vllm.commands.inputs import Job
+from cherry_vllm.commands.score import score
 from cherry_vllm.config import compose
-from tests.conftest import Cli, start
-from tests.test_exports import run_dir as scored_run  # noqa: F401
-from tests.test_judge_verdicts import FIRST, SECOND
+from tests.conftest import ROWS, start
+from tests.judging import FIRST, SECOND, run_judge
 
+pytestmark = [pytest.mark.engine, pytest.mark.process]
+
+MAX_LENGTH = 2048  # the prompts are longer than what the tiny model takes
 NUM_REQUESTS = 10  # five pairs, in both orders
 MISSING_PIECE = re.compile(r"(?:ModuleNotFoundError|ImportError): .*")
 KINDS = ("win", "tie", "loss", "unparsed", "failed", "unanswered")
 
 
-class Endpoint(NamedTuple):
+class Server(NamedTuple):
     root: str
 
     def num_answered(self) -> int:
@@ -37,25 +40,33 @@ class Endpoint(NamedTuple):
         pattern = r"^vllm:num_requests_(?:running|waiting)\{.*\} (\S+)$"
         return int(sum(map(float, re.findall(pattern, get(f"{self.root}/metrics"), re.MULTILINE))))
 
-    def options(self, run_dir: Path, first: Path = FIRST, second: Path = SECOND) -> list[str]:
+    def options(self, *more: str) -> list[str]:
         return [
-            f"judge.first={first}",
-            f"judge.second={second}",
-            f"run_dir={run_dir}",
             f"judge.base_url={self.root}/v1",
             "judge.model=judge",
             "judge.api_key_env=null",
-            "judge.parameters.max_tokens=16",
+            "judge.parameters.max_tokens=64",
+            *more,
         ]
+
+    def pair_options(self, first: Path = FIRST, second: Path = SECOND) -> list[str]:
+        return self.options(f"judge.first={first}", f"judge.second={second}")
 
 
 @pytest.fixture(scope="module")
-def endpoint(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
-    """The embedded checkpoint, served."""
-    log = tmp_path_factory.mktemp("serve") / "log.txt"
+def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Two random layers, served: what they say is noise, in the form that the server enforces."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("serve")
+    model, log = folder / "model", folder / "log.txt"
+    # Heads as wide as vLLM's attention on CPU takes them.
+    config = AutoConfig.from_pretrained(tiny, max_position_embeddings=MAX_LENGTH, head_dim=32)
+    AutoModelForCausalLM.from_config(config).save_pretrained(model)
+    AutoTokenizer.from_pretrained(tiny).save_pretrained(model)
     try:
-        with serve(checkpoint, log) as address:
-            yield Endpoint(address)
+        with serve(model, log, max_length=MAX_LENGTH) as address:
+            yield Server(address)
     except ServerError as failure:
         if missing := MISSING_PIECE.findall(log.read_text()):
             pytest.skip(f"vLLM's server lacks an installed piece: {missing[-1]}")
@@ -79,18 +90,29 @@ def check_counts(run_dir: Path, num_questions: int) -> pl.DataFrame:
         assert (row["verdict"] == "unparsed") == (not is_scored)
     total = json.loads((run_dir / "judge.json").read_text())["figures"][0]
     assert sum(total[kind] for kind in KINDS) == total["questions"] == num_questions
-    assert {kind: total[kind] for kind in KINDS} == {
-        kind: verdicts.filter(verdict=kind).height for kind in KINDS
-    }
     return verdicts
 
 
-def test_a_killed_judge_asks_the_server_nothing_twice(
-    endpoint: Endpoint, cli: Cli, tmp_path: Path
+def test_structured_outputs_give_two_scores_even_by_a_random_model(
+    server: Server, tmp_path: Path
 ) -> None:
-    before = endpoint.num_answered()
+    run_judge(tmp_path, *server.pair_options())
+    verdicts = check_counts(tmp_path, 5)
+    assert verdicts["verdict"].is_in(["win", "tie", "loss"]).all()
+    for reply in replies_of(tmp_path):
+        assert re.match(r'\{\s*"assistant_1":\s*\d', reply["text"])
+        assert reply["model"] == "judge"
+
+
+def test_in_words_a_random_model_scores_nothing_and_says_so(server: Server, tmp_path: Path) -> None:
+    run_judge(tmp_path, *server.pair_options(), "judge.response_format=text")
+    assert set(check_counts(tmp_path, 5)["verdict"]) == {"unparsed"}
+
+
+def test_a_killed_judge_asks_the_server_nothing_twice(server: Server, tmp_path: Path) -> None:
+    before = server.num_answered()
     # One request at a time, so that the kill meets one at most.
-    process = start("judge", *endpoint.options(tmp_path), "judge.concurrency=1")
+    process = start("judge", *server.pair_options(), "judge.concurrency=1", f"run_dir={tmp_path}")
     while process.poll() is None and len(replies_of(tmp_path)) < 3:
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
@@ -98,54 +120,36 @@ def test_a_killed_judge_asks_the_server_nothing_twice(
     stored = replies_of(tmp_path)
     assert 3 <= len(stored) < NUM_REQUESTS
     assert not (tmp_path / "judge.json").exists()
-    while endpoint.num_under_way():
+    while server.num_under_way():
         time.sleep(0.1)
-    at_kill = endpoint.num_answered()
+    at_kill = server.num_answered()
     assert at_kill - before - len(stored) in (0, 1)
 
-    done = cli("judge", *endpoint.options(tmp_path))
-    assert done.returncode == 0, done.stderr
-    assert endpoint.num_answered() - at_kill == NUM_REQUESTS - len(stored)
+    run_judge(tmp_path, *server.pair_options())
+    assert server.num_answered() - at_kill == NUM_REQUESTS - len(stored)
     replies = replies_of(tmp_path)
     assert replies[: len(stored)] == stored
     assert len({reply["request"] for reply in replies}) == len(replies) == NUM_REQUESTS
-    assert {reply["model"] for reply in replies} == {"judge"}
-    assert all(reply["text"] for reply in replies)
-    assert "winning score" in done.stdout
     verdicts = check_counts(tmp_path, 5)
 
-    again = cli("judge", *endpoint.options(tmp_path))
-    assert again.returncode == 0, again.stderr
-    assert endpoint.num_answered() - at_kill == NUM_REQUESTS - len(stored)
+    run_judge(tmp_path, *server.pair_options())
+    assert server.num_answered() - at_kill == NUM_REQUESTS - len(stored)
     assert pl.read_parquet(tmp_path / "verdicts.parquet").equals(verdicts)
 
 
 def test_a_model_that_the_server_does_not_have_costs_one_line(
-    endpoint: Endpoint, cli: Cli, tmp_path: Path
+    server: Server, tmp_path: Path
 ) -> None:
-    done = cli("judge", *endpoint.options(tmp_path), "judge.model=other")
-    assert done.returncode == 2
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("cherry-vllm: ")]
+    process = start("judge", *server.pair_options(), "judge.model=other", f"run_dir={tmp_path}")
+    _, stderr = process.communicate()
+    assert process.returncode == 2
+    (line,) = [line for line in stderr.splitlines() if line.startswith("cherry-vllm: ")]
     assert "HTTP 404" in line
     assert "judge.model" in line
 
 
-@pytest.fixture(scope="module")
-def disturbed(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint with a little noise on its weights: another model, though not by much."""
-    folder = tmp_path_factory.mktemp("models") / "disturbed"
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16)
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(torch.randn_like(weight), alpha=0.05 * float(weight.std()))
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(checkpoint).save_pretrained(folder)
-    return folder
-
-
-def test_a_whole_round_from_two_models_to_a_table(
-    endpoint: Endpoint, checkpoint: Path, disturbed: Path, cli: Cli, tmp_path: Path
+def test_a_whole_round_from_answers_to_a_table(
+    server: Server, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     questions = ["Name three fruits.", "What is the capital of France?", "why? " * 300]
     testset = tmp_path / "question.jsonl"
@@ -154,66 +158,47 @@ def test_a_whole_round_from_two_models_to_a_table(
         for number, text in enumerate(questions)
     )
     testset.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    for name, model in (("first", checkpoint), ("second", disturbed)):
-        done = cli(
-            "generate",
+    files = (tmp_path / "first.jsonl", tmp_path / "second.jsonl")
+    for file, temperature in zip(files, (0, 1), strict=True):
+        config = compose(
             "testset=vicuna",
             f"testset.path={testset}",
-            f"model.path={model}",
+            f"model.path={tiny}",
             f"run_dir={tmp_path}",
-            f"generate.output={name}.jsonl",
+            f"generate.output={file.name}",
+            f"generate.temperature={temperature}",
             "generate.max_new_tokens=16",
             "engine=hf",
             "prompt=chat",
             "max_length=256",
         )
-        assert done.returncode == 0, done.stderr
-    files = (tmp_path / "first.jsonl", tmp_path / "second.jsonl")
-    answers = [[json.loads(line)["answer"] for line in open_lines(file)] for file in files]
-    assert "Paris" in answers[0][1]
-    assert answers[0] != answers[1]
-    assert [both[2] for both in answers] == [None, None]
-    before = endpoint.num_answered()
-    # A model of this size scores nothing of its own accord; the server holds it to the format.
-    scores = "+judge.parameters.structured_outputs.regex='[1-9] [1-9]'"
-    done = cli("judge", *endpoint.options(tmp_path, *files), scores)
-    assert done.returncode == 0, done.stderr
+        generate(config, Job(tmp_path, is_sweep=False))
+    capsys.readouterr()
+    before = server.num_answered()
+    run_judge(tmp_path, *server.pair_options(*files))
     verdicts = check_counts(tmp_path, 3)
     assert verdicts["verdict"].is_in(["win", "tie", "loss"]).to_list() == [True, True, False]
     assert verdicts["verdict"][2] == "unanswered"
     asked = {*verdicts["request"], *verdicts["request_reversed"]} - {None}
-    assert endpoint.num_answered() - before == len(replies_of(tmp_path)) == len(asked)
-    header, row, *_ = [line.split() for line in done.stdout.splitlines()]
+    assert server.num_answered() - before == len(replies_of(tmp_path)) == len(asked)
+    header, row, *_ = [line.split() for line in capsys.readouterr().out.splitlines()]
     counts = dict(zip(header, row[1:], strict=False))
     assert row[0] == "vicuna"
     assert sum(int(counts[kind]) for kind in KINDS) == int(counts["questions"]) == 3
 
 
 def test_the_server_rates_instructions_aspect_by_aspect(
-    endpoint: Endpoint,
-    cli: Cli,
-    scored_run: Path,  # noqa: F811
-    tmp_path: Path,
+    server: Server, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    scored = tmp_path / "scored"
+    overrides = (f"data.path={ROWS}", f"model.path={tiny}", "max_length=128", "engine=hf")
+    score(compose(f"run_dir={scored}", *overrides), Job(scored, is_sweep=False))
+    rated = ("judge=aspects", "judge.count=2", f"scores_dir={scored}")
+    run_judge(tmp_path, *rated, *server.options("judge.parameters.max_tokens=200"))
     names = list(compose("judge=aspects").judge.aspects)
-    form = "\\n".join(f"{name}: [0-9]" for name in names)
-    done = cli(
-        "judge",
-        "judge=aspects",
-        "judge.count=2",
-        f"scores_dir={scored_run}",
-        *endpoint.options(tmp_path)[2:],
-        "judge.parameters.max_tokens=60",
-        f"+judge.parameters.structured_outputs.regex='{form}'",
-    )
-    assert done.returncode == 0, done.stderr
     ratings = pl.read_parquet(tmp_path / "aspects.parquet")
     assert ratings["side"].to_list() == ["top", "top", "least", "least"]
     assert ratings["reason"].null_count() == 4
     assert ratings.select(names).null_count().sum_horizontal().item() == 0
     assert len(replies_of(tmp_path)) == ratings["request"].n_unique()
-    assert "Knowledge Required" in done.stdout
-
-
-def open_lines(file: Path) -> list[str]:
-    return file.read_text(encoding="utf-8").splitlines()
+    assert "Knowledge Required" in capsys.readouterr().out

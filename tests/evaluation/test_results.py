@@ -1,0 +1,56 @@
+"""A table and its summary: never written over an input or over a file that is not ours."""
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from cherry_vllm.errors import UserError
+from cherry_vllm.evaluation.results import Results
+from cherry_vllm.store.files import file_sha256
+
+TABLE = pl.DataFrame({"verdict": ["win"]})
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Results:
+    return Results(tmp_path / "verdicts.parquet", tmp_path / "judge.json")
+
+
+def test_what_a_run_wrote_the_next_run_replaces(results: Results) -> None:
+    for seed in (1, 2):
+        results.check([])
+        results.write(TABLE, {"settings": {"seed": seed}}, origin="x")
+        assert results.read_summary() == json.loads(results.summary.read_text())
+        assert json.loads(results.summary.read_text())["settings"] == {"seed": seed}
+        assert json.loads(results.summary.read_text())["sha256"] == file_sha256(results.table)
+    assert pl.read_parquet_metadata(results.table)["origin"] == "x"
+
+
+@pytest.mark.parametrize("name", ["verdicts.parquet", "judge.json"])
+@pytest.mark.parametrize("content", ["my notes", "{}", "[]", '{"version": 1, "settings": {}}'])
+def test_a_file_of_the_users_is_refused_before_the_work_and_stays(
+    results: Results, name: str, content: str
+) -> None:
+    file = results.table.with_name(name)
+    file.write_text(content)
+    with pytest.raises(UserError, match=f"{name}: exists and is not what cherry-vllm wrote"):
+        results.check([])
+    assert file.read_text() == content
+
+
+def test_a_table_that_the_user_changed_is_refused(results: Results) -> None:
+    results.write(TABLE, {"settings": {}})
+    TABLE.with_columns(note=pl.lit("mine")).write_parquet(results.table)
+    with pytest.raises(UserError, match="is not what cherry-vllm wrote"):
+        results.check([])
+
+
+def test_an_input_is_not_an_output(results: Results) -> None:
+    results.write(TABLE, {"settings": {}})
+    link = results.table.with_name("link.parquet")
+    link.symlink_to(results.table)
+    for path in (results.table, results.summary, link):
+        with pytest.raises(UserError, match="is read and would be replaced"):
+            results.check([path])
