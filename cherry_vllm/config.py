@@ -169,7 +169,7 @@ class RayConfig(ExecutorConfig):
 
 
 @dataclass(kw_only=True, slots=True)
-class ShardConfig:
+class ShareConfig:
     index: int = setting(whole(0))
     count: int = setting(whole(1))
 
@@ -322,7 +322,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
-    shard: ShardConfig = field(default_factory=ShardConfig)
+    share: ShareConfig = field(default_factory=ShareConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     pre_experience: TrainConfig = field(default_factory=TrainConfig)

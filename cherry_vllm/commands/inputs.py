@@ -16,7 +16,7 @@ from cherry_vllm.prompts.fit import answer_warnings, settle_prompt
 from cherry_vllm.prompts.prompt import Prompt
 from cherry_vllm.sources import Columns, find_files
 from cherry_vllm.sources.shards import read_row_shards
-from cherry_vllm.store.locks import exclusive
+from cherry_vllm.store.locks import exclusive, exclusive_share
 from cherry_vllm.store.shards import Shards
 from cherry_vllm.workers.run import ModelUse, Share
 
@@ -70,15 +70,14 @@ def read_input(config: Config, files: Sequence[Path]) -> Shards:
 @contextmanager
 def hold_share(config: Config) -> Iterator[Share]:
     """Holds the run folder, or a share of its shards beside the processes that hold others."""
-    run_dir, share = Path(config.run_dir), Share(config.shard.index, config.shard.count)
+    run_dir, share = Path(config.run_dir), Share(config.share.index, config.share.count)
     share.check()
-    if share.count == 1:
-        with exclusive(run_dir):
-            yield share
-    else:
-        name = f".lock-{share.index}-of-{share.count}"
-        with exclusive(run_dir, shared=True), exclusive(run_dir, name):
-            yield share
+    with (
+        exclusive(run_dir)
+        if share.count == 1
+        else exclusive_share(run_dir, share.index, share.count)
+    ):
+        yield share
 
 
 def find_prompt(config: Config, checkpoint: Checkpoint) -> Prompt:

@@ -42,9 +42,9 @@ def run(config: Config, job: Job) -> Outcome:
     Raises:
         UserError: a share of the shards was asked for, which later stages could not go on from.
     """
-    if config.shard.count != 1:
+    if config.share.count != 1:
         raise UserError(
-            f"shard.count={config.shard.count}: only `score` and `embed` can be shared; drop it"
+            f"share.count={config.share.count}: only `score` and `embed` can be shared; drop it"
         )
     config = _with_date(config)
     manifest = Manifest(job, config)

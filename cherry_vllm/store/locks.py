@@ -13,7 +13,7 @@ import os
 import struct
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from io import TextIOWrapper
 from pathlib import Path
 
@@ -45,6 +45,33 @@ def exclusive(run_dir: Path, name: str = ".lock", *, shared: bool = False) -> It
             )
         _sign(file, ", among others" if shared else "")
         yield
+
+
+@contextmanager
+def exclusive_share(run_dir: Path, index: int, count: int) -> Iterator[None]:
+    """Holds share ``index`` of ``count`` of ``run_dir``, beside the holders of its other shares.
+
+    Raises:
+        UserError: another process holds it, or all of it, or a share of another count; or the
+            file system has no locks.
+    """
+    with ExitStack() as held:
+        with in_turn(run_dir):  # so that nobody takes a share between the steps
+            held.enter_context(exclusive(run_dir, shared=True))
+            _refuse_other_counts(run_dir, count)
+            held.enter_context(exclusive(run_dir, f".lock-{index}-of-{count}"))
+        yield
+
+
+def _refuse_other_counts(run_dir: Path, count: int) -> None:
+    for path in sorted(run_dir.glob(".lock-*-of-*")):
+        other = path.name.rpartition("-")[2]
+        with path.open("a+") as file:
+            if other != str(count) and not _try_lock(file, fcntl.F_RDLCK):
+                raise UserError(
+                    f"{run_dir}: in use by a run in {other} shares ({_holder(file)}); give "
+                    f"share.count={other}, or wait for it"
+                )
 
 
 @contextmanager

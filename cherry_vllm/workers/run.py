@@ -42,7 +42,7 @@ class Share:
         """Raises a UserError if there is no such share."""
         if not 0 <= self.index < self.count:
             raise UserError(
-                f"shard.index={self.index} shard.count={self.count}: give a count of at least 1 "
+                f"share.index={self.index} share.count={self.count}: give a count of at least 1 "
                 "and an index from 0 to count - 1"
             )
 

@@ -1,18 +1,23 @@
 """Files that survive a kill: atomic writes and fingerprints."""
 
 import errno
+import os
 import resource
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
 
+from cherry_vllm.store import files
 from cherry_vllm.store.files import (
+    atomic_folder,
     atomic_path,
     fingerprint,
     read_json,
+    remove_leftovers,
     write_json,
 )
 
@@ -108,6 +113,76 @@ def test_json_round_trips(tmp_path: Path) -> None:
     write_json(tmp_path / "facts.json", value)
     assert read_json(tmp_path / "facts.json") == value
     assert "é🌅" in (tmp_path / "facts.json").read_text(encoding="utf-8")
+
+
+# --- folders -----------------------------------------------------------------------------------
+
+
+def write_folder(target: Path, text: str) -> None:
+    with atomic_folder(target) as folder:
+        (folder / "file").write_text(text)
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    for text in ("old", "new"):
+        write_folder(tmp_path / "folder", text)
+        assert (tmp_path / "folder" / "file").read_text() == text
+    assert names_in(tmp_path) == ["folder"]
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, OSError])
+@pytest.mark.parametrize("disk", ["swaps folders", "does not"])
+@pytest.mark.parametrize("step", range(3))
+def test_an_interrupt_at_any_rename_of_a_folder_keeps_the_old_or_the_new(
+    step: int,
+    disk: str,
+    interrupt: type[BaseException],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write_folder(tmp_path / "folder", "old")
+    if disk == "does not":
+        monkeypatch.setattr(files, "_swap", lambda _first, _second: False)
+    replace, calls = os.replace, 0
+
+    def interrupted(*arguments: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == step:
+            raise interrupt
+        replace(*arguments)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with suppress(interrupt):
+        write_folder(tmp_path / "folder", "new")
+    assert names_in(tmp_path) == ["folder"]
+    was_interrupted = disk == "does not" and step
+    assert (tmp_path / "folder" / "file").read_text() == ("old" if was_interrupted else "new")
+
+
+def test_a_folder_that_a_kill_left_under_another_name_is_put_back(tmp_path: Path) -> None:
+    write_folder(tmp_path / "folder", "old")
+    (tmp_path / "folder").rename(tmp_path / ".folder.node-1-0123abcd.old")
+    (tmp_path / ".folder.node-1-4567abcd.tmp").mkdir()
+    remove_leftovers(tmp_path / "folder")
+    assert names_in(tmp_path) == ["folder"]
+    assert (tmp_path / "folder" / "file").read_text() == "old"
+
+
+def test_leftovers_are_known_by_their_whole_name(tmp_path: Path) -> None:
+    """Those of another target, and files of the user with a similar name, stay."""
+    kept = [
+        ".cherry.json",
+        ".cherry.node-1-0123abcd.tmp",  # of the folder `cherry`
+        ".cherry.json.node-1-0123abcd.tmp.json",  # of `cherry.json.json`
+        ".cherry.notes.tmp.json",
+        "cherry.node-1-0123abcd.tmp.json",
+    ]
+    for name in [*kept, ".cherry.node-1-0123abcd.tmp.json"]:
+        (tmp_path / name).write_text("")
+    remove_leftovers(tmp_path / "cherry.json")
+    assert names_in(tmp_path) == sorted(kept)
+    remove_leftovers(tmp_path / "nowhere" / "cherry.json")
 
 
 # --- fingerprints ------------------------------------------------------------------------------

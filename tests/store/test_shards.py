@@ -1,14 +1,19 @@
 """Shards: done only if they are, byte for byte, what was written; folders closed once."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
+from cherry_vllm.errors import UserError
 from cherry_vllm.runtime.versions import installed_versions
+from cherry_vllm.store import shards as store
 from cherry_vllm.store.shards import Shards
+from tests.kills import dies_at_step
 
 SETTINGS = {"model": "m", "max_length": 512, "prompt": {"marker": "x", "chat": False}}
 FRAME = pl.DataFrame({"row": range(100), "text": [f"row {i}" for i in range(100)]})
@@ -154,3 +159,130 @@ def test_more_than_ten_shards_are_scanned_in_order(tmp_path: Path) -> None:
         shards.write(index, pl.DataFrame({"row": [index]}))
     shards.close(12)
     assert shards.scan().collect()["row"].to_list() == list(range(12))
+
+
+# --- what is read is what was written ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("harm", ["flipped", "no data", "no marker", "another shard"])
+def test_a_shard_that_is_not_what_was_written_is_never_read(tmp_path: Path, harm: str) -> None:
+    shards = Shards(tmp_path, SETTINGS)
+    for index in range(3):
+        shards.write(index, FRAME[index * 30 : index * 30 + 30])
+    shards.close(3)
+    path = shards.path(1)
+    if harm == "flipped":
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    elif harm == "another shard":
+        path.write_bytes(shards.path(0).read_bytes())
+    else:
+        (path if harm == "no data" else path.with_suffix(".done")).unlink()
+    for read in (lambda: shards.read(1), shards.scan):
+        with pytest.raises(UserError, match=r"part-00001\.parquet: missing or damaged") as refused:
+            read()
+        assert "\n" not in str(refused.value)
+    assert_frame_equal(shards.read(0), FRAME[:30])
+
+
+def test_a_closed_folder_is_opened_by_its_path(tmp_path: Path) -> None:
+    shards = Shards(tmp_path, SETTINGS)
+    with pytest.raises(UserError, match="no complete shards"):
+        Shards.open(shards.folder)
+    shards.write(0, FRAME)
+    shards.close(1)
+    assert_frame_equal(Shards.open(shards.folder).scan().collect(), FRAME)
+    shards.folder.rename(tmp_path / "renamed")
+    with pytest.raises(UserError, match="not named by its settings"):
+        Shards.open(tmp_path / "renamed")
+
+
+# --- versions ------------------------------------------------------------------------------------
+
+
+def write_with(versions: dict[str, str], shards: Shards, *indices: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "installed_versions", lambda: versions)
+        for index in indices:
+            shards.write(index, FRAME)
+
+
+def test_shards_of_one_set_of_versions_state_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shards, versions = Shards(tmp_path, SETTINGS), {"torch": "2.13.0", "polars": "2.1.0"}
+    write_with(versions, shards, 0, 1)
+    write_with({"torch": "2.14.0"}, Shards(tmp_path, {}), 0)
+    shards.close(2)
+    assert shards.summary["versions"] == versions
+    assert caplog.messages == []
+
+
+def test_a_mixture_of_versions_is_stated_with_its_counts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shards = Shards(tmp_path, SETTINGS)
+    write_with({"torch": "2.13.0", "polars": "2.1.0"}, shards, 0, 1, 2)
+    write_with({"torch": "2.14.0", "polars": "2.1.0", "peft": "0.21"}, shards, 3)
+    shards.close(4)
+    torch, peft = "2.13.0 (3 shards), 2.14.0 (1 shards)", "none (3 shards), 0.21 (1 shards)"
+    assert shards.summary["versions"] == {"torch": torch, "polars": "2.1.0", "peft": peft}
+    assert caplog.messages == [
+        f"{shards.folder}: made by different versions: torch {torch}; peft {peft}"
+    ]
+
+
+def test_a_shard_that_is_made_again_changes_what_the_folder_says_it_holds(tmp_path: Path) -> None:
+    shards = Shards(tmp_path, SETTINGS)
+    shards.write(0, FRAME)
+    shards.close(1)
+    first = shards.summary
+    shards.close(1)
+    assert shards.summary == first
+    shards.write(0, FRAME.reverse())
+    shards.close(1)
+    assert shards.summary["contents"] != first["contents"]
+
+
+# --- changes of the folder -----------------------------------------------------------------------
+
+
+def test_the_state_of_a_folder_changes_in_one_process_at_a_time(tmp_path: Path) -> None:
+    shards, others = Shards(tmp_path, SETTINGS), Shards(tmp_path, SETTINGS)
+    shards.write(0, FRAME)
+    with ThreadPoolExecutor(1) as pool:
+        with shards.changing():
+            shards.begin()
+            closing = pool.submit(others.close, 1)  # another writer, with a lock of its own
+            assert wait([closing], 0.2).not_done
+            assert not shards.is_closed()
+        closing.result(10)
+    assert shards.is_closed()
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("change", ["begin", "close", "reopen"])
+def test_a_kill_at_any_step_of_a_change_leaves_the_state_before_or_after(
+    tmp_path: Path, change: str
+) -> None:
+    number, was_killed = 0, True
+    while was_killed:
+        shards = Shards(tmp_path / str(number), SETTINGS)
+        shards.write(0, FRAME)
+        if change == "reopen":
+            shards.close(1)
+        act = partial(shards.close, 1) if change == "close" else getattr(shards, change)
+        was_killed = dies_at_step(number, act)
+        assert shards.is_done(0)
+        shards.begin()
+        shards.close(1)
+        assert shards.is_complete()
+        assert names_in(shards.folder) == [
+            "complete.json",
+            "part-00000.done",
+            "part-00000.parquet",
+            "settings.json",
+        ]
+        number += 1
+    assert number > 2

@@ -88,7 +88,7 @@ def test_a_share_makes_its_own_shards_and_the_last_closes_the_folder(runs: Runs)
 
 def test_a_share_that_is_not_there_is_refused() -> None:
     for index, count in ((2, 2), (-1, 2), (0, 0)):
-        with pytest.raises(UserError, match=rf"shard.index={index} shard.count={count}: give"):
+        with pytest.raises(UserError, match=rf"share.index={index} share.count={count}: give"):
             Share(index, count).check()
 
 

@@ -24,7 +24,7 @@ def test_two_processes_share_a_run_and_the_last_to_end_aggregates(
     data: Path, tiny: Path, cli: Cli, undisturbed: Path, tmp_path: Path
 ) -> None:
     shares = [
-        start(*command(data, tiny, tmp_path, f"shard.index={index}", "shard.count=2"))
+        start(*command(data, tiny, tmp_path, f"share.index={index}", "share.count=2"))
         for index in (0, 1)
     ]
     running = dict(enumerate(shares))
@@ -34,7 +34,7 @@ def test_two_processes_share_a_run_and_the_last_to_end_aggregates(
             running.pop(index).send_signal(signal.SIGSTOP)
         time.sleep(0.005)
     assert_refused(cli(*command(data, tiny, tmp_path)), "in use by another run")
-    taken = cli(*command(data, tiny, tmp_path, "shard.index=1", "shard.count=2"))
+    taken = cli(*command(data, tiny, tmp_path, "share.index=1", "share.count=2"))
     assert_refused(taken, "in use by another run", str(shares[1].pid))
     for share in shares:
         share.send_signal(signal.SIGCONT)
@@ -51,7 +51,7 @@ def test_two_processes_share_a_run_and_the_last_to_end_aggregates(
 def test_a_share_leaves_the_rest_to_a_plain_run_which_recycles_its_engine(
     data: Path, tiny: Path, cli: Cli, undisturbed: Path, tmp_path: Path
 ) -> None:
-    share = cli(*command(data, tiny, tmp_path, "shard.index=2", "shard.count=3"))
+    share = cli(*command(data, tiny, tmp_path, "share.index=2", "share.count=3"))
     assert share.returncode == 0, share.stderr
     assert "share 2 of 3 scored" in share.stdout
     expected = [f"part-{index:05d}.done" for index in range(2, NUM_SHARDS, 3)]
