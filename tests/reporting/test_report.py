@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,8 +17,9 @@ from cherry_vllm.commands.inputs import Job
 from cherry_vllm.commands.report import report
 from cherry_vllm.config import compose, plain, prompt_of
 from cherry_vllm.errors import UserError
-from cherry_vllm.evaluation import aspects
-from cherry_vllm.evaluation import pairwise as judging
+from cherry_vllm.evaluation import aspects, pairwise
+from cherry_vllm.evaluation.pairwise import Judged
+from cherry_vllm.evaluation.ratings import Rated
 from cherry_vllm.evaluation.reviews import read_reviews
 from cherry_vllm.figures import facts
 from cherry_vllm.figures.figure import save_png
@@ -40,7 +42,7 @@ from cherry_vllm.store.shards import Shards
 from tests.browser import PHONE_WIDTH, Tab, find_browser, open_tab
 from tests.conftest import ROWS as SHIPPED
 from tests.conftest import Cli
-from tests.test_judge_verdicts import REVIEWS
+from tests.judging import REVIEWS
 from tests.test_report import scores_of
 
 HOSTILE = [
@@ -120,14 +122,14 @@ def write_selection(run_dir: Path, folder: Path, strategy: Strategy, fraction: f
 
 
 def write_verdicts(folder: Path) -> None:
-    judgements = read_reviews([REVIEWS])
-    judging.conclude(folder, judgements, failures={}, others=None, seed=0, settings={})
+    results, judged = pairwise.find_results(folder), Judged(read_reviews([REVIEWS]))
+    pairwise.conclude(results, judged, others=None, settings={})
 
 
 def write_aspects(run_dir: Path, folder: Path) -> None:
     """Ratings of the run's rows: 8 and 2 throughout, by a judge that nobody asked."""
     names = list(compose("judge=aspects").judge.aspects)
-    sides = aspects.take_sides(read_scores(run_dir), fraction=0.05, count=None)
+    sides = aspects.highest_and_lowest(read_scores(run_dir), fraction=0.05, count=None)
     high = pl.col("side") == "top"
     ratings = sides.with_columns(
         pl.lit(None, pl.String).alias("reason"),
@@ -135,7 +137,8 @@ def write_aspects(run_dir: Path, folder: Path) -> None:
     )
     summary = aspects.summarize(ratings, names)
     settings = {"scores": name_scores(run_dir)}
-    aspects.write(folder, ratings, summary, failures={}, settings=settings)
+    rated = Rated(ratings, Counter(), rows_with_markers=[])
+    aspects.write(aspects.find_results(folder), rated, summary, settings=settings)
 
 
 def write_losses(run_dir: Path, name: str, num_steps: int) -> None:
