@@ -15,7 +15,7 @@ from typing import IO, Any
 from cherry_vllm.errors import UserError
 from cherry_vllm.options import DataFormat
 from cherry_vllm.sources.formats import NOT_UTF8, open_bytes, read_head
-from cherry_vllm.sources.records import Number, RawRecord
+from cherry_vllm.sources.records import Number, RawRecord, is_utf8
 
 MAX_ELEMENT_CHARS = 64 * 2**20  # an array element longer than this is taken for a broken file
 READ_CHARS = 2**20
@@ -123,7 +123,7 @@ def _values(stream: IO[bytes], file: Path, shape: Shape) -> Iterator[str]:
 def _describe(error: Exception, buffer: str, start: int) -> str:
     if len(buffer) - start > MAX_ELEMENT_CHARS:
         return f"no end within {MAX_ELEMENT_CHARS:,} characters"
-    if not _is_utf8(buffer[start:]):
+    if not is_utf8(buffer[start:]):
         return NOT_UTF8
     return f"broken JSON ({error})"
 
@@ -137,28 +137,15 @@ def _check_nothing_follows(file: Path, rest: str, reader: IO[str]) -> None:
 
 
 def _decode(text: str) -> RawRecord:
-    if not _is_utf8(text):
+    if not is_utf8(text):
         return RawRecord(text.encode("utf-8", errors="replace").decode(), fault=NOT_UTF8)
     try:
-        fields = json.loads(
-            text,
-            object_pairs_hook=_unique,
-            parse_float=Number,
-            parse_constant=_constant,
-        )
+        fields = DECODER.decode(text)
     except DuplicateKeyError as error:
         return RawRecord(text, fault=str(error))
     except (ValueError, RecursionError) as error:
         return RawRecord(text, fault=f"broken JSON ({error})")
     return RawRecord(text, fields)
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -173,3 +160,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _constant(name: str) -> Number | None:
     """NaN, as pandas writes it, is a missing value."""
     return None if name == "NaN" else Number(name)
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_float=Number, parse_constant=_constant)

@@ -16,6 +16,7 @@ from cherry_vllm.sources.formats import NOT_UTF8
 
 BATCH_RECORDS = 1000
 MAX_NAMES_KEPT = 100
+ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 
 class Number(str):
@@ -128,7 +129,7 @@ class _Reader:
                     return {}, f"field '{name}' is null"
             elif not isinstance(value, str):
                 return {}, f"field '{name}' is {_kind(value)}"
-            elif any("\ud800" <= char <= "\udfff" for char in value):
+            elif not is_utf8(value):
                 return {}, f"field '{name}' holds a lone surrogate, which is no text"
             texts[key] = value
         return texts, None
@@ -188,6 +189,15 @@ def _frame(records: list[Record]) -> pl.DataFrame:
     return pl.DataFrame(columns).rename({"text": "record"}).with_columns(malformed=malformed)
 
 
+def is_utf8(text: str) -> bool:
+    """Whether a text has no lone surrogate, which stands for a byte that is not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def as_text(fields: dict[str, str]) -> str:
     """Fields as one line of JSON."""
-    return json.dumps(fields, ensure_ascii=False)
+    return ENCODER.encode(fields)
