@@ -3,7 +3,7 @@
     make demo && python -m bench.judged [--run-dir runs/demo] [--questions FILE]
 
 Every command is the user's own and is printed before it runs. The judge is the demo's checkpoint
-behind vLLM's server, held to the format of its replies; of its judgement nothing should be thought.
+behind vLLM's server, held to the form of its replies; its judgement means nothing.
 """
 
 import argparse
@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.server import serve
-from cherry_vllm.config import compose
 from cherry_vllm.options import Mode
 from cherry_vllm.reporting.artifacts import find_artifacts, find_manifests
 
@@ -53,16 +52,15 @@ def answer(models: dict[str, Path], questions: Path, run_dir: Path) -> dict[str,
     return {name: run_dir / f"{name}.jsonl" for name in models}
 
 
-def judge(run_dir: Path, address: str, mode: Mode, reply: str, *more: str) -> None:
-    """``reply`` is the regular expression that the server holds its replies to."""
+def judge(run_dir: Path, address: str, mode: Mode, *more: str) -> None:
+    """Has the local server judge."""
     run(
         "judge",
         f"judge={mode.value}",
         f"judge.base_url={address}/v1",
         "judge.model=judge",
         "judge.api_key_env=null",
-        "judge.parameters.max_tokens=64",
-        f'+judge.parameters.structured_outputs.regex="{reply}"',
+        "judge.parameters.max_tokens=160",
         f"run_dir={run_dir}",
         *more,
     )
@@ -79,13 +77,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     judged = run_dir / "judged"
     models, scores = find_inputs(run_dir)
     answers = answer(models, arguments.questions, judged)
-    names = list(compose("judge=aspects").judge.aspects)
-    lines = "\\n".join(f"{name}: [0-9]" for name in names)
     with serve(models["base"], judged / "server.log") as address:
         sides = (f"judge.first={answers['cherry']}", f"judge.second={answers['base']}")
-        judge(judged, address, Mode.pairwise, "[1-9] [1-9]", *sides)
+        judge(judged, address, Mode.pairwise, *sides)
         rows = ("judge.count=8", f"scores_dir={scores}")
-        judge(run_dir / "aspects", address, Mode.aspects, lines, *rows)
+        judge(run_dir / "aspects", address, Mode.aspects, *rows)
     run("report", EXPERIMENT, f"run_dir={run_dir}")
 
 

@@ -24,8 +24,10 @@ from cherry_vllm.errors import UserError
 RENAMED_KEYS = {"censure": "refusals", "shard": "share"}
 RENAMED_OPTIONS = {"engine=vllm_eager": "engine=vllm_fused_eager"}
 
-# Hydra's own settings that cannot do here what they do elsewhere.
+# Settings of Hydra that cannot do here what they do elsewhere, and settings that are gone.
 USELESS = {
+    "judge.backoff_s": "no longer a setting: the openai client chooses its pauses; leave it out",
+    "judge.max_wait_s": "no longer a setting: the openai client chooses its pauses; leave it out",
     "hydra.run.dir": "not used; a run's files are in run_dir, a sweep's in hydra.sweep.dir",
     "hydra.job.chdir": "not supported: paths would be looked up in the job's folder; leave it out",
 }

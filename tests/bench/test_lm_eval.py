@@ -50,6 +50,9 @@ def name_vllm(folder: Path) -> None:
         (about / "METADATA").write_text("\n".join(lines))
 
 
+@pytest.mark.checkpoint
+@pytest.mark.engine
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("backend", "settings"), [("hf", ""), ("vllm", ",enforce_eager=True,max_model_len=256")]
 )
@@ -57,7 +60,7 @@ def test_lm_eval_finds_the_loss_that_the_scoring_stage_finds(
     checkpoint: Path, expected: float, tmp_path: Path, backend: str, settings: str
 ) -> None:
     if find_spec("lm_eval") is None:
-        pytest.skip("needs lm_eval, which is no dependency of this project")
+        pytest.skip("needs lm-eval: pip install --no-deps -r requirements/lm-eval.txt")
     (tmp_path / "held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     name_vllm(tmp_path)
     paths = [*filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)), str(tmp_path)]

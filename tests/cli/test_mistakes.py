@@ -77,6 +77,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
         (["score", "--config-name", "mine"], "--config-name mine: no such file; give --config-dir"),
         (["score", "--experimental-rerun", "x"], "--experimental-rerun: not supported"),
         (["score", "hydra.run.dir=x"], "hydra.run.dir=x: not used; a run's files are in run_dir"),
+        (["judge", "judge.max_wait_s=9"], "judge.max_wait_s=9: no longer a setting"),
         (["score", "hydra.job.chdir=true"], "hydra.job.chdir=true: not supported"),
         (["score", "hydra.nothing=1"], "hydra.nothing: no such key; --hydra-help lists Hydra's"),
         (["score", "-m", "hydra/launcher=no"], "hydra/launcher=no: no such option; choose from "),
