@@ -139,7 +139,8 @@ def test_rows_that_fit_in_no_columns_cost_one_line_and_the_old_folder_stays(
     run(score, run_dir, f"data.path={data}", f"model.path={tiny}", "select.count=1")
     scores = pl.read_parquet(run_dir / "scores.parquet")
     usable = scores.with_columns(drop_reason=pl.lit(None, scores.schema["drop_reason"]), ifd=0.5)
-    write_scores(run_dir, usable, open_scores(run_dir).manifest)
+    found = open_scores(run_dir)
+    write_scores(run_dir, usable, found.rows_folder, found.manifest)
     run(select, run_dir, "select.count=1", "select.output=cherry")
     with pytest.raises(UserError, match=r"do not fit in columns.*jsonl") as error:
         run(select, run_dir, "select.count=2", "select.output=cherry")

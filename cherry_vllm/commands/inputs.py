@@ -17,6 +17,7 @@ from cherry_vllm.prompts.prompt import Prompt
 from cherry_vllm.sources import Columns, find_files
 from cherry_vllm.sources.shards import read_row_shards
 from cherry_vllm.store.locks import exclusive, exclusive_share
+from cherry_vllm.store.run_folder import warn_of_earlier_release
 from cherry_vllm.store.shards import Shards
 from cherry_vllm.workers.run import ModelUse, Share
 
@@ -56,8 +57,10 @@ def find_model(config: Config) -> Checkpoint:
 
 def read_input(config: Config, files: Sequence[Path]) -> Shards:
     """The row shards of the input, read only where nobody has before."""
+    run_dir = Path(config.run_dir)
+    warn_of_earlier_release(run_dir)
     return read_row_shards(
-        Path(config.run_dir),
+        run_dir,
         files,
         data_format=config.data.format,
         columns=Columns(**asdict(config.data.columns)),

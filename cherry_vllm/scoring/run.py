@@ -1,14 +1,12 @@
 """Row shards to log-prob shards, and these to ``scores.parquet``."""
 
 import logging
-import os
 from contextlib import suppress
 from pathlib import Path
 
 from cherry_vllm.engines import build_engine
 from cherry_vllm.engines.checkpoint import Checkpoint
 from cherry_vllm.errors import UserError
-from cherry_vllm.schema import SCHEMA_VERSION
 from cherry_vllm.scoring.ifd import aggregate_logprobs, count_outcomes
 from cherry_vllm.scoring.shard import score_shard, sum_shard
 from cherry_vllm.store.scores import (
@@ -80,13 +78,10 @@ def aggregate(scores_dir: Path, rows: Shards, logprobs: Shards) -> Scores:
     if frame.height != num_rows:
         raise RuntimeError(f"{scores_dir}: {frame.height} lines for {num_rows} input rows")
     manifest = {
-        "schema_version": SCHEMA_VERSION,
-        # Between real paths, so that links on the way do not matter and a run folder can move.
-        "rows": os.path.relpath(rows.folder.resolve(), scores_dir.resolve()),
         "fingerprint": logprobs.fingerprint,
         "num_rows": num_rows,
         "outcomes": count_outcomes(frame),
         "read": rows.summary,
         "score": logprobs.summary,
     }
-    return write_scores(scores_dir, frame, manifest)
+    return write_scores(scores_dir, frame, rows.folder, manifest)

@@ -1,14 +1,20 @@
 """What a run folder holds, and where."""
 
+import logging
 import re
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from cherry_vllm.store.files import fingerprint
+from cherry_vllm.schema import SCHEMA_VERSION
+from cherry_vllm.store.files import fingerprint, read_json
 from cherry_vllm.store.scores import open_scores
+from cherry_vllm.store.shards import COMPLETE, SETTINGS
+
+log = logging.getLogger(__name__)
 
 MARK = ".lock"  # that every run folder has
 FOLDERS = {"rows", "logprobs", "embeddings", "perplexities", "experience", "models"}
@@ -28,6 +34,27 @@ def is_run_file(file: Path) -> bool:
                 for name, below in pairwise(parts)
             )
     return False
+
+
+def warn_of_earlier_release(run_dir: Path) -> None:
+    """Says in one line that an earlier release left shards which this one makes again.
+
+    Once this release has begun to make them, nothing more is said.
+    """
+    found = set[int]()
+    for path in run_dir.glob("*/*/*.json"):
+        if path.parts[-3] in FOLDERS and path.name in (SETTINGS, COMPLETE):
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                content = read_json(path)
+                settings = content if path.name == SETTINGS else content["settings"]
+                found.add(settings["schema_version"])
+    if found and max(found) < SCHEMA_VERSION:
+        log.warning(
+            "%s: holds shards and scores of an earlier cherry-vllm (schema %d), which this one "
+            "cannot use; they are made again",
+            run_dir,
+            max(found),
+        )
 
 
 def read_scores(scores_dir: Path) -> pl.DataFrame:

@@ -8,7 +8,8 @@ too until the new one is there, so that readers find a pair at any moment.
 import hashlib
 import io
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,10 +99,22 @@ def changing_scores(scores_dir: Path) -> AbstractContextManager[None]:
     return changing(scores_dir, SCORES, MANIFEST, PICTURE)
 
 
-def write_scores(scores_dir: Path, frame: pl.DataFrame, manifest: dict[str, Any]) -> Scores:
-    """Writes the pair, inside :func:`changing_scores`."""
+def write_scores(
+    scores_dir: Path, frame: pl.DataFrame, rows: Path, manifest: Mapping[str, Any]
+) -> Scores:
+    """Writes the pair, inside :func:`changing_scores`; ``rows`` is the folder of the row shards.
+
+    Raises:
+        UserError: files that no run left would be replaced.
+    """
     check_scores_dir(scores_dir)
     target, shown = scores_dir / SCORES, scores_dir / MANIFEST
+    manifest = {
+        **manifest,
+        "schema_version": SCHEMA_VERSION,
+        # Between real paths: a run folder can move, and links on the way do not matter.
+        "rows": os.path.relpath(rows.resolve(), scores_dir.resolve()),
+    }
     with atomic_path(target) as path:
         frame.write_parquet(
             path,

@@ -1,0 +1,241 @@
+"""Scores and their manifest: one state, read at one moment, whatever else happens."""
+
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from cherry_vllm.errors import UserError
+from cherry_vllm.schema import SCHEMA_VERSION
+from cherry_vllm.store.files import file_sha256, read_json, write_json
+from cherry_vllm.store.scores import (
+    MANIFEST,
+    PICTURE,
+    SCORES,
+    changing_scores,
+    open_scores,
+    scores_fingerprint,
+    write_scores,
+)
+from cherry_vllm.store.shards import Shards
+
+FRAME = pl.DataFrame({"row": range(5), "ifd": [0.1, 0.2, 0.3, None, 1.5]})
+
+
+def write(scores_dir: Path, name: str = "one", rows: Path | None = None) -> None:
+    frame = FRAME.with_columns(made_by=pl.lit(name))
+    with changing_scores(scores_dir):
+        write_scores(scores_dir, frame, rows or scores_dir / "rows" / "01", {"fingerprint": name})
+
+
+def test_scores_carry_their_manifest(tmp_path: Path) -> None:
+    write(tmp_path)
+    scores = open_scores(tmp_path)
+    assert_frame_equal(scores.frame.drop("made_by"), FRAME)
+    expected = {"fingerprint": "one", "schema_version": SCHEMA_VERSION, "rows": "rows/01"}
+    assert scores.manifest == expected
+    assert (scores.fingerprint, scores.rows_fingerprint) == ("one", "01")
+    shown = read_json(tmp_path / MANIFEST)
+    assert {key: shown[key] for key in shown if key != "sha256"} == scores.manifest
+
+
+# --- refused in one line -------------------------------------------------------------------------
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def of_another_run(scores_dir: Path, name: str) -> None:
+    write(scores_dir / "other", "two")
+    shutil.copy(scores_dir / "other" / name, scores_dir / name)
+
+
+HARM: dict[str, Callable[[Path], object]] = {
+    "damaged": lambda folder: flip_a_bit(folder / SCORES),
+    "cut short": lambda folder: (folder / SCORES).write_bytes(b"PAR1"),
+    "scores of another run": partial(of_another_run, name=SCORES),
+    "manifest of another run": partial(of_another_run, name=MANIFEST),
+    "no manifest": lambda folder: (folder / MANIFEST).unlink(),
+    "broken manifest": lambda folder: (folder / MANIFEST).write_text("["),
+    "a list for a manifest": lambda folder: (folder / MANIFEST).write_text("[1]"),
+}
+
+
+@pytest.mark.parametrize("harm", HARM.values(), ids=HARM)
+def test_scores_and_a_manifest_that_do_not_belong_together_are_refused(
+    harm: Callable[[Path], object], tmp_path: Path
+) -> None:
+    write(tmp_path)
+    harm(tmp_path)
+    with pytest.raises(UserError, match=r"run `cherry-vllm score` again") as refused:
+        open_scores(tmp_path)
+    assert str(refused.value).startswith(f"{tmp_path / SCORES}: ")
+    assert "\n" not in str(refused.value)
+    assert scores_fingerprint(tmp_path) is None
+
+
+def test_no_scores_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no such file; run `cherry-vllm score`"):
+        open_scores(tmp_path)
+
+
+def test_scores_of_an_earlier_release_are_refused(tmp_path: Path) -> None:
+    FRAME.write_parquet(tmp_path / SCORES, metadata={"rows": "rows/01", "fingerprint": "23"})
+    digest = file_sha256(tmp_path / SCORES)
+    write_json(tmp_path / MANIFEST, {"fingerprint": "23", "sha256": digest})
+    with pytest.raises(UserError, match="scores of another release") as refused:
+        open_scores(tmp_path)
+    assert "\n" not in str(refused.value)
+    write(tmp_path)
+    assert open_scores(tmp_path).fingerprint == "one"
+
+
+# --- files of the user ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [SCORES, MANIFEST, PICTURE])
+def test_files_that_no_run_left_are_never_replaced(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=f"{name}: exists and is not from cherry-vllm"):
+        write(tmp_path)
+    assert [path.name for path in tmp_path.glob("[!.]*")] == [name]
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_damaged_scores_are_replaced(tmp_path: Path) -> None:
+    for harm in ("damaged", "no manifest", "broken manifest"):
+        write(tmp_path)
+        HARM[harm](tmp_path)
+        write(tmp_path)
+        assert open_scores(tmp_path).fingerprint == "one"
+
+
+# --- one state -----------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """Ends a writer as a kill would: nothing of it cleans up."""
+
+
+def dies_at_replace(number: int, act: Callable[[], object]) -> bool:
+    """Ends ``act`` before it moves file ``number`` to its place; False if it came to its end.
+
+    Polars cannot be used in a forked process, so this one goes on.
+    """
+    left = number
+
+    original = os.replace
+
+    def replace(source: Path, target: Path) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise Killed
+        original(source, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.replace", replace)
+        patch.setattr(Path, "unlink", lambda _path, **_: None)
+        try:
+            act()
+        except Killed:
+            return True
+    return False
+
+
+def test_a_kill_at_any_step_leaves_the_old_scores_or_the_new_with_their_manifest(
+    tmp_path: Path,
+) -> None:
+    seen, number, was_killed = set[str](), 0, True
+    while was_killed:
+        folder = tmp_path / str(number)
+        write(folder, "old")
+        was_killed = dies_at_replace(number, partial(write, folder, "new"))
+        scores = open_scores(folder)
+        assert scores.frame["made_by"].unique().to_list() == [scores.fingerprint]
+        seen.add(scores.fingerprint)
+        write(folder, "newest")
+        assert open_scores(folder).fingerprint == "newest"
+        names = {path.name for path in folder.iterdir()}
+        assert names == {SCORES, MANIFEST, ".turn"}, "a leftover stays"
+        number += 1
+    assert seen == {"old", "new"}
+    assert number == 4
+
+
+def test_readers_see_one_state_while_runs_end(tmp_path: Path) -> None:
+    def write_all() -> None:
+        for number in range(60):
+            write(tmp_path, str(number))
+
+    write(tmp_path, "0")
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(write_all)
+        num_read = 0
+        while not writing.done() or num_read < 20:
+            scores = open_scores(tmp_path)
+            assert scores.frame["made_by"].unique().to_list() == [scores.fingerprint]
+            num_read += 1
+        writing.result()
+
+
+# --- the way to the rows -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    rows = Shards(tmp_path / "run" / "rows", {"files": []})
+    rows.write(0, FRAME)
+    rows.close(1)
+    return tmp_path / "run"
+
+
+def write_beside(run_dir: Path, scores_dir: Path) -> None:
+    """Scores as :func:`aggregate` leaves them."""
+    (rows,) = (run_dir / "rows").iterdir()
+    write(scores_dir, rows=rows)
+
+
+@pytest.mark.parametrize("inner", [".", "scores/base"])
+def test_rows_are_found_after_the_run_folder_moved(run_dir: Path, inner: str) -> None:
+    write_beside(run_dir, run_dir / inner)
+    moved = run_dir.rename(run_dir.with_name("moved"))
+    assert_frame_equal(open_scores(moved / inner).open_rows().read(0), FRAME)
+
+
+def test_rows_are_found_through_a_link_to_the_run_folder(run_dir: Path, tmp_path: Path) -> None:
+    link = tmp_path / "elsewhere" / "deep" / "link"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(run_dir)
+    write_beside(link, link)
+    for place in (link, run_dir):
+        assert_frame_equal(open_scores(place).open_rows().read(0), FRAME)
+
+
+@pytest.mark.parametrize("is_moved", [False, True])
+def test_rows_are_found_from_a_scores_dir_that_is_a_link(
+    run_dir: Path, tmp_path: Path, *, is_moved: bool
+) -> None:
+    (tmp_path / "big" / "disk").mkdir(parents=True)
+    (run_dir / "scores").symlink_to(tmp_path / "big" / "disk")
+    write_beside(run_dir, run_dir / "scores")
+    if is_moved:
+        run_dir = run_dir.rename(run_dir.with_name("moved"))
+    assert_frame_equal(open_scores(run_dir / "scores").open_rows().read(0), FRAME)
+
+
+def test_rows_that_are_gone_cost_one_line(run_dir: Path) -> None:
+    write_beside(run_dir, run_dir)
+    shutil.rmtree(run_dir / "rows")
+    with pytest.raises(UserError, match=r"rows/.*no complete shards") as refused:
+        open_scores(run_dir).open_rows()
+    assert "\n" not in str(refused.value)
