@@ -74,7 +74,7 @@ class ModelRun:
     ) -> None:
         """``content`` is what else decides the contents of the shards."""
         self._rows, self._checkpoint, self._use = rows, checkpoint, use
-        settings = {
+        self._settings = {
             "schema_version": SCHEMA_VERSION,
             "rows": rows.fingerprint,
             "model": checkpoint.fingerprint,
@@ -84,7 +84,7 @@ class ModelRun:
             "engine": use.engine.identity(),
             **content,
         }
-        self.target = Shards(parent, settings)
+        self.target = Shards(parent, self._settings)
 
     def run(
         self,
@@ -112,6 +112,7 @@ class ModelRun:
         with target.changing():
             if not target.is_begun():
                 self._refuse_changed_input()
+                self._tell_of_other_days()
                 target.begin()
         indices = range(share.index, num_shards, share.count)
         missing = target.missing(indices)
@@ -168,6 +169,25 @@ class ModelRun:
                         f"{file}: changed since this run began; put the file back to go on, or "
                         "give the changed one a run_dir of its own"
                     )
+
+    def _tell_of_other_days(self) -> None:
+        """Says how to go on with a run whose prompts hold another date, and nothing else."""
+        for begun in sorted(self.target.folder.parent.glob("*/settings.json")):
+            before = read_json(begun)
+            date = before["prompt"].get("date")
+            if date and _without_date(before) == _without_date(self._settings):
+                log.warning(
+                    "%s: begun with prompt.date=%s, which goes on with it; another date begins "
+                    "a new run",
+                    begun.parent,
+                    date,
+                )
+
+
+def _without_date(settings: dict[str, Any]) -> dict[str, Any]:
+    prompt = settings["prompt"]
+    bare = {key: prompt[key] for key in prompt if key not in ("date", "rendered")}
+    return {**settings, "prompt": bare}
 
 
 def _files_of(rows: Path) -> dict[Path, Any]:

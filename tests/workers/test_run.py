@@ -170,6 +170,30 @@ def test_a_changed_input_is_refused_until_it_is_put_back(runs: Runs) -> None:
     assert runs.run().is_complete()
 
 
+def test_a_relative_path_on_record_is_no_changed_input(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs.rows.close(NUM_SHARDS, files=["rows.jsonl"])  # as runs recorded it in another folder
+    runs.run()
+    runs.rows = Shards(runs.folder / "rows", {"files": ["another hash"]})
+    runs.rows.write(0, pl.DataFrame({"row": [0]}, {"row": pl.Int64}))
+    runs.rows.close(1, files=[str(tmp_path / "rows.jsonl")])
+    assert runs.run().is_complete()
+
+
+def test_a_run_begun_with_another_date_is_named(
+    runs: Runs, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun = runs.run("prompt=chat", "prompt.date=2026-01-31")
+    assert "another date" not in caplog.text
+    runs.run("prompt=chat", "prompt.date=2026-02-01", "max_length=64")
+    assert "another date" not in caplog.text
+    again = runs.run("prompt=chat", "prompt.date=2026-02-01")
+    assert again.fingerprint != begun.fingerprint
+    assert f"{begun.folder}: begun with prompt.date=2026-01-31, which goes on" in caplog.text
+
+
 def test_executor_settings_are_no_part_of_a_fingerprint(runs: Runs) -> None:
     plain = runs.run()
     other = runs.run("executor=ray", "executor.num_workers=2", "executor.timeout_s=5")
