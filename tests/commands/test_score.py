@@ -1,0 +1,189 @@
+"""``score`` over a fake engine: what a run states, what it replaces, and what it leaves."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from cherry_vllm.commands.inputs import Job
+from cherry_vllm.commands.score import score
+from cherry_vllm.commands.select import select
+from cherry_vllm.config import compose
+from cherry_vllm.errors import UserError
+from cherry_vllm.schema import SCHEMA_VERSION
+from cherry_vllm.store import shards
+from cherry_vllm.store.scores import open_scores
+from cherry_vllm.store.shards import Shards
+from cherry_vllm.workers.work import Piece
+from tests import fakes
+from tests.runs import plain_answer, write_rows
+
+NUM_ROWS, SHARD_ROWS = 12, 4
+
+
+class Scoring:
+    """Runs of ``score`` on the same rows and model."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.run_dir, self.faults = folder / "run", fakes.Faults()
+        self._data = write_rows(folder / "rows.jsonl", [plain_answer(n) for n in range(NUM_ROWS)])
+        self._model = fakes.write_checkpoint(folder / "model")
+        self.executor = fakes.install(monkeypatch, faults=self.faults)
+
+    def run(self, *more: str, stage: Callable[..., Any] = score) -> None:
+        words = [f"run_dir={self.run_dir}", f"shard_rows={SHARD_ROWS}", "max_length=96"]
+        words += [f"data.path={self._data}", f"model.path={self._model}", "engine=hf", *more]
+        stage(compose(*words), Job(self.run_dir, is_sweep=False))
+
+    def stop_at(self, index: int) -> None:
+        """Ends the next run at this shard, as an interrupt would."""
+
+        def stop(_slot: int, piece: Piece) -> None:
+            if piece.index == index:
+                self.executor.on_piece = lambda _slot, _piece: None
+                raise KeyboardInterrupt
+
+        self.executor.on_piece = stop
+        with pytest.raises(KeyboardInterrupt):
+            self.run()
+
+
+@pytest.fixture
+def scoring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scoring:
+    return Scoring(tmp_path, monkeypatch)
+
+
+def test_a_run_resumed_after_an_upgrade_states_both_versions(
+    scoring: Scoring, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(shards, "installed_versions", lambda: {"torch": "2.13.0"})
+    scoring.stop_at(1)
+    monkeypatch.setattr(shards, "installed_versions", lambda: {"torch": "2.14.0"})
+    scoring.run()
+    manifest = json.loads((scoring.run_dir / "score.json").read_text())
+    mixture = "2.13.0 (1 shards), 2.14.0 (2 shards)"
+    assert manifest["score"]["versions"] == {"torch": mixture}
+    assert manifest["read"]["versions"] == {"torch": "2.13.0"}
+    assert sum(f"torch {mixture}" in message for message in caplog.messages) == 1
+
+
+def test_remote_code_is_never_taken_for_none(scoring: Scoring) -> None:
+    found = []
+    for value in ("false", "true", "false"):
+        scoring.run(f"model.trust_remote_code={value}")
+        found.append((scoring.faults.calls, open_scores(scoring.run_dir).fingerprint))
+    assert [calls for calls, _ in found] == [3, 6, 6]
+    assert found[0][1] == found[2][1] != found[1][1]
+
+
+@pytest.mark.parametrize("name", ["scores.parquet", "score.json", "ifd.png"])
+def test_a_file_of_the_users_is_refused_before_anything_is_scored(
+    name: str, scoring: Scoring
+) -> None:
+    scoring.run_dir.mkdir()
+    (scoring.run_dir / name).write_text("mine")
+    with pytest.raises(UserError, match=f"{name}: exists and is not from cherry-vllm"):
+        scoring.run()
+    assert (scoring.run_dir / name).read_text() == "mine"
+    assert scoring.faults.calls == 0
+
+
+def test_the_owner_of_an_earlier_run_is_told_once(
+    scoring: Scoring, caplog: pytest.LogCaptureFixture
+) -> None:
+    Shards(scoring.run_dir / "logprobs", {"schema_version": SCHEMA_VERSION - 1}).close(0)
+    for _ in range(2):
+        scoring.run()
+    assert sum("of an earlier cherry-vllm" in message for message in caplog.messages) == 1
+
+
+def test_what_a_kill_left_is_gone_after_the_next_run(scoring: Scoring) -> None:
+    scoring.stop_at(1)
+    token = "node-1-0123abcd"  # of a process that was killed
+    folders = [*scoring.run_dir.glob("rows/*"), *scoring.run_dir.glob("logprobs/*")]
+    left = [
+        scoring.run_dir / f".scores.{token}.tmp.parquet",
+        scoring.run_dir / f".score.{token}.tmp.json",
+        scoring.run_dir / f".ifd.{token}.tmp.png",
+        *(folder / f".complete.{token}.tmp.json" for folder in folders),
+        *(folder / f".settings.{token}.tmp.json" for folder in folders),
+        folders[1] / f".part-00002.{token}.tmp.parquet",
+        folders[1] / f".part-00002.{token}.tmp.done",
+    ]
+    for path in left:
+        path.write_text("half")
+    scoring.run()
+    assert [path for path in left if path.exists()] == []
+
+
+def test_scores_in_a_linked_folder_are_selected_from(scoring: Scoring, tmp_path: Path) -> None:
+    (tmp_path / "big" / "disk").mkdir(parents=True)
+    scoring.run_dir.mkdir()
+    (scoring.run_dir / "scores").symlink_to(tmp_path / "big" / "disk")
+    scores_dir = f"scores_dir={scoring.run_dir / 'scores'}"
+    scoring.run(scores_dir)
+    scoring.run_dir = scoring.run_dir.rename(tmp_path / "moved")
+    scores_dir = f"scores_dir={scoring.run_dir / 'scores'}"
+    scoring.run(scores_dir, "select.count=1", "select.num_examples=1", stage=select)
+    assert len(json.loads((scoring.run_dir / "cherry.json").read_text())) == 1
+
+
+def test_a_damaged_row_shard_is_refused_by_select_and_made_again_by_score(
+    scoring: Scoring,
+) -> None:
+    scoring.run()
+    (shard,) = scoring.run_dir.glob("rows/*/part-00001.parquet")
+    whole = shard.read_bytes()
+    shard.unlink()
+    with pytest.raises(UserError, match=r"part-00001\.parquet: missing or damaged"):
+        scoring.run("select.count=5", stage=select)
+    scoring.run()
+    assert shard.read_bytes() == whole
+    scoring.run("select.count=5", stage=select)
+
+
+def test_a_shard_that_is_made_again_with_other_values_makes_other_scores(scoring: Scoring) -> None:
+    scoring.run()
+    before = open_scores(scoring.run_dir).frame
+    (folder,) = scoring.run_dir.glob("logprobs/*")
+    logprobs = Shards.open(folder)
+    logprobs.write(
+        0, logprobs.read(0).with_columns(pl.col("conditioned_logprobs").list.eval(pl.element() * 2))
+    )
+    logprobs.close(3)
+    scoring.run()
+    after = open_scores(scoring.run_dir).frame
+    assert not after["ifd"].equals(before["ifd"])
+    assert after[SHARD_ROWS:].equals(before[SHARD_ROWS:])
+
+
+# Holds share 0 of 2 until its input ends, as a `score` with these keys does.
+HOLDER = """
+import sys
+from pathlib import Path
+from cherry_vllm.commands.inputs import hold_share
+from cherry_vllm.config import compose
+with hold_share(compose(f"run_dir={sys.argv[1]}", "share.index=0", "share.count=2")):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.process
+def test_shares_of_another_count_are_refused_while_one_runs(scoring: Scoring) -> None:
+    command = [sys.executable, "-c", HOLDER, str(scoring.run_dir)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as one:
+        assert one.stdout
+        assert one.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=r"in use by a run in 2 shares") as refused:
+            scoring.run("share.index=0", "share.count=3")
+        assert str(one.pid) in str(refused.value)
+        assert "\n" not in str(refused.value)
+        scoring.run("share.index=1", "share.count=2")
+        one.communicate()
+    scoring.run("share.index=0", "share.count=3")
