@@ -31,6 +31,7 @@ from cherry_vllm.runtime.versions import installed_versions
 from cherry_vllm.schema import SCHEMA_VERSION
 from cherry_vllm.selection.export import find_records, write_records
 from cherry_vllm.store.files import fingerprint, write_json
+from cherry_vllm.store.locks import changing
 from cherry_vllm.store.scores import SCORES, open_scores
 from cherry_vllm.store.shards import Shards
 from cherry_vllm.workers.run import WHOLE, ModelRun, ModelUse, Share
@@ -181,15 +182,16 @@ def _sample(
     name = f"{strategy.value}-{fingerprint({'schema_version': SCHEMA_VERSION, **settings})}"
     target = run_dir / "experience" / name / "experience.json"
     meta = target.with_suffix(".meta.json")
-    if meta.is_file():
-        log.info("%s: sampled before, nothing to do", target)
-        return target
-    chosen, facts = choose()
-    if not chosen:
-        raise UserError("no row can be sampled; the summary of `score` counts the reasons")
-    write_records(find_records(rows.scan(), pl.Series("row", chosen)), target)
-    counts = {"num_sampled": len(chosen), **facts}
-    write_json(
-        meta, {**counts, "rows": chosen, "settings": settings, "versions": installed_versions()}
-    )
+    with changing(target.parent, target.name, meta.name):
+        if meta.is_file():
+            log.info("%s: sampled before, nothing to do", target)
+            return target
+        chosen, facts = choose()
+        if not chosen:
+            raise UserError("no row can be sampled; the summary of `score` counts the reasons")
+        write_records(find_records(rows.scan(), pl.Series("row", chosen)), target)
+        counts = {"num_sampled": len(chosen), **facts}
+        write_json(
+            meta, {**counts, "rows": chosen, "settings": settings, "versions": installed_versions()}
+        )
     return target
