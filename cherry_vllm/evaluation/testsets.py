@@ -23,6 +23,8 @@ QUESTIONS: Schema = {
     "drop_reason": REASON,
 }
 
+CONVENTIONAL_INPUT = "input"  # may be missing; any other name was given for this test set
+
 
 class QuestionColumns(NamedTuple):
     """Where a record holds the four fields; None if it does not.
@@ -81,6 +83,11 @@ def read_questions(file: Path, *, name: str | None, columns: QuestionColumns) ->
         rows.append((len(rows), name or file.stem, *line, None))
     if not rows:
         raise UserError(f"{file}: no questions; check testset.path")
+    if columns.input not in (None, CONVENTIONAL_INPUT) and not any(line[5] for line in rows):
+        raise UserError(
+            f"testset.columns.input={columns.input}: no question has anything there; check the "
+            "name, or give null if there is none"
+        )
     return pl.DataFrame(rows, schema=QUESTIONS, orient="row")
 
 

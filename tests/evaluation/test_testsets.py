@@ -102,3 +102,14 @@ def test_a_broken_test_set_costs_one_line(tmp_path: Path, content: str, words: l
         read(file)
     assert "\n" not in str(error.value)
     assert all(word in str(error.value) for word in [str(file), *words])
+
+
+def test_an_input_column_that_was_named_and_is_nowhere_is_a_mistake(tmp_path: Path) -> None:
+    file = tmp_path / "set.jsonl"
+    file.write_text('{"question": "Which city?", "context": "On the Aare."}\n', encoding="utf-8")
+    named = QuestionColumns(id=None, question="question", input="contxt", category=None)
+    with pytest.raises(UserError, match=r"testset\.columns\.input=contxt: no question has"):
+        read_questions(file, name=None, columns=named)
+    for name, text in (("context", "On the Aare."), ("input", "")):
+        questions = read_questions(file, name=None, columns=named._replace(input=name))
+        assert questions["input"].to_list() == [text]
