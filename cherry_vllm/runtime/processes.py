@@ -25,7 +25,7 @@ from cherry_vllm.runtime.signals import descendants, interrupt, kill_all
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 GRACE_S = 10.0  # to exit in
-INTERRUPT_GRACE_S = 0.8  # to clean up in after a signal; less than :data:`signals.GRACE_S`
+INTERRUPT_GRACE_S = 0.5  # to clean up in after a signal; less than :data:`signals.GRACE_S`
 HOME = Path(__file__).parents[2]  # where this package lies
 # The last entry of the path serves a checkout that is not installed.
 BOOTSTRAP = (

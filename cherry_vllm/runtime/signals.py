@@ -11,13 +11,13 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock, Thread, current_thread, main_thread
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-GRACE_S = 1.4  # to clean up in
+GRACE_S = 1.2  # to clean up in
 
 _ending = Lock()
 _received: list[int] = []
@@ -97,12 +97,13 @@ def end_process(number: int) -> None:
     """Ends this process, and all that it started, as stopped by a signal."""
     _ending.acquire()  # whoever comes second waits for the end
     kill_all(descendants(os.getpid()))
-    line = f"cherry-vllm: stopped by {signal.Signals(number).name}; the same command resumes\n"
-    if current_thread() is main_thread():
-        sys.stdout.flush()
-    else:
-        line = f"\n{line}"  # it may stand behind a progress bar
-    os.write(2, line.encode())
+    if current_thread() is main_thread():  # else it may be what the main thread waits in
+        with suppress(OSError, ValueError):  # nobody may be reading any more
+            sys.stdout.flush()
+    name = signal.Signals(number).name
+    with suppress(OSError):
+        # On a line of its own, not behind a progress bar or the terminal's ^C.
+        os.write(2, f"\ncherry-vllm: stopped by {name}; the same command resumes\n".encode())
     os._exit(128 + number)
 
 

@@ -67,9 +67,10 @@ def _connect(address: str | None) -> None:
             ray.init(address=address, logging_level=logging.WARNING, **ours)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        place = f"executor.address={address}" if address else "executor=ray"
         raise UserError(
-            f"executor.address={address}: Ray is not available ({reason}); check the address, and "
-            "that the machine has memory and cores left"
+            f"{place}: Ray is not available ({reason}); check the address, and that the machine "
+            "has memory and cores left"
         ) from None
     signal.signal(signal.SIGTERM, handler)  # Ray sets its own
 

@@ -147,6 +147,11 @@ class ModelRun:
             elif not target.missing(range(num_shards)):
                 self._checkpoint.verify()
                 target.close(num_shards, model=str(self._checkpoint.folder))
+            elif share == WHOLE:
+                raise UserError(
+                    f"{target.folder}: a shard was damaged while the run ended; check the disk, "
+                    "and the same command makes it again"
+                )
         return target
 
     def _take_back_failed(self, finished: Iterable[int]) -> list[int]:

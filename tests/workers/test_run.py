@@ -15,6 +15,7 @@ from cherry_vllm.errors import UserError
 from cherry_vllm.schema import REASON
 from cherry_vllm.store.shards import Shards
 from cherry_vllm.workers import WorkerError
+from cherry_vllm.workers.driver import Driver
 from cherry_vllm.workers.run import WHOLE, ModelRun, Share
 from cherry_vllm.workers.work import Piece
 from tests.fakes import FakeEngine, Faults, InlineExecutor
@@ -95,6 +96,7 @@ def test_a_share_that_is_not_there_is_refused() -> None:
 def test_rows_dropped_as_engine_failed_are_tried_again_by_one_option(runs: Runs) -> None:
     runs.faults.deadly_tokens = frozenset([DEADLY])
     failed = runs.run()
+    before = failed.summary
     assert reasons(failed)[DEADLY] == "engine_failed"
     untouched = {index: failed.path(index).stat().st_mtime_ns for index in range(NUM_SHARDS)}
     del untouched[DEADLY // SHARD_ROWS]
@@ -104,6 +106,7 @@ def test_rows_dropped_as_engine_failed_are_tried_again_by_one_option(runs: Runs)
     assert again.fingerprint == failed.fingerprint
     assert again.is_complete()
     assert reasons(again) == [None] * NUM_SHARDS * SHARD_ROWS
+    assert again.summary["contents"] != before["contents"]  # so scores are made again
     assert {index: again.path(index).stat().st_mtime_ns for index in untouched} == untouched
 
 
@@ -192,6 +195,21 @@ def test_a_run_begun_with_another_date_is_named(
     again = runs.run("prompt=chat", "prompt.date=2026-02-01")
     assert again.fingerprint != begun.fingerprint
     assert f"{begun.folder}: begun with prompt.date=2026-01-31, which goes on" in caplog.text
+
+
+def test_a_run_that_lost_a_shard_by_its_end_does_not_pass_for_done(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drive = Driver.run
+
+    def damage(driver: Driver, *indices: Any) -> None:
+        drive(driver, *indices)
+        (first,) = (runs.folder / "scores").glob("*/part-00000.parquet")
+        first.write_bytes(b"")
+
+    monkeypatch.setattr(Driver, "run", damage)
+    with pytest.raises(UserError, match="a shard was damaged while the run ended"):
+        runs.run()
 
 
 def test_executor_settings_are_no_part_of_a_fingerprint(runs: Runs) -> None:
