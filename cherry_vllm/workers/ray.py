@@ -64,7 +64,7 @@ def _connect(address: str | None) -> None:
     handler = signal.getsignal(signal.SIGTERM)
     try:
         with _away_from_data():
-            ray.init(address=address, logging_level=logging.WARNING, **ours)
+            _init_patiently(address=address, logging_level=logging.WARNING, **ours)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         place = f"executor.address={address}" if address else "executor=ray"
@@ -73,6 +73,16 @@ def _connect(address: str | None) -> None:
             "has memory and cores left"
         ) from None
     signal.signal(signal.SIGTERM, handler)  # Ray sets its own
+
+
+def _init_patiently(**settings: Any) -> None:
+    import ray
+
+    try:
+        ray.init(**settings)
+    except Exception:  # it gives itself 30 seconds to start, too few on a busy machine
+        ray.shutdown()
+        ray.init(**settings)
 
 
 @contextmanager

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+import cherry_vllm
 from cherry_vllm.runtime.processes import Child, ChildError, Wire, isolate
 from tests.conftest import Cli
 from tests.runs import assert_gone, command
 
 pytestmark = pytest.mark.process
 
+PACKAGE = Path(cherry_vllm.__file__).parent
 HOSTILE = ("tqdm", "polars", "numpy", "torch", "logging", "pickle", "socket", "hydra_plugins")
 
 
@@ -55,6 +57,14 @@ def test_a_run_imports_nothing_from_the_folder_of_its_data(
     done = cli(*command(data, tiny, tmp_path / "run", "shard_rows=120", *executor), cwd=hostile)
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.glob("*.ran")) == []
+
+
+def test_every_python_that_the_package_starts_ignores_the_current_directory() -> None:
+    starters = [path for path in PACKAGE.rglob("*.py") if "sys.executable" in path.read_text()]
+    assert len(starters) >= 2
+    for path in starters:
+        text = path.read_text()
+        assert text.count('[sys.executable, "-P"') == text.count("sys.executable"), path
 
 
 def test_closing_a_child_ends_all_that_it_started() -> None:

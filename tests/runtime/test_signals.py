@@ -1,5 +1,6 @@
 """Signals end every command within two seconds, at any moment, and the same command resumes."""
 
+import json
 import os
 import signal
 import subprocess
@@ -67,6 +68,43 @@ def test_a_run_stops_after_its_first_shard(
     assert_stops(process, number)
     assert leftovers(tmp_path) == []
     assert 1 <= len(stamps(tmp_path)) < NUM_ROWS
+
+
+@pytest.mark.exhaustive
+@pytest.mark.engine
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize(
+    ("stage", "first", "more"),
+    [
+        ("embed", "embeddings/*/part-*.done", SLOW),
+        ("pipeline", "logprobs/*/part-*.done", (*SLOW, "sample=none")),
+        ("pipeline", "logprobs/*/part-*.done", (*SLOW, "sample=none", *RAY)),
+        ("train", "models/*/checkpoints/*", ("train.num_epochs=1000", "train.save_steps=1")),
+        ("generate", "answers/*/part-*.done", ("generate.shard_questions=1",)),
+    ],
+    ids=["embed", "pipeline", "pipeline on ray", "train", "generate"],
+)
+def test_a_stage_stops_after_its_first_result(
+    *,
+    stage: str,
+    first: str,
+    more: tuple[str, ...],
+    number: signal.Signals,
+    data: Path,
+    tiny: Path,
+    tmp_path: Path,
+) -> None:
+    run_dir = tmp_path / "run"
+    words = command(data, tiny, run_dir, *more)[1:]
+    if stage == "generate":
+        questions = tmp_path / "questions.jsonl"
+        lines = [{"question_id": n, "question": f"What is {n}?"} for n in range(100)]
+        questions.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+        words += [f"testset.path={questions}", "engine.batch_tokens=1"]
+        words += ["testset.columns.id=question_id", "testset.columns.question=question"]
+    process = start_obedient(stage, *words)
+    wait_until(lambda: process.poll() is not None or any(run_dir.glob(first)))
+    assert_stops(process, number)
 
 
 @pytest.mark.parametrize("delay_s", [0.1, 0.5])
