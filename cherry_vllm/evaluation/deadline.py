@@ -1,6 +1,6 @@
 """The HTTP client under the ``openai`` client, with a deadline for each try.
 
-The library's own time-out bounds the pause between two bytes, so that a server that sends a byte
+The library's own timeout bounds the pause between two bytes, so that a server that sends a byte
 now and then holds a request for ever. Here each try ends ``timeout_s`` after it began.
 """
 
@@ -11,9 +11,9 @@ from typing import Any
 import httpx2
 from openai import DefaultAsyncHttpxClient
 
-log = logging.getLogger(__name__)
+from cherry_vllm.evaluation.endpoint import RETRIED_STATUS
 
-FIRST_ERROR = 400
+log = logging.getLogger(__name__)
 
 
 class DeadlineClient(DefaultAsyncHttpxClient):
@@ -34,7 +34,7 @@ class DeadlineClient(DefaultAsyncHttpxClient):
         except httpx2.TransportError as error:
             self._warn(request, f"no connection ({type(error).__name__})")
             raise
-        if response.status_code >= FIRST_ERROR:
+        if response.status_code >= 500 or response.status_code in RETRIED_STATUS:
             self._warn(request, f"HTTP {response.status_code}")
         return response
 

@@ -26,6 +26,7 @@ MAX_REASON_CHARS = 300
 SETTINGS_STATUS = (401, 403, 404)  # the key, the model or the URL: no other request would pass
 FORMAT_WORDS = ("response_format", "json_schema", "structured")
 VARIABLE_NAME = re.compile(r"[A-Z_][A-Z0-9_]*")
+RETRIED_STATUS = (408, 409, 429)  # and 500 upwards
 NO_KEY = "none"  # the client needs one in any case
 
 
@@ -122,7 +123,7 @@ class Endpoint:
                 f"{self.address}: {reason}; set judge.response_format=text if the endpoint has no "
                 "structured outputs"
             )
-        if status < 500 and status not in (408, 409, 429):
+        if status < 500 and status not in RETRIED_STATUS:
             return RefusedError(reason)
         # The server's words vary from request to request; status and code can be counted.
         code = f" ({error.code})" if error.code else ""

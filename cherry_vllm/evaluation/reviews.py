@@ -64,7 +64,7 @@ def _read_file(file: Path) -> tuple[str, list[Any]]:
 
 
 def _decode(record: Any, testset: str, index: int) -> Judgement:
-    """Raises ValueError with the reason if the record is no review."""
+    """Raises ValueError with the reason if the record is not a review."""
     if not isinstance(record, dict):
         raise ValueError("not a JSON object")
     question = next((name for name in QUESTION_FIELDS if name in record), "text")
