@@ -20,9 +20,10 @@ import polars as pl
 from tqdm import tqdm
 
 from cherry_vllm.config import compose, plain, prompt_of
-from cherry_vllm.options import Order, Rule, Strategy
+from cherry_vllm.options import Strategy
 from cherry_vllm.schema import LOGPROBS, ROWS
 from cherry_vllm.scoring.run import aggregate
+from cherry_vllm.selection.choice import Choice
 from cherry_vllm.selection.run import select_records
 from cherry_vllm.store.shards import Shards
 
@@ -82,16 +83,8 @@ def run_step(step: str, run_dir: Path) -> None:
     if step == "aggregate":
         aggregate(run_dir, *open_shards(run_dir))
     else:
-        select_records(
-            run_dir,
-            run_dir / f"{step}.json",
-            strategy=Strategy[step],
-            fraction=0.1,
-            count=None,
-            order=Order.input,
-            rule=Rule.exact,
-            seed=0,
-        )
+        choice = Choice(strategy=Strategy[step], fraction=0.1)
+        select_records(run_dir, run_dir / f"{step}.json", choice)
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"{step:<20}{seconds:>8.1f} s{peak:>8.2f} GiB")

@@ -10,7 +10,6 @@ import argparse
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -19,8 +18,8 @@ from bench.million import SHARD_ROWS, open_shards, write_inputs
 from cherry_vllm.commands.inputs import Job
 from cherry_vllm.commands.report import report
 from cherry_vllm.config import compose
-from cherry_vllm.options import Order, Rule, Strategy
 from cherry_vllm.scoring.run import aggregate
+from cherry_vllm.selection.choice import Choice
 from cherry_vllm.selection.run import select_records
 from cherry_vllm.store.shards import Shards
 
@@ -53,14 +52,7 @@ def main() -> None:
         rows, logprobs = open_shards(run_dir)
         write_embeddings(run_dir, rows)
         aggregate(run_dir, rows, logprobs)
-        choice: dict[str, Any] = {
-            "strategy": Strategy.cherry,
-            "fraction": 0.1,
-            "count": None,
-            "num_tokens": None,
-        }
-        choice |= {"order": Order.input, "rule": Rule.exact, "seed": 0}
-        select_records(run_dir, run_dir / "cherry.json", **choice)
+        select_records(run_dir, run_dir / "cherry.json", Choice(fraction=0.1))
         started = time.perf_counter()
         job = Job(run_dir, is_sweep=False)
         page = report(compose(f"run_dir={run_dir}"), job).artifact

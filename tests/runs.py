@@ -1,6 +1,7 @@
 """Small runs of the real command line, and what is left of them."""
 
 import json
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ import polars as pl
 
 NUM_ROWS, SHARD_ROWS = 240, 4
 NUM_SHARDS = NUM_ROWS // SHARD_ROWS
+HIDDEN = re.compile(r"\.turn|\..*lock.*|\..+\.meta\.json")
 DEADLY_ROW = 41
 DEADLY = "Zebra"  # how its answer begins, of which the engine dies where a test wants it to
 
@@ -47,7 +49,8 @@ def assert_same(run_dir: Path, undisturbed: Path) -> None:
 
 
 def leftovers(run_dir: Path) -> list[Path]:
-    return [path for path in run_dir.rglob(".*") if ".lock" not in path.name != ".turn"]
+    """Hidden files other than locks and marks: what a killed process left."""
+    return [path for path in run_dir.rglob(".*") if not HIDDEN.fullmatch(path.name)]
 
 
 def stamps(run_dir: Path) -> dict[str, int]:

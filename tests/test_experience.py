@@ -20,6 +20,7 @@ from cherry_vllm.experience.clusters import cluster_embeddings
 from cherry_vllm.options import DataFormat
 from cherry_vllm.sources import Columns
 from cherry_vllm.sources.shards import read_row_shards
+from cherry_vllm.store.marks import mark_path
 from cherry_vllm.store.shards import Shards
 from tests.conftest import ROWS, Cli
 
@@ -154,15 +155,15 @@ def test_a_sample_holds_the_records_and_says_where_from(
     run_dir: Path, rows: Shards, embeddings: Shards, perplexities: Shards
 ) -> None:
     target = experience.sample_diverse(run_dir, rows, embeddings, perplexities, count=6, **KMEANS)
-    meta = json.loads(target.with_suffix(".meta.json").read_text())
+    mark = json.loads(mark_path(target).read_text())
     records = json.loads(target.read_text(encoding="utf-8"))
     lines = ROWS.read_text(encoding="utf-8").splitlines()
-    assert records == [json.loads(lines[row]) for row in meta["rows"]]
-    assert meta["num_sampled"] == len(records) <= 6
-    assert meta["num_clusters"] == 3
+    assert records == [json.loads(lines[row]) for row in mark["rows"]]
+    assert mark["counts"]["num_sampled"] == len(records) <= 6
+    assert mark["counts"]["num_clusters"] == 3
     usable = embeddings.scan().filter(pl.col("drop_reason").is_null()).collect()["row"]
-    assert meta["num_candidates"] == len(usable)
-    assert set(meta["rows"]) <= set(usable)
+    assert mark["counts"]["num_candidates"] == len(usable)
+    assert set(mark["rows"]) <= set(usable)
     stamp = target.stat().st_mtime_ns
     again = experience.sample_diverse(run_dir, rows, embeddings, perplexities, count=6, **KMEANS)
     assert (again, again.stat().st_mtime_ns) == (target, stamp)
@@ -183,17 +184,17 @@ def test_fewer_rows_than_clusters_and_equal_instructions_are_counted(
         count=20,
         **(KMEANS | {"num_clusters": 10}),
     )
-    meta = json.loads(target.with_suffix(".meta.json").read_text())
-    assert meta["num_candidates"] == 4
-    assert meta["num_clusters"] == 1
-    assert 1 <= meta["num_sampled"] <= 4
+    mark = json.loads(mark_path(target).read_text())
+    assert mark["counts"]["num_candidates"] == 4
+    assert mark["counts"]["num_clusters"] == 1
+    assert 1 <= mark["counts"]["num_sampled"] <= 4
 
 
 def test_random_and_difficult_samples(run_dir: Path, rows: Shards, tmp_path: Path) -> None:
     target = experience.sample_any(run_dir, rows, count=5, seed=1)
-    meta = json.loads(target.with_suffix(".meta.json").read_text())
-    assert meta["rows"] == sorted(set(meta["rows"]))
-    assert meta["num_sampled"] == 5
+    mark = json.loads(mark_path(target).read_text())
+    assert mark["rows"] == sorted(set(mark["rows"]))
+    assert mark["counts"]["num_sampled"] == 5
     with pytest.raises(UserError, match=r"scores\.parquet: no such file.*cherry-vllm score"):
         experience.sample_most_difficult(run_dir, rows, tmp_path, count=5)
 

@@ -134,7 +134,7 @@ def test_every_way_to_gain_experience(tiny: Path, cli: Cli, run_dir: Path) -> No
     assert len(set(scored.values())) == 2
     assert scored["none"].endswith("scores/base/scores.parquet")
     base = pl.read_parquet(scored["none"]).filter(pl.col("drop_reason").is_null())
-    (meta,) = run_dir.glob("experience/difficulty-*/experience.meta.json")
+    (meta,) = run_dir.glob("experience/difficulty-*/experience.json.meta.json")
     hardest = base.sort("ifd", descending=True).head(6)["row"].sort().to_list()
     assert json.loads(meta.read_text())["rows"] == hardest
 
@@ -148,7 +148,7 @@ def test_what_was_learned_reaches_the_scores_of_vllm(
     trained = cli("train", *places, f"model.path={checkpoint}", "train=pre_experience", *recipe)
     assert trained.returncode == 0, trained.stderr
     (tuned,) = tmp_path.glob("models/pre_experience-*")
-    meta = tmp_path / "experience.meta.json"
+    meta = tmp_path / "experience.json.meta.json"
     meta.write_text(json.dumps({"rows": list(range(26))}))
     kept = {}
     for copy, dtype in [("bfloat16", "auto"), ("model", "bfloat16")]:
@@ -157,7 +157,7 @@ def test_what_was_learned_reaches_the_scores_of_vllm(
         scored = cli("score", *places, "engine=vllm_eager", *more)
         assert scored.returncode == 0, scored.stderr
         caplog.clear()
-        experience, scores = meta.with_name("experience.json"), scores_dir / "scores.parquet"
+        experience, scores = tmp_path / "experience.json", scores_dir / "scores.parquet"
         gain = measure_gain(tuned, experience, scores)
         kept[copy] = (gain["kept"], "of what training taught" in caplog.text)
     assert kept["bfloat16"] == (pytest.approx(1, abs=0.1), False)  # rounded stochastically

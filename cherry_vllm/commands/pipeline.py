@@ -32,8 +32,11 @@ from cherry_vllm.options import DataFormat, Sampling
 from cherry_vllm.runtime.processes import ChildError, isolate
 from cherry_vllm.runtime.versions import installed_versions
 from cherry_vllm.store.files import read_json, write_json
+from cherry_vllm.store.marks import check_replaceable, mark_path, own_file
 from cherry_vllm.training.probe import gain_kept, warn_of_lost_gain
 from cherry_vllm.training.run import scorer_checkpoint
+
+COMMAND = "pipeline"
 
 
 def run(config: Config, job: Job) -> Outcome:
@@ -77,6 +80,7 @@ class Manifest:
 
     def __init__(self, job: Job, config: Config) -> None:
         self.path = job.output_dir / "pipeline.json"
+        check_replaceable(self.path, COMMAND)
         self._job = job
         self._content: dict[str, Any] = {
             "config": _plain(asdict(config)),
@@ -99,13 +103,17 @@ class Manifest:
             "facts": outcome.facts,
         }
         self._content["stages"].append(entry)
-        write_json(self.path, self._content)
+        self._write()
         return outcome.artifact
 
     def note(self, key: str, value: Any) -> None:
         """Adds something to the stage that ran last."""
         self._content["stages"][-1][key] = value
-        write_json(self.path, self._content)
+        self._write()
+
+    def _write(self) -> None:
+        with own_file(self.path, COMMAND) as path:
+            write_json(path, self._content)
 
 
 def measure_gain(tuned: Path, experience: Path, scores: Path) -> dict[str, float | None]:
@@ -117,7 +125,7 @@ def measure_gain(tuned: Path, experience: Path, scores: Path) -> dict[str, float
     probe = read_json(tuned / "train.json")["probe"]
     if not probe["losses"]:
         return {}
-    rows = read_json(experience.with_suffix(".meta.json"))["rows"]
+    rows = read_json(mark_path(experience))["rows"]
     wanted = pl.Series("row", [rows[position] for position in probe["rows"]])
     found = wanted.to_frame().join(pl.read_parquet(scores, glob=False), on="row")
     columns = found["conditioned_score"].to_numpy(), found["num_answer_tokens"].to_numpy()

@@ -5,6 +5,7 @@ from pathlib import Path
 from cherry_vllm.commands.inputs import Job, Outcome
 from cherry_vllm.config import Config
 from cherry_vllm.errors import UserError
+from cherry_vllm.store.marks import mark_path
 
 
 def report(config: Config, job: Job) -> Outcome:
@@ -18,7 +19,7 @@ def report(config: Config, job: Job) -> Outcome:
         run_dir,
         Path(config.scores_dir),
         job.output_dir,
-        meta_name=Path(config.select.output).with_suffix(".meta.json").name,
+        mark_name=mark_path(Path(config.select.output)).name,
         fraction=settings.fraction,
         max_embeddings=settings.max_embeddings,
         num_clusters=settings.num_clusters,

@@ -20,6 +20,7 @@ from cherry_vllm.experience import sampling_run as experience
 from cherry_vllm.options import Sampling
 from cherry_vllm.store.files import read_json
 from cherry_vllm.store.locks import exclusive
+from cherry_vllm.store.marks import mark_path
 from cherry_vllm.store.shards import Shards
 from cherry_vllm.workers.run import WHOLE, Share
 
@@ -44,8 +45,7 @@ def sample(config: Config, _job: Job) -> Outcome:
     files = find_input(config)
     with exclusive(Path(config.run_dir)):
         target = _sample(config, read_input(config, files))
-    meta = read_json(target.with_suffix(".meta.json"))
-    facts = {key: meta[key] for key in meta if key not in ("rows", "settings", "versions")}
+    facts = read_json(mark_path(target))["counts"]
     print(report.describe(f"sample={config.sample.strategy.value}", facts))
     print(f"experience: {target}")
     return Outcome(target, facts)

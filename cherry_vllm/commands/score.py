@@ -3,9 +3,6 @@
 import logging
 from pathlib import Path
 
-import polars as pl
-
-from cherry_vllm.commands import summary as report
 from cherry_vllm.commands.inputs import (
     Job,
     Outcome,
@@ -17,20 +14,30 @@ from cherry_vllm.commands.inputs import (
     read_input,
     warn_of_misfits,
 )
+from cherry_vllm.commands.summary import misfit_warning, summarize
 from cherry_vllm.config import Config
+from cherry_vllm.engines.checkpoint import Checkpoint
+from cherry_vllm.runtime.text import printable
 from cherry_vllm.scoring.ifd import count_outcomes
 from cherry_vllm.scoring.run import aggregate, score_rows
-from cherry_vllm.store.files import atomic_path
-from cherry_vllm.store.scores import changing_scores
+from cherry_vllm.store.marks import own_file, read_mark
+from cherry_vllm.store.scores import PICTURE, SCORES, Scores, changing_scores
 
 log = logging.getLogger(__name__)
 
 
+COMMAND = "score"
+
+
 def score(config: Config, job: Job) -> Outcome:
     """Scores a data set with a model, or a share of it, and prints the summary."""
-    files, checkpoint = find_input(config), find_model(config)
+    return score_with(config, job, find_model(config), Path(config.scores_dir))
+
+
+def score_with(config: Config, job: Job, checkpoint: Checkpoint, scores_dir: Path) -> Outcome:
+    """Scores with ``checkpoint`` and leaves the scores in ``scores_dir``; see :func:`score`."""
+    files, run_dir = find_input(config), Path(config.run_dir)
     prompt = find_prompt(config, checkpoint)
-    run_dir, scores_dir = Path(config.run_dir), Path(config.scores_dir)
     with hold_share(config) as share:
         rows = read_input(config, files)
         warn_of_misfits(prompt, rows)
@@ -48,19 +55,32 @@ def score(config: Config, job: Job) -> Outcome:
             print(f"share {share.index} of {share.count} scored; the last to end aggregates")
             return Outcome(logprobs.folder, {})
         with changing_scores(scores_dir):
-            scores = aggregate(scores_dir, rows, logprobs).frame
-            _draw(scores, scores_dir / "ifd.png")
-    print(report.summarize(scores))
-    print(f"scores: {scores_dir / 'scores.parquet'}  picture: {scores_dir / 'ifd.png'}")
-    warning = report.misfit_warning(scores)
-    if warning:
-        log.warning(warning)
-    return Outcome(scores_dir / "scores.parquet", count_outcomes(scores))
+            scores = aggregate(scores_dir, rows, logprobs)
+            draw(scores)
+    _print(scores)
+    return Outcome(scores_dir / SCORES, count_outcomes(scores.frame))
 
 
-def _draw(scores: pl.DataFrame, target: Path) -> None:
+def draw(scores: Scores) -> None:
+    """Draws the picture of the scores, unless it is there or another file has its place."""
+    picture = scores.folder / PICTURE
+    mark = read_mark(picture)
+    if mark and mark.get("scores") == scores.fingerprint:
+        return
+    if picture.exists() and not mark:
+        log.warning("%s: not drawn by cherry-vllm, so it stays; move it and run again", picture)
+        return
     from cherry_vllm.figures.figure import save_png
     from cherry_vllm.figures.scores import draw_ifd, draw_scores
 
-    with atomic_path(target) as path:
-        save_png(path, draw_ifd(scores), draw_scores(scores))
+    with own_file(picture, COMMAND, scores=scores.fingerprint) as path:
+        save_png(path, draw_ifd(scores.frame), draw_scores(scores.frame))
+
+
+def _print(scores: Scores) -> None:
+    print(summarize(scores.frame))
+    places = {"scores": scores.folder / SCORES, "picture": scores.folder / PICTURE}
+    print(printable("  ".join(f"{name}: {path}" for name, path in places.items())))
+    warning = misfit_warning(scores.frame)
+    if warning:
+        log.warning(warning)

@@ -2,44 +2,55 @@
 
 from pathlib import Path
 
-from cherry_vllm.commands import summary as report
 from cherry_vllm.commands.inputs import Job, Outcome
+from cherry_vllm.commands.summary import describe, show_extremes, summarize
 from cherry_vllm.config import Config
 from cherry_vllm.options import Strategy
-from cherry_vllm.selection.export import find_data
-from cherry_vllm.selection.ratings import count_unrated
-from cherry_vllm.selection.run import select_records
-from cherry_vllm.store.run_folder import scan_rows
+from cherry_vllm.runtime.text import printable
+from cherry_vllm.selection.choice import Choice
+from cherry_vllm.selection.run import SelectedRows, select_records
 
 
 def select(config: Config, job: Job) -> Outcome:
     """Selects rows of a scored run and prints what was chosen."""
-    scores_dir = Path(config.scores_dir)
-    output = job.output_dir / config.select.output
+    return select_from(config, job, Path(config.scores_dir))
+
+
+def select_from(config: Config, job: Job, scores_dir: Path) -> Outcome:
+    """Selects rows by the scores in ``scores_dir``; see :func:`select`."""
     by_rating = config.select.strategy is Strategy.rating
-    scores, chosen = select_records(
+    selected = select_records(
         scores_dir,
-        output,
-        strategy=config.select.strategy,
-        fraction=config.select.fraction,
-        count=config.select.count,
-        num_tokens=config.select.num_tokens,
-        command=job.command,
+        job.output_dir / config.select.output,
+        _choice(config),
+        run_dirs=(Path(config.run_dir), job.output_dir),
         ratings=Path(config.select.ratings) if by_rating else None,
-        threshold=config.select.threshold if by_rating else None,
-        order=config.select.order,
-        rule=config.select.rule,
+        command=job.command,
+    )
+    _print(selected, num_examples=0 if job.is_sweep else config.select.num_examples)
+    facts = {key: selected.facts[key] for key in ("num_selected", "num_answer_tokens")}
+    return Outcome(selected.path, facts)
+
+
+def _choice(config: Config) -> Choice:
+    settings = config.select
+    return Choice(
+        strategy=settings.strategy,
+        fraction=settings.fraction,
+        count=settings.count,
+        num_tokens=settings.num_tokens,
+        threshold=settings.threshold if settings.strategy is Strategy.rating else None,
+        order=settings.order,
+        rule=settings.rule,
         seed=config.seed,
     )
-    print(report.summarize(scores, chosen.height))
-    if by_rating:
-        print(report.describe("usable rows without a rating", count_unrated(scores)))
-    if config.select.num_examples and not job.is_sweep:
-        rows = scan_rows(scores_dir)
-        print(report.show_extremes(scores, rows, config.select.num_examples))
-    print(f"{config.select.strategy.value}: {chosen.height} rows in {output}")
-    facts = {
-        "num_selected": chosen.height,
-        "num_answer_tokens": int(chosen["num_answer_tokens"].sum()),
-    }
-    return Outcome(find_data(output), facts)
+
+
+def _print(selected: SelectedRows, num_examples: int) -> None:
+    print(summarize(selected.scores, selected.count))
+    if "without_rating" in selected.facts:
+        print(describe("usable rows without a rating", selected.facts["without_rating"]))
+    if num_examples:
+        print(show_extremes(selected.scores, selected.rows, num_examples))
+    strategy = selected.facts["strategy"]
+    print(printable(f"{strategy}: {selected.count:,} rows in {selected.output}"))

@@ -41,7 +41,7 @@ def describe(title: str, facts: dict[str, Any]) -> str:
     """A stage's counts, in lines of two columns; nested ones are indented."""
     lines = [printable(title)]
     for key, value in facts.items():
-        name = "  " + key.removeprefix("num_").replace("_", " ")
+        name = "  " + printable(key).removeprefix("num_").replace("_", " ")
         if isinstance(value, dict):
             lines += [name] if value else []
             lines += [

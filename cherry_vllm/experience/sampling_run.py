@@ -4,7 +4,7 @@ run_dir/embeddings/FINGERPRINT/     embed: mean hidden states, shard for shard
 run_dir/perplexities/FINGERPRINT/   measure_perplexity: of the prompts, shard for shard
 run_dir/experience/STRATEGY-FINGERPRINT/
   experience.json                   sample: the chosen rows, with all their fields
-  experience.meta.json              which rows they are, and how they came to be chosen
+  experience.json.meta.json         which rows they are, and how they came to be chosen
 """
 
 import logging
@@ -30,8 +30,8 @@ from cherry_vllm.options import Sampling
 from cherry_vllm.runtime.versions import installed_versions
 from cherry_vllm.schema import SCHEMA_VERSION
 from cherry_vllm.selection.export import find_records, write_records
-from cherry_vllm.store.files import fingerprint, write_json
-from cherry_vllm.store.locks import changing
+from cherry_vllm.store.files import fingerprint
+from cherry_vllm.store.marks import MADE_BY, is_ours, marked_file
 from cherry_vllm.store.scores import SCORES, open_scores
 from cherry_vllm.store.shards import Shards
 from cherry_vllm.workers.run import WHOLE, ModelRun, ModelUse, Share
@@ -77,7 +77,7 @@ def sample_diverse(
     """``count`` rows from ``num_clusters`` clusters of instructions (paper, section 2.1).
 
     See :func:`sampling.cluster_embeddings` and :func:`sampling.sample_clusters`. Like the other
-    two, it returns the file of the chosen rows, beside which a ``.meta.json`` counts them.
+    two, it returns the file of the chosen rows, beside which its mark counts them.
 
     Raises:
         UserError: ``count`` is not the same number from every cluster, or no row can be chosen.
@@ -181,17 +181,15 @@ def _sample(
 ) -> Path:
     name = f"{strategy.value}-{fingerprint({'schema_version': SCHEMA_VERSION, **settings})}"
     target = run_dir / "experience" / name / "experience.json"
-    meta = target.with_suffix(".meta.json")
-    with changing(target.parent, target.name, meta.name):
-        if meta.is_file():
-            log.info("%s: sampled before, nothing to do", target)
-            return target
-        chosen, facts = choose()
-        if not chosen:
-            raise UserError("no row can be sampled; the summary of `score` counts the reasons")
-        write_records(find_records(rows.scan(), pl.Series("row", chosen)), target)
-        counts = {"num_sampled": len(chosen), **facts}
-        write_json(
-            meta, {**counts, "rows": chosen, "settings": settings, "versions": installed_versions()}
-        )
+    if is_ours(target):
+        log.info("%s: sampled before, nothing to do", target)
+        return target
+    chosen, facts = choose()
+    if not chosen:
+        raise UserError("no row can be sampled; the summary of `score` counts the reasons")
+    records = find_records(rows.scan(), pl.Series("row", chosen))
+    counts = {"num_sampled": len(chosen), **facts}
+    origin = {"rows": chosen, "settings": settings, "versions": installed_versions()}
+    with marked_file(target, {MADE_BY: "sample", "counts": counts, **origin}) as path:
+        write_records(records, path, target)
     return target

@@ -12,13 +12,13 @@ SIZE_KEYS = ("select.fraction=", "select.count=", "select.num_tokens=")
 class Selection(NamedTuple):
     """What ``select`` chose, and how."""
 
-    meta: dict[str, Any]
+    mark: dict[str, Any]
     rows: pl.DataFrame  # of SCORES
 
     @property
     def cut(self) -> float | None:
         """The lowest IFD chosen, where IFD is what rows were chosen by."""
-        by_ifd = self.meta["strategy"] == Strategy.cherry.value
+        by_ifd = self.mark["strategy"] == Strategy.cherry.value
         return float(self.rows["ifd"].min()) if by_ifd else None  # type: ignore[arg-type]
 
 
@@ -26,7 +26,7 @@ class Job(NamedTuple):
     """A folder with a selection or with verdicts: the run itself, or a job of a sweep below it."""
 
     name: str  # relative to the run folder; "." is the run itself
-    selection: dict[str, Any] | None  # cherry.meta.json
+    selection: dict[str, Any] | None  # its mark
     judgements: dict[str, dict[str, Any]]  # the figures of judge.json, by folder
 
     @property

@@ -67,7 +67,7 @@ def draw_ledger(scores: pl.DataFrame, selection: Selection | None) -> Figure:
     if selection:
         number = selection.rows.height
         caption += (
-            f" {selection.meta['strategy']} chose {number:,}, {share(number, usable)} of the "
+            f" {selection.mark['strategy']} chose {number:,}, {share(number, usable)} of the "
             "usable rows."
         )
     return Figure("ledger", "What went in and what came out", caption, chart, key)

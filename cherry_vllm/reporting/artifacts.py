@@ -9,7 +9,7 @@ import polars as pl
 
 from cherry_vllm.errors import UserError
 from cherry_vllm.figures.facts import Job, Selection
-from cherry_vllm.options import Order, Rule, Strategy
+from cherry_vllm.selection.choice import Choice
 from cherry_vllm.selection.ranking import select_rows
 from cherry_vllm.selection.ratings import add_ratings, read_ratings
 from cherry_vllm.store.files import file_sha256, read_json
@@ -82,34 +82,24 @@ def find_scores(run_dir: Path, scores_dir: Path) -> list[Path]:
     return [path.parent for path in found if path.is_file()]
 
 
-def find_selection(meta: Path, scores: pl.DataFrame, fingerprint: str) -> Selection | None:
-    """The selection that a ``.meta.json`` describes, if it was made from these scores.
+def find_selection(mark: Path, scores: pl.DataFrame, fingerprint: str) -> Selection | None:
+    """The selection that its mark describes, if it was made from these scores.
 
     One by rating needs its ``ratings.parquet``, beside it or above.
     """
-    if not meta.is_file():
+    if not mark.is_file():
         return None
-    facts = read_own(meta, "scores")
+    facts = read_own(mark, "scores")
     if facts is None or facts["scores"] != fingerprint:
         return None
     if "ratings" in facts:
-        near = (folder / "ratings.parquet" for folder in meta.parents)
+        near = (folder / "ratings.parquet" for folder in mark.parents)
         ratings = {file_sha256(path): path for path in near if path.is_file()}
         found = ratings.get(facts["ratings"])
         if found is None:
             return None
         scores = add_ratings(scores, read_ratings(found))
-    rows = select_rows(
-        scores,
-        strategy=Strategy(facts["strategy"]),
-        fraction=facts["fraction"],
-        count=facts["count"],
-        num_tokens=facts["num_tokens"],
-        order=Order(facts["order"]),
-        rule=Rule(facts["rule"]),
-        seed=facts["seed"],
-        threshold=facts.get("threshold"),
-    )
+    rows = select_rows(scores, Choice.from_json(facts))
     return Selection(facts, rows)
 
 
@@ -159,23 +149,23 @@ def find_losses(run_dir: Path) -> pl.DataFrame:
     return pl.concat(frames) if frames else pl.DataFrame(schema=schema)
 
 
-def find_jobs(run_dir: Path, meta_name: str) -> list[Job]:
+def find_jobs(run_dir: Path, mark_name: str) -> list[Job]:
     """Every selection and every verdict in the run folder and below it, by folder name.
 
     Verdicts belong to the selection in the same folder or, without one, in the nearest above.
     """
     found = {
-        path.parent: meta for path, meta in _read_all(sorted(run_dir.rglob(meta_name))).items()
+        path.parent: mark for path, mark in _read_all(sorted(run_dir.rglob(mark_name))).items()
     }
-    # Answers may be called as a selection is, and have their own such file.
-    metas = {folder: meta for folder, meta in found.items() if "num_selected" in meta}
-    judged: dict[Path, dict[str, dict[str, Any]]] = {folder: {} for folder in metas}
+    # Answers may be called as a selection is, and have a mark of their own.
+    marks = {folder: mark for folder, mark in found.items() if "num_selected" in mark}
+    judged: dict[Path, dict[str, dict[str, Any]]] = {folder: {} for folder in marks}
     for path, judgement in _read_all(sorted(run_dir.rglob("judge.json")), "figures").items():
-        within = [folder for folder in (path.parent, *path.parent.parents) if folder in metas]
+        within = [folder for folder in (path.parent, *path.parent.parents) if folder in marks]
         owner = within[0] if within else path.parent
         name = path.parent.relative_to(run_dir).as_posix()
         judged.setdefault(owner, {})[name] = judgement
     return [
-        Job(folder.relative_to(run_dir).as_posix(), metas.get(folder), judgements)
+        Job(folder.relative_to(run_dir).as_posix(), marks.get(folder), judgements)
         for folder, judgements in sorted(judged.items())
     ]

@@ -31,11 +31,12 @@ from cherry_vllm.reporting.page import Page, render
 from cherry_vllm.runtime.progress import progress_bar
 from cherry_vllm.scoring.ifd import count_outcomes
 from cherry_vllm.selection.extremes import mark_sides
-from cherry_vllm.store.files import atomic_path
+from cherry_vllm.store.marks import check_replaceable, own_file, own_folder
 from cherry_vllm.store.scores import open_scores
 
 log = logging.getLogger(__name__)
 
+COMMAND = "report"
 MODEL = "model.path=..."
 
 
@@ -58,7 +59,7 @@ def report(
     scores_dir: Path,
     output_dir: Path,
     *,
-    meta_name: str,
+    mark_name: str,
     fraction: float,
     max_embeddings: int,
     num_clusters: int,
@@ -67,14 +68,17 @@ def report(
 ) -> tuple[Path, Page]:
     """Writes ``report.html`` and its figures of all that ``run_dir`` holds.
 
-    ``meta_name`` is what a selection's ``.meta.json`` is called. ``fraction`` of the usable rows
+    ``mark_name`` is what the mark of a selection is called. ``fraction`` of the usable rows
     are the top by IFD, and as many the least; the map shows at most ``max_embeddings`` rows.
 
     Raises:
-        UserError: the folder holds nothing that a page could show, or ``scores_dir`` no scores.
+        UserError: the folder holds nothing that a page could show, ``scores_dir`` no scores, or
+        something that is not ours is where the page would be.
     """
+    for target in _find_targets(output_dir):
+        check_replaceable(target, COMMAND)
     page = Page(name=run_dir.resolve().name, fraction=fraction)
-    page.jobs, losses = find_jobs(run_dir, meta_name), find_losses(run_dir)
+    page.jobs, losses = find_jobs(run_dir, mark_name), find_losses(run_dir)
     folders = find_scores(run_dir, scores_dir)
     if not (page.jobs or folders or losses.height):
         raise UserError(
@@ -85,7 +89,7 @@ def report(
     if folders:
         for other in folders[1:]:
             log.warning("%s: not shown; scores_dir=%s shows it", other, other)
-        scored = _load(run_dir, folders[0], page, meta_name)
+        scored = _load(run_dir, folders[0], page, mark_name)
         _add_scores(page, scored, place)
         _add_rows(page, scored, num_examples)
         _add_landscape(
@@ -104,24 +108,31 @@ def report(
 
 
 def _write(page: Page, output_dir: Path) -> Path:
-    with progress_bar("drawing", unit=" figures", total=len(page.figures)) as bar:
+    target, pictures = _find_targets(output_dir)
+    with (
+        progress_bar("drawing", unit=" figures", total=len(page.figures)) as bar,
+        own_folder(pictures, COMMAND) as folder,
+    ):
         for name, figure in page.figures.items():
-            with atomic_path(output_dir / "report" / f"{name}.png") as path:
-                save_png(path, figure)
+            save_png(folder / f"{name}.png", figure)
             bar.update()
-    target = output_dir / "report.html"
-    with atomic_path(target) as path:
+    with own_file(target, COMMAND) as path:
         path.write_text(render(page), encoding="utf-8")
     return target
 
 
-def _load(run_dir: Path, folder: Path, page: Page, meta_name: str) -> Scored:
+def _find_targets(output_dir: Path) -> tuple[Path, Path]:
+    """The page, and the folder of its pictures."""
+    return output_dir / "report.html", output_dir / "report"
+
+
+def _load(run_dir: Path, folder: Path, page: Page, mark_name: str) -> Scored:
     scores = open_scores(folder)
     frame, made_by = scores.frame, scores.fingerprint
     found = {
         job.name: selection
         for job in page.jobs
-        if (selection := find_selection(run_dir / job.name / meta_name, frame, made_by))
+        if (selection := find_selection(run_dir / job.name / mark_name, frame, made_by))
     }
     own = found.get(".")
     shown = [own] if own else sorted(found.values(), key=lambda item: item.rows.height)

@@ -1,11 +1,13 @@
 """The card of an exported data set: where its rows come from, and how they were chosen."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from cherry_vllm import __version__
+from cherry_vllm.runtime.text import printable
 from cherry_vllm.schema import DropReason
 
 # The header tells the Hugging Face loader where the rows are.
@@ -21,7 +23,7 @@ configs:
 - config_name: default
   data_files:
   - split: train
-    path: {pattern}
+    path: {file}
 ---
 """
 INTRODUCTION = """
@@ -29,16 +31,18 @@ INTRODUCTION = """
 
 {num_selected:,} of {num_rows:,} instruction rows, chosen by cherry-vllm {version}, which scores
 a row by its Instruction-Following Difficulty, IFD = s(A|Q) / s(A)
-([arXiv 2308.12032](https://arxiv.org/abs/2308.12032)). Each has all fields of its source, whose
-licence holds for it.
+([arXiv 2308.12032](https://arxiv.org/abs/2308.12032)). Each row has all fields of its source, and
+the licence of its source applies.
 """
+# What Markdown acts on within a line, HTML included. An underscore within a word is no emphasis.
+ACTIVE = re.compile(r"[\\`*\[\]<>|&~$]|(?<![0-9A-Za-z])_|_(?![0-9A-Za-z])")
 
 
 def write_card(
     path: Path,
+    file: str,
     *,
     title: str,
-    pattern: str,
     manifest: Mapping[str, Any],
     choice: Mapping[str, Any],
     command: str,
@@ -46,44 +50,52 @@ def write_card(
     """Writes the card in Markdown.
 
     ``manifest`` is the ``score.json`` of the run, ``choice`` the settings and counts of the
-    selection, ``pattern`` finds the rows below the card's folder, ``command`` made them.
+    selection, ``file`` holds the rows below the card's folder, ``command`` made them.
     """
-    read, score = manifest["read"], manifest["score"]
-    settings = score["settings"]
-    files = zip(read["files"], read["settings"]["files"], strict=True)
-    scoring = {
-        "model": f"{Path(score.get('model', '')).name} (fingerprint {settings['model']})",
-        **{key: settings[key] for key in ("max_length", "engine", "prompt")},
-        "scores": manifest["fingerprint"],
-    }
     sections = {
-        "Source": [
-            *((Path(name).name, f"SHA-256 {found[0]}") for name, found in files),
-            ("columns", read["settings"]["columns"]),
-            ("max_rows", read["settings"]["max_rows"]),
-            ("refusal phrases", len(read["settings"]["refusals"])),
-        ],
-        "Scores": scoring.items(),
+        "Source": _describe_source(manifest["read"]),
+        "Scores": _describe_scores(manifest),
         "Choice": choice.items(),
-        "Every row": _ledger(manifest, choice["num_selected"]).items(),
-        "Versions": score["versions"].items(),
+        "Every row": _count_rows(manifest, choice["num_selected"]).items(),
+        "Versions": manifest["score"]["versions"].items(),
     }
     parts = [
-        HEADER.format(title=json.dumps(title), pattern=json.dumps(pattern)),
+        HEADER.format(title=_yaml(title), file=_yaml(file)),
         INTRODUCTION.format(
-            title=title,
+            title=_markdown(title),
             num_selected=choice["num_selected"],
             num_rows=manifest["num_rows"],
             version=__version__,
         ),
         *(_section(name, facts) for name, facts in sections.items()),
-        f"\n## Command\n\n```bash\n{command}\n```\n",
+        f"\n## Command\n\n{_code_block(command)}\n",
     ]
     path.write_text("".join(parts), encoding="utf-8")
 
 
-def _ledger(manifest: Mapping[str, Any], num_selected: int) -> dict[str, int]:
-    """The rows read, by what became of them: selected, not selected and dropped make up all."""
+def _describe_source(read: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    settings = read["settings"]
+    files = zip(read["files"], settings["files"], strict=True)
+    return [
+        *((Path(name).name, f"SHA-256 {found[0]}") for name, found in files),
+        ("columns", settings["columns"]),
+        ("max_rows", settings["max_rows"]),
+        ("refusal phrases", len(settings["refusals"])),
+    ]
+
+
+def _describe_scores(manifest: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    score = manifest["score"]
+    settings = score["settings"]
+    return [
+        ("model", f"{Path(score.get('model', '')).name} (fingerprint {settings['model']})"),
+        *((key, settings[key]) for key in ("max_length", "engine", "prompt")),
+        ("scores", manifest["fingerprint"]),
+    ]
+
+
+def _count_rows(manifest: Mapping[str, Any], num_selected: int) -> dict[str, int]:
+    """What became of the rows read: selected, not selected and dropped make up all."""
     outcomes = manifest["outcomes"]
     dropped = {
         f"dropped: {reason.value}": outcomes[reason] for reason in DropReason if outcomes[reason]
@@ -93,15 +105,31 @@ def _ledger(manifest: Mapping[str, Any], num_selected: int) -> dict[str, int]:
 
 
 def _section(title: str, facts: Iterable[tuple[str, Any]]) -> str:
-    lines = [f"| {_cell(key)} | {_cell(value)} |" for key, value in facts]
+    lines = [f"| {_markdown(key)} | {_cell(value)} |" for key, value in facts]
     return "\n".join([f"\n## {title}\n", "| | |", "| --- | --- |", *lines, ""])
 
 
 def _cell(value: Any) -> str:
-    """A value as one cell of a table, whatever characters it holds."""
+    """A value as one cell of a table."""
     if value is None:
         return "-"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+    return _markdown(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+
+
+def _markdown(text: str) -> str:
+    """A text on one line that Markdown and HTML show as it is."""
+    return ACTIVE.sub(lambda match: f"\\{match[0]}", printable(" ".join(text.split())))
+
+
+def _yaml(text: str) -> str:
+    """A text as a YAML scalar."""
+    return json.dumps(printable(text), ensure_ascii=False)
+
+
+def _code_block(text: str) -> str:
+    """A text as a code block, whose fence is longer than any within it."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}bash\n{printable(text)}\n{fence}"

@@ -1,43 +1,20 @@
 """Chosen rows to what trainers read: a JSON array, JSON Lines, Parquet, or a data set folder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
-from cherry_vllm.errors import UserError
 from cherry_vllm.selection.parquet import write_parquet
-from cherry_vllm.store.files import atomic_folder, atomic_path
+from cherry_vllm.store.files import file_sha256
+from cherry_vllm.store.marks import marked_file, marked_folder
 
-SUFFIXES = (".json", ".jsonl", ".parquet")
-# Of a data set folder.
-DATA = Path("data") / "train-00000-of-00001.parquet"
-PATTERN = "data/train-*.parquet"
-CARD = "README.md"
+CARD = "README.md"  # of a data set folder
+DATA_FOLDER = "data"
 
-
-def check_output(output: Path) -> None:
-    """Raises a UserError if nothing can be written there.
-
-    The suffix names the format; without one a data set folder is written, which replaces nothing
-    but such a folder.
-    """
-    if not output.suffix:
-        parts = set(output.iterdir()) if output.is_dir() else {output}
-        if output.exists() and parts - {output / CARD, output / DATA.parent}:
-            raise UserError(
-                f"{output}: there is something else; name another folder with select.output"
-            )
-    elif output.suffix not in SUFFIXES:
-        raise UserError(
-            f"select.output={output.name}: end it in one of {', '.join(SUFFIXES)}, or leave the "
-            "suffix out for a data set folder"
-        )
-
-
-def find_data(output: Path) -> Path:
-    """The file that holds the rows of an output."""
-    return output if output.suffix else output / DATA
+WriteCard = Callable[[Path, str], None]
+"""Writes the card to a path; the second argument is the file of the rows, below its folder."""
 
 
 def find_records(rows: pl.LazyFrame, wanted: pl.Series) -> pl.Series:
@@ -48,23 +25,55 @@ def find_records(rows: pl.LazyFrame, wanted: pl.Series) -> pl.Series:
         .join(chosen.lazy(), on="row", how="semi")
         .collect(engine="streaming")
     )
-    return chosen.join(found, on="row", how="left", maintain_order="left")["record"]
+    records = chosen.join(found, on="row", how="left", maintain_order="left")["record"]
+    if records.null_count():
+        raise RuntimeError(
+            f"{records.null_count()} of {records.len()} rows are not in their shards"
+        )
+    return records
 
 
-def write_records(records: pl.Series, output: Path) -> None:
-    """Writes records (JSON objects, as text) in their order; JSON keeps them to the letter."""
-    with atomic_path(output) as path:
-        if output.suffix == ".parquet":
-            write_parquet(records, path, output)
-        elif output.suffix == ".jsonl":
-            path.write_text("".join(f"{record}\n" for record in records), encoding="utf-8")
-        else:
-            path.write_text("[\n" + ",\n".join(records) + "\n]\n", encoding="utf-8")
+def export(
+    records: pl.Series, output: Path, facts: Mapping[str, Any], write_card: WriteCard
+) -> Path:
+    """Writes records to ``output``, with its mark; returns the file that holds them.
+
+    The suffix names the format; without one a data set folder with a card is written.
+
+    Raises:
+        UserError: the records do not fit in Parquet, or something else is there.
+    """
+    if output.suffix:
+        with marked_file(output, facts) as path:
+            write_records(records, path, output)
+        return output
+    with marked_folder(output, facts) as folder:
+        file = _write_dataset(records, folder, output)
+        write_card(folder / CARD, file)
+    return output / file
 
 
-def write_dataset(records: pl.Series, output: Path, write_card: Callable[[Path], None]) -> None:
-    """Writes a folder that the usual loaders take for a data set: its rows and its card."""
-    with atomic_folder(output) as folder:
-        (folder / DATA).parent.mkdir()
-        write_parquet(records, folder / DATA, output)
-        write_card(folder / CARD)
+def write_records(records: pl.Series, path: Path, output: Path) -> None:
+    """Writes records (JSON objects, as text) in their order; JSON keeps them to the letter.
+
+    ``output`` is what ``path`` will become.
+    """
+    if output.suffix == ".parquet":
+        write_parquet(records, path, output)
+    elif output.suffix == ".jsonl":
+        path.write_text("".join(f"{record}\n" for record in records), encoding="utf-8")
+    else:
+        path.write_text("[\n" + ",\n".join(records) + "\n]\n", encoding="utf-8")
+
+
+def _write_dataset(records: pl.Series, folder: Path, output: Path) -> str:
+    """Writes the rows below ``folder``; returns their file, by its path from there.
+
+    Its name follows from its contents: the cache of ``datasets`` tells data sets apart by the file
+    names in their cards, and nothing else.
+    """
+    (folder / DATA_FOLDER).mkdir()
+    path = folder / DATA_FOLDER / "train.parquet"
+    write_parquet(records, path, output)
+    named = path.rename(path.with_name(f"train-{file_sha256(path)[:16]}.parquet"))
+    return named.relative_to(folder).as_posix()

@@ -1,4 +1,4 @@
-"""A judge's ratings of rows, as ``judge judge=rating`` leaves them."""
+"""A judge's ratings of rows, as ``cherry-vllm judge judge=rating`` writes them."""
 
 from pathlib import Path
 
@@ -10,36 +10,41 @@ NOT_RATED = "not rated"
 
 
 def read_ratings(file: Path, origin: str | None = None) -> pl.DataFrame:
-    """Ratings that :func:`write` left, or a Parquet file of one's own with ``row`` and ``rating``.
+    """Reads a judge's ratings, or any Parquet file with the columns ``row`` and ``rating``.
 
-    Without ``origin`` they may be of any data.
+    ``origin`` names the data whose rows are rated (:func:`run_folder.name_data`).
 
     Raises:
-        UserError: the file is no such table, or its rows are not those of the data ``origin``.
+        UserError: the file is not such a table, or its rows are of other data.
     """
     try:
         found = pl.read_parquet_metadata(file).get("origin")
         frame = pl.read_parquet(file, glob=False)
     except FileNotFoundError:
         raise UserError(
-            f"{file}: no such file; make it with `cherry-vllm judge judge=rating`, or name another "
-            "with select.ratings"
+            f"{file}: no such file; run `cherry-vllm judge judge=rating` first, or set "
+            "select.ratings to another file"
         ) from None
     except (pl.exceptions.PolarsError, OSError) as error:
         fault = str(error).strip().splitlines()[0]
-        raise UserError(f"{file}: not readable ({fault}); give a ratings.parquet") from None
+        raise UserError(f"{file}: not a Parquet file ({fault}); check select.ratings") from None
     if found and origin and found != origin:
-        raise UserError(f"{file}: ratings of other data than was scored; rate the same data.path")
+        raise UserError(
+            f"{file}: ratings of other data than this run scored; rate the same data.path"
+        )
     schema = dict(frame.schema)
     numbers = [schema.get(name, pl.Null()) for name in ("row", "rating")]
     if not (numbers[0].is_integer() and numbers[1].is_numeric()):
-        raise UserError(f"{file}: no ratings; give a Parquet file with the numbers row and rating")
+        raise UserError(
+            f"{file}: no ratings; the columns row (whole numbers) and rating (numbers) are needed"
+        )
     is_fault = (
         pl.col("row").is_null() | pl.col("row").is_duplicated() | ~pl.col("rating").is_finite()
     )
     for row, rating in frame.filter(is_fault).select("row", "rating").head(1).iter_rows():
         raise UserError(
-            f"{file}: row {row}, rating {rating}: give each row once, with a finite number or null"
+            f"{file}: row {row} has the rating {rating}; each row may be there once, with a finite "
+            "number or null"
         )
     reason = pl.col("reason") if "reason" in schema else pl.lit(None)
     return frame.select(
@@ -48,9 +53,9 @@ def read_ratings(file: Path, origin: str | None = None) -> pl.DataFrame:
 
 
 def add_ratings(scores: pl.DataFrame, ratings: pl.DataFrame) -> pl.DataFrame:
-    """``scores`` with the columns ``rating`` and ``rating_reason``, which says why there is none.
+    """Adds the columns ``rating`` and ``rating_reason``, the reason why a row has no rating.
 
-    ``ratings`` holds row, rating and reason; a row that it does not have is "not rated".
+    ``ratings`` has the columns row, rating and reason; a row that it lacks is "not rated".
     """
     joined = scores.join(
         ratings.select("row", "rating", rating_reason="reason"),
@@ -64,6 +69,6 @@ def add_ratings(scores: pl.DataFrame, ratings: pl.DataFrame) -> pl.DataFrame:
 
 
 def count_unrated(scores: pl.DataFrame) -> dict[str, int]:
-    """Why usable rows of a frame with ratings have none, counted."""
+    """Counts the usable rows without a rating, by the reason."""
     unrated = scores.filter(pl.col("drop_reason").is_null() & pl.col("rating").is_null())
     return dict(unrated["rating_reason"].value_counts(sort=True).iter_rows())

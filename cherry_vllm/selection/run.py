@@ -1,5 +1,7 @@
 """Scores to chosen rows in files, with what was chosen beside them."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,70 +10,75 @@ import polars as pl
 
 from cherry_vllm.scoring.ifd import count_outcomes
 from cherry_vllm.selection.card import write_card
-from cherry_vllm.selection.export import (
-    PATTERN,
-    check_output,
-    find_records,
-    write_dataset,
-    write_records,
-)
+from cherry_vllm.selection.choice import Choice
+from cherry_vllm.selection.export import export, find_records
+from cherry_vllm.selection.outputs import COMMAND, check_format, check_output
 from cherry_vllm.selection.ranking import select_rows
 from cherry_vllm.selection.ratings import add_ratings, count_unrated, read_ratings
-from cherry_vllm.store.files import file_sha256, read_json, write_json
-from cherry_vllm.store.run_folder import (
-    name_data,
-    name_scores,
-    read_scores,
-    rows_folder,
-    scan_rows,
-)
+from cherry_vllm.store.files import file_sha256, fingerprint
+from cherry_vllm.store.marks import MADE_BY
+from cherry_vllm.store.run_folder import name_data
+from cherry_vllm.store.scores import open_scores
+
+
+@dataclass(frozen=True)
+class SelectedRows:
+    """Chosen rows in a file."""
+
+    output: Path  # a file, or a data set folder
+    path: Path  # the file with the rows
+    fingerprint: str  # names the scores and the choice
+    facts: dict[str, Any]  # as its mark has them
+    scores: pl.DataFrame  # all of them
+    rows: pl.LazyFrame  # of schema.ROWS, those that were scored
+
+    @property
+    def count(self) -> int:
+        """How many rows were chosen."""
+        return int(self.facts["num_selected"])
 
 
 def select_records(
     scores_dir: Path,
     output: Path,
+    choice: Choice,
     *,
+    run_dirs: Sequence[Path] = (),
     ratings: Path | None = None,
     command: str = "",
-    **choice: Any,
-) -> tuple[pl.DataFrame, pl.DataFrame]:
+) -> SelectedRows:
     """Chooses rows by ``scores_dir/scores.parquet`` and writes them, with all their fields.
 
-    ``choice`` holds the arguments of :func:`selection.select_rows`; the suffix of ``output`` is
-    its format, and none that of a data set folder, whose card names the ``command``; ``ratings``
-    are added to the scores. Returns the scores and the chosen ones.
+    The suffix of ``output`` is its format; without one it becomes a data set folder, whose card
+    names the ``command``. ``ratings`` are added to the scores. ``run_dirs`` are folders in
+    which a run keeps files of its own, next to ``scores_dir``.
 
     Raises:
-        UserError: there are no scores yet, or the choice is empty or impossible.
+        UserError: there are no scores yet, the choice is empty or impossible, the rows are damaged,
+        or ``output`` is not to be replaced.
     """
-    check_output(output)
-    scores = read_scores(scores_dir)
-    rated: dict[str, Any] = {}
+    check_format(output)
+    scored = open_scores(scores_dir)
+    check_output(output, scored, run_dirs)
+    shards = scored.open_rows()
+    rows = shards.scan()
+    scores, rated = scored.frame, dict[str, Any]()
     if ratings is not None:
-        origin = name_data(read_json(rows_folder(scores_dir) / "complete.json")["settings"])
+        origin = name_data(shards.summary["settings"])
         scores = add_ratings(scores, read_ratings(ratings, origin))
         rated = {"ratings": file_sha256(ratings), "without_rating": count_unrated(scores)}
-    chosen = select_rows(scores, **choice)
-    meta = {
-        "scores": name_scores(scores_dir),
+    chosen = select_rows(scores, choice)
+    facts = {
+        MADE_BY: COMMAND,
+        "scores": scored.fingerprint,
         "num_selected": chosen.height,
         "num_answer_tokens": int(chosen["num_answer_tokens"].sum()),
         "num_usable": count_outcomes(scores)["usable"],
-        **{key: getattr(value, "value", value) for key, value in choice.items()},
+        **choice.to_json(),
         **rated,
     }
-    records = find_records(scan_rows(scores_dir), chosen["row"])
-    if output.suffix:
-        write_records(records, output)
-    else:
-        card = partial(
-            write_card,
-            title=output.name,
-            pattern=PATTERN,
-            manifest=read_json(scores_dir / "score.json"),
-            choice=meta,
-            command=command,
-        )
-        write_dataset(records, output, card)
-    write_json(output.with_suffix(".meta.json"), meta)
-    return scores, chosen
+    card = partial(
+        write_card, title=output.name, manifest=scored.manifest, choice=facts, command=command
+    )
+    path = export(find_records(rows, chosen["row"]), output, facts, card)
+    return SelectedRows(output, path, fingerprint(facts), facts, scores, rows)

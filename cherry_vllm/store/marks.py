@@ -2,8 +2,11 @@
 
 The mark of ``cherry.json`` is ``cherry.json.meta.json``, and that of a folder ``cherry`` is
 ``cherry.meta.json``. It holds what is worth knowing about the output, and the SHA-256 of the file,
-or of each file in the folder. While the output is replaced, the mark also keeps what it said of the
-old one, so that a kill at any moment leaves an output that its mark knows.
+or of each file in the folder. The mark of an output whose name the user does not choose is hidden:
+``.report.html.meta.json``.
+
+While an output is replaced, its mark also keeps what it said of the old one, so that a kill at any
+moment leaves an output that its mark knows.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -22,23 +25,26 @@ from cherry_vllm.store.files import (
 from cherry_vllm.store.locks import changing
 
 CONTENTS, PREVIOUS = "sha256", "previous"  # keys of a mark; the others are the caller's
+MADE_BY = "made_by"  # one of these: the command that wrote the output
+SUFFIX = ".meta.json"
 LOCK = ".cherry-vllm.lock"
 
 
-def mark_path(output: Path) -> Path:
-    return output.with_name(f"{output.name}.meta.json")
+def mark_path(output: Path, *, hidden: bool = False) -> Path:
+    """Where the mark of an output is."""
+    return output.with_name(f"{'.' if hidden else ''}{output.name}{SUFFIX}")
 
 
 def read_mark(output: Path) -> dict[str, Any] | None:
     """What its mark says of an output; None if it has no mark, or is not what was written."""
-    mark = _load(mark_path(output))
     contents = _contents(output)
-    if mark is None or contents is None:
+    if contents is None:
         return None
-    previous = mark.pop(PREVIOUS, None)
-    for known in (mark, previous):
-        if known and known[CONTENTS] == contents:
-            return dict(known)
+    for hidden in (False, True):
+        mark = _load(mark_path(output, hidden=hidden)) or {}
+        for known in (mark, mark.pop(PREVIOUS, None)):
+            if known and known[CONTENTS] == contents:
+                return dict(known)
     return None
 
 
@@ -47,17 +53,25 @@ def is_ours(output: Path) -> bool:
     return read_mark(output) is not None
 
 
-def check_replaceable(output: Path) -> None:
-    """Raises a UserError if a file or folder would be lost with the writing of ``output``."""
-    if _exists(output) and not is_ours(output):
+def check_replaceable(output: Path, made_by: str | None = None) -> None:
+    """Raises a UserError if a file or folder would be lost with the writing of ``output``.
+
+    What another command than ``made_by`` wrote would be.
+    """
+    found = read_mark(output)
+    if _exists(output) and found is None:
         raise UserError(
             f"{output}: exists and is not what cherry-vllm wrote; choose another output or move it"
         )
-    mark = mark_path(output)
-    if _exists(mark) and _load(mark) is None:
+    if found and found.get(MADE_BY) != made_by:
         raise UserError(
-            f"{mark}: exists and is not from cherry-vllm; choose another output or move it"
+            f"{output}: written by another command of cherry-vllm; choose another output"
         )
+    for mark in (mark_path(output), mark_path(output, hidden=True)):
+        if _exists(mark) and _load(mark) is None:
+            raise UserError(
+                f"{mark}: exists and is not from cherry-vllm; choose another output or move it"
+            )
 
 
 @contextmanager
@@ -67,14 +81,32 @@ def marked_file(output: Path, facts: Mapping[str, Any]) -> Iterator[Path]:
     Raises:
         UserError: something else is there.
     """
-    with _marked(atomic_path, output, facts) as path:
+    with _marked(atomic_path, output, facts, hidden=False) as path:
         yield path
 
 
 @contextmanager
 def marked_folder(output: Path, facts: Mapping[str, Any]) -> Iterator[Path]:
     """As :func:`marked_file`, for a folder that the block fills."""
-    with _marked(atomic_folder, output, facts) as path:
+    with _marked(atomic_folder, output, facts, hidden=False) as path:
+        yield path
+
+
+@contextmanager
+def own_file(output: Path, made_by: str, **facts: Any) -> Iterator[Path]:
+    """As :func:`marked_file`, for a file whose name is not the user's choice.
+
+    Raises:
+        UserError: something that the command ``made_by`` did not write is there.
+    """
+    with _marked(atomic_path, output, {MADE_BY: made_by, **facts}, hidden=True) as path:
+        yield path
+
+
+@contextmanager
+def own_folder(output: Path, made_by: str) -> Iterator[Path]:
+    """As :func:`own_file`, for a folder that the block fills."""
+    with _marked(atomic_folder, output, {MADE_BY: made_by}, hidden=True) as path:
         yield path
 
 
@@ -83,15 +115,18 @@ def _marked(
     atomic: Callable[[Path], AbstractContextManager[Path]],
     output: Path,
     facts: Mapping[str, Any],
+    *,
+    hidden: bool,
 ) -> Iterator[Path]:
-    with changing(output.parent, output.name, mark_path(output).name, lock=LOCK):
-        check_replaceable(output)
+    place = mark_path(output, hidden=hidden)
+    with changing(output.parent, output.name, place.name, lock=LOCK):
+        check_replaceable(output, facts.get(MADE_BY))
         with atomic(output) as temporary:
             yield temporary
-            check_replaceable(output)  # the block may have taken long
+            check_replaceable(output, facts.get(MADE_BY))  # the block may have taken long
             mark = {**facts, CONTENTS: _contents(temporary)}
-            write_json(mark_path(output), {**mark, PREVIOUS: read_mark(output)})
-        write_json(mark_path(output), mark)
+            write_json(place, {**mark, PREVIOUS: read_mark(output)})
+        write_json(place, mark)
 
 
 def _load(mark: Path) -> dict[str, Any] | None:

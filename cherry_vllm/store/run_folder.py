@@ -21,6 +21,7 @@ FOLDERS = {"rows", "logprobs", "embeddings", "perplexities", "experience", "mode
 FOLDERS |= {"questions", "answers"}
 FILES = {"score.json", "scores.parquet", "pipeline.json", "judge.json", "verdicts.parquet"}
 FILES |= {"aspects.json", "aspects.parquet", "ratings.json", "ratings.parquet", "replies.jsonl"}
+RESERVED = FOLDERS | FILES | {"scores", "report", "report.html", "ifd.png", "aspects.png"}
 NAMED_BY_FINGERPRINT = re.compile(r"(.+-)?[0-9a-f]{16}")
 
 
@@ -55,6 +56,15 @@ def warn_of_earlier_release(run_dir: Path) -> None:
             run_dir,
             max(found),
         )
+
+
+def is_reserved(path: Path, run_dir: Path) -> bool:
+    """Whether a path is that of a run's own file or folder, or lies in one, however it is spelt."""
+    real, folder = path.parent.resolve() / path.name, run_dir.resolve()
+    if not real.is_relative_to(folder) or real == folder:
+        return False
+    first = real.relative_to(folder).parts[0].casefold()
+    return first in RESERVED or first.startswith(".")
 
 
 def read_scores(scores_dir: Path) -> pl.DataFrame:

@@ -11,16 +11,16 @@ import polars as pl
 import pytest
 
 from cherry_vllm.commands.inputs import Job
-from cherry_vllm.commands.score import score
+from cherry_vllm.commands.score import draw, score
 from cherry_vllm.commands.select import select
 from cherry_vllm.config import compose
 from cherry_vllm.errors import UserError
 from cherry_vllm.schema import SCHEMA_VERSION
 from cherry_vllm.store import shards
-from cherry_vllm.store.scores import open_scores
+from cherry_vllm.store.scores import PICTURE, open_scores
 from cherry_vllm.store.shards import Shards
 from cherry_vllm.workers.work import Piece
-from tests import fakes
+from tests import fakes, made_up
 from tests.runs import plain_answer, write_rows
 
 NUM_ROWS, SHARD_ROWS = 12, 4
@@ -187,3 +187,27 @@ def test_shares_of_another_count_are_refused_while_one_runs(scoring: Scoring) ->
         scoring.run("share.index=1", "share.count=2")
         one.communicate()
     scoring.run("share.index=0", "share.count=3")
+
+
+def test_the_picture_is_drawn_when_it_is_missing_or_of_other_scores(tmp_path: Path) -> None:
+    picture = tmp_path / PICTURE
+    made_up.score(tmp_path)
+    draw(open_scores(tmp_path))
+    first = picture.stat()
+    draw(open_scores(tmp_path))
+    assert picture.stat() == first
+    made_up.score(tmp_path, first=0.2)
+    draw(open_scores(tmp_path))
+    second = picture.stat()
+    assert second.st_ino != first.st_ino
+    picture.unlink()
+    draw(open_scores(tmp_path))
+    assert picture.is_file()
+
+
+def test_a_picture_that_is_not_ours_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made_up.score(tmp_path)
+    (tmp_path / PICTURE).write_text("mine", encoding="utf-8")
+    draw(open_scores(tmp_path))
+    assert (tmp_path / PICTURE).read_text(encoding="utf-8") == "mine"
+    assert f"{PICTURE}: not drawn by cherry-vllm, so it stays" in caplog.text

@@ -26,13 +26,14 @@ from cherry_vllm.figures.figure import save_png
 from cherry_vllm.figures.instructions import draw_landscape
 from cherry_vllm.figures.models import draw_losses, find_points
 from cherry_vllm.figures.scores import draw_ifd, draw_ledger, draw_length, draw_scores
-from cherry_vllm.options import Order, Rule, Strategy
+from cherry_vllm.options import Strategy
 from cherry_vllm.reporting.artifacts import find_aspects, find_jobs, find_losses, find_selection
 from cherry_vllm.reporting.extremes import count_first_words, find_samples
 from cherry_vllm.reporting.landscape import find_dominated, survey
 from cherry_vllm.reporting.page import Page, render
 from cherry_vllm.schema import LOGPROBS, ROWS
 from cherry_vllm.scoring.run import aggregate
+from cherry_vllm.selection.choice import Choice
 from cherry_vllm.selection.extremes import Side, mark_sides
 from cherry_vllm.selection.run import select_records
 from cherry_vllm.store.files import read_json, write_json
@@ -43,7 +44,7 @@ from tests.browser import PHONE_WIDTH, Tab, find_browser, open_tab
 from tests.conftest import ROWS as SHIPPED
 from tests.conftest import Cli
 from tests.judging import REVIEWS
-from tests.test_report import scores_of
+from tests.made_up import scores as scores_of
 
 HOSTILE = [
     "</script><script>window.pwned = 1</script>",
@@ -116,9 +117,8 @@ def write_embeddings(run_dir: Path, rows: Shards, vectors: np.ndarray[Any, Any])
 
 
 def write_selection(run_dir: Path, folder: Path, strategy: Strategy, fraction: float) -> None:
-    sizes = {"fraction": fraction, "count": None, "num_tokens": None}
-    rule = {"order": Order.input, "rule": Rule.exact, "seed": 0}
-    select_records(run_dir, folder / "cherry.json", strategy=strategy, **sizes, **rule)
+    choice = Choice(strategy=strategy, fraction=fraction)
+    select_records(run_dir, folder / "cherry.json", choice)
 
 
 def write_verdicts(folder: Path) -> None:
@@ -307,12 +307,12 @@ def test_the_ledger_and_the_histogram_account_for_every_row(tmp_path: Path) -> N
     write_scores(tmp_path, [f"do {row}" for row in range(10)], ifds)
     write_selection(tmp_path, tmp_path, Strategy.cherry, 0.3)
     scores = pl.read_parquet(tmp_path / "scores.parquet")
-    (job,) = find_jobs(tmp_path, "cherry.meta.json")
+    (job,) = find_jobs(tmp_path, "cherry.json.meta.json")
     assert job.selection is not None
     made_by = open_scores(tmp_path).fingerprint
-    selection = find_selection(tmp_path / "cherry.meta.json", scores, made_by)
+    selection = find_selection(tmp_path / "cherry.json.meta.json", scores, made_by)
     assert selection is not None
-    assert find_selection(tmp_path / "cherry.meta.json", scores, "another") is None
+    assert find_selection(tmp_path / "cherry.json.meta.json", scores, "another") is None
     assert selection.cut == pytest.approx(0.95)
 
     steps = values_of(draw_ledger(scores, selection).spec(500))
@@ -432,7 +432,7 @@ def test_the_map_tells_the_clouds_of_either_side_apart(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_sweep_joins_verdicts_to_selections(run_dir: Path) -> None:
-    jobs = find_jobs(run_dir, "cherry.meta.json")
+    jobs = find_jobs(run_dir, "cherry.json.meta.json")
     assert len(jobs) == 6
     usable = pl.read_parquet(run_dir / "scores.parquet")["drop_reason"].null_count()
     points = find_points(jobs)
@@ -455,15 +455,9 @@ def test_a_selection_by_rating_is_found_with_its_ratings_alone(tmp_path: Path) -
     pl.DataFrame({"row": [0, 1, 2, 3], "rating": [5.0, 2.0, 4.5, None]}).write_parquet(ratings)
     scores = read_scores(tmp_path)
     job = tmp_path / "job"
-    select_records(
-        tmp_path,
-        job / "cherry.json",
-        ratings=ratings,
-        strategy=Strategy.rating,
-        **{"fraction": None, "count": None, "num_tokens": None, "threshold": 4.5},
-        **{"order": Order.input, "rule": Rule.exact, "seed": 0},
-    )
-    meta, fingerprint = job / "cherry.meta.json", name_scores(tmp_path)
+    choice = Choice(strategy=Strategy.rating, threshold=4.5)
+    select_records(tmp_path, job / "cherry.json", choice, ratings=ratings)
+    meta, fingerprint = job / "cherry.json.meta.json", name_scores(tmp_path)
     found = find_selection(meta, scores, fingerprint)
     assert found
     assert found.rows["row"].to_list() == [0, 2]
@@ -473,10 +467,21 @@ def test_a_selection_by_rating_is_found_with_its_ratings_alone(tmp_path: Path) -
     assert find_selection(meta, scores, fingerprint) is None
 
 
+@pytest.mark.parametrize("name", ["report.html", "report/mine.png"])
+def test_a_page_that_is_not_ours_is_never_replaced(tmp_path: Path, name: str) -> None:
+    write_verdicts(tmp_path)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine", encoding="utf-8")
+    with pytest.raises(UserError, match="choose another output or move it"):
+        run_report(tmp_path)
+    assert (tmp_path / name).read_text(encoding="utf-8") == "mine"
+    assert len(list((tmp_path / name).parent.glob("*.png"))) == (name != "report.html")
+
+
 def test_answers_called_cherry_are_no_selection(tmp_path: Path) -> None:
     write_verdicts(tmp_path / "judged")
-    write_json(tmp_path / "judged" / "cherry.meta.json", {"questions": 16})
-    (job,) = find_jobs(tmp_path, "cherry.meta.json")
+    write_json(tmp_path / "judged" / "cherry.json.meta.json", {"questions": 16})
+    (job,) = find_jobs(tmp_path, "cherry.json.meta.json")
     assert (job.name, job.selection) == ("judged", None)
     assert run_report(tmp_path).is_file()
 

@@ -10,7 +10,16 @@ import pytest
 from cherry_vllm.errors import UserError
 from cherry_vllm.store import files, marks
 from cherry_vllm.store.files import file_sha256, read_json, write_json
-from cherry_vllm.store.marks import is_ours, mark_path, marked_file, marked_folder, read_mark
+from cherry_vllm.store.marks import (
+    check_replaceable,
+    is_ours,
+    mark_path,
+    marked_file,
+    marked_folder,
+    own_file,
+    own_folder,
+    read_mark,
+)
 from tests.kills import dies_at_step
 
 
@@ -138,6 +147,34 @@ def test_what_appears_while_the_output_is_made_is_not_replaced(tmp_path: Path) -
     with pytest.raises(UserError, match="choose another output"):
         write_slowly()
     assert output.read_text() == "mine"
+
+
+def test_the_mark_of_a_file_whose_name_nobody_chose_is_hidden(tmp_path: Path) -> None:
+    page, pictures = tmp_path / "report.html", tmp_path / "report"
+    for content in ("old", "new"):
+        with own_file(page, "report", scores=content) as path:
+            path.write_text(content)
+        with own_folder(pictures, "report") as folder:
+            (folder / f"{content}.png").write_text(content)
+    shown = {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")}
+    assert shown == {"report.html", "report"}
+    assert [path.name for path in pictures.iterdir()] == ["new.png"]
+    mark = read_mark(page)
+    assert mark is not None
+    assert mark["scores"] == "new"
+    (pictures / "mine.png").touch()
+    page.write_text("mine")
+    for path in (page, pictures):
+        with pytest.raises(UserError, match="choose another output or move it"):
+            check_replaceable(path, "report")
+
+
+def test_what_another_command_wrote_is_not_replaced(tmp_path: Path) -> None:
+    write_file(tmp_path / "cherry.jsonl", made_by="select")
+    for made_by in ("generate", None):
+        with pytest.raises(UserError, match="written by another command"):
+            check_replaceable(tmp_path / "cherry.jsonl", made_by)
+    write_file(tmp_path / "cherry.jsonl", made_by="select")
 
 
 # --- a kill at every step ------------------------------------------------------------------------

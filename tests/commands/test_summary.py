@@ -1,33 +1,15 @@
-from typing import Any
+"""What the terminal shows: counts that add up, and no text that acts on it."""
 
 import polars as pl
 import pytest
 
 from cherry_vllm.commands.summary import describe, show_extremes, summarize
-from cherry_vllm.schema import SCORES
 from cherry_vllm.selection.extremes import mark_sides
-
-
-def scores_of(*ifds: float | None, reason: str | None = None) -> pl.DataFrame:
-    """Scores with these IFDs over a direct score of 2; a row without one fell to ``reason``."""
-    rows: list[dict[str, Any]] = [
-        {
-            "row": row,
-            "num_answer_tokens": None if ifd is None else 3,
-            "conditioned_score": None if ifd is None else 2 * ifd,
-            "direct_score": None if ifd is None else 2.0,
-            "ifd": ifd,
-            "ifd_ppl": ifd,
-            "truncated": None if ifd is None else False,
-            "drop_reason": reason if ifd is None else ("ifd_above_one" if ifd > 1 else None),
-        }
-        for row, ifd in enumerate(ifds)
-    ]
-    return pl.DataFrame(rows, schema=SCORES)
+from tests.made_up import scores
 
 
 def test_the_summary_counts_every_row_once() -> None:
-    lines = summarize(scores_of(0.2, 0.4, 0.6, 1.5, None, reason="malformed"), 2).splitlines()
+    lines = summarize(scores(0.2, 0.4, 0.6, 1.5, None, reason="malformed"), 2).splitlines()
     counts = {line[:40].strip(): line[40:].split()[0] for line in lines}
     assert counts == {
         "rows read": "5",
@@ -50,7 +32,7 @@ def test_extremes_are_the_highest_and_lowest_usable_rows_in_order() -> None:
             "answer": ["a " * 200, "b", "c\nd", "e", "f"],
         }
     )
-    shown = show_extremes(scores_of(0.5, 0.9, 0.1, 2.0, 0.7), rows.lazy(), 2).splitlines()
+    shown = show_extremes(scores(0.5, 0.9, 0.1, 2.0, 0.7), rows.lazy(), 2).splitlines()
     assert [line.split(":")[0].split() for line in shown if "row" in line] == [
         ["0.900", "row", "1"],
         ["0.700", "row", "4"],
@@ -70,15 +52,17 @@ def test_no_text_of_a_row_acts_on_the_terminal() -> None:
             "answer": ["\x1b]0;title\x07", "a\u200bb" * 1000],
         }
     )
-    shown = show_extremes(scores_of(0.5, 0.9), rows.lazy(), 1)
+    shown = show_extremes(scores(0.5, 0.9), rows.lazy(), 1)
     assert all(line.isprintable() for line in shown.split("\n"))
     assert r"row 0: \x1b[2Jclear \x9b31m" in shown
     assert r"-> \x1b]0;title\x07" in shown
     assert describe("title", {"failed": {"\x1b[31m": 1}}).endswith("1")
-    assert "\x1b" not in describe("\x1b", {"a": {"\x1b[31m": 1}, "b": "\x1b"})
+    assert "\x1b" not in describe("\x1b", {"a": {"\x1b[31m": 1}, "b": "\x1b", "\x1b": 1})
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_a_side_is_shown_as_it_is_counted_elsewhere(count: int) -> None:
-    scores = scores_of(0.5, 0.5, 0.5, 0.5)
-    assert mark_sides(scores, count=count).filter(side="top")["row"].to_list() == [0, 1][:count]
+    assert (
+        mark_sides(scores(0.5, 0.5, 0.5, 0.5), count=count).filter(side="top")["row"].to_list()
+        == [0, 1][:count]
+    )

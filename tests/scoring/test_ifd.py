@@ -1,6 +1,7 @@
 """Token log-probs to scores, by hand; and how the outcomes are counted."""
 
 import math
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -15,7 +16,7 @@ VALUES = ["conditioned_score", "direct_score", "ifd", "ifd_ppl"]
 NAN, INFINITY = math.nan, math.inf
 
 
-def aggregate(*pairs, reasons=None, truncated=None):
+def aggregate(*pairs: Any, reasons: Any = None, truncated: Any = None) -> pl.DataFrame:
     """Scores of rows given as (conditioned, direct) log-probs, or None where not scored."""
     frame = pl.DataFrame(
         {
@@ -30,9 +31,9 @@ def aggregate(*pairs, reasons=None, truncated=None):
     return aggregate_logprobs(frame.lazy()).collect()
 
 
-def with_outcomes(above=0, usable=0, **dropped):
+def with_outcomes(above: int = 0, usable: int = 0, **dropped: Any) -> pl.DataFrame:
     """A frame of scores with so many rows of each outcome."""
-    lines = [(1.5, "ifd_above_one")] * above + [(0.5, None)] * usable
+    lines: list[Any] = [(1.5, "ifd_above_one")] * above + [(0.5, None)] * usable
     lines += [(None, reason) for reason, count in dropped.items() for _ in range(count)]
     columns = dict.fromkeys(SCORES, None) | {
         "ifd": [ifd for ifd, _ in lines],
@@ -55,8 +56,12 @@ def with_outcomes(above=0, usable=0, **dropped):
     ],
 )
 def test_scores_are_mean_losses_and_ifd_their_ratio(
-    conditioned, direct, conditioned_score, direct_score, ifd
-):
+    conditioned: list[float],
+    direct: list[float],
+    conditioned_score: float,
+    direct_score: float,
+    ifd: float,
+) -> None:
     row = aggregate((conditioned, direct)).row(0, named=True)
     assert row["num_answer_tokens"] == len(conditioned)
     assert (row["conditioned_score"], row["direct_score"]) == (conditioned_score, direct_score)
@@ -66,14 +71,14 @@ def test_scores_are_mean_losses_and_ifd_their_ratio(
     assert row["drop_reason"] == ("ifd_above_one" if ifd > 1 else None)
 
 
-def test_means_are_taken_in_float64():
+def test_means_are_taken_in_float64() -> None:
     # 2**24 + 1 is no float32.
     row = aggregate(([-(2.0**24), -1.0], [-(2.0**24), -3.0])).row(0, named=True)
     assert row["conditioned_score"] == (2**24 + 1) / 2
     assert row["direct_score"] == (2**24 + 3) / 2
 
 
-def test_log_probs_count_as_stored_in_float32():
+def test_log_probs_count_as_stored_in_float32() -> None:
     row = aggregate(([-0.1], [-0.3])).row(0, named=True)
     stored = pl.Series([0.1, 0.3], dtype=pl.Float32).cast(pl.Float64)
     assert row["conditioned_score"] == stored[0]
@@ -81,7 +86,7 @@ def test_log_probs_count_as_stored_in_float32():
     assert row["ifd"] == stored[0] / stored[1]
 
 
-def test_the_papers_figures_come_out():
+def test_the_papers_figures_come_out() -> None:
     # Figure 8: direct 0.914, conditioned 0.696, IFD 0.761.
     row = aggregate(([-0.6, -0.792], [-0.828, -1.0])).row(0, named=True)
     assert row["ifd"] == pytest.approx(0.761, abs=5e-4)
@@ -90,14 +95,14 @@ def test_the_papers_figures_come_out():
 # --- the line at one ---------------------------------------------------------------------------
 
 
-def test_an_ifd_of_exactly_one_is_kept():
+def test_an_ifd_of_exactly_one_is_kept() -> None:
     row = aggregate(([-0.7, -0.3], [-0.7, -0.3])).row(0, named=True)
     assert row["ifd"] == 1.0
     assert row["ifd_ppl"] == 1.0
     assert row["drop_reason"] is None
 
 
-def test_an_ifd_slightly_above_one_is_dropped_with_its_scores_in_place():
+def test_an_ifd_slightly_above_one_is_dropped_with_its_scores_in_place() -> None:
     slightly = 1 + 2.0**-23  # the next float32
     row = aggregate(([-slightly], [-1.0])).row(0, named=True)
     assert row["drop_reason"] == "ifd_above_one"
@@ -106,7 +111,7 @@ def test_an_ifd_slightly_above_one_is_dropped_with_its_scores_in_place():
     assert row["ifd_ppl"] == pytest.approx(math.exp(2.0**-23), rel=1e-12)
 
 
-def test_an_ifd_slightly_below_one_is_kept():
+def test_an_ifd_slightly_below_one_is_kept() -> None:
     row = aggregate(([-1.0], [-1 - 2.0**-23])).row(0, named=True)
     assert row["ifd"] < 1
     assert row["drop_reason"] is None
@@ -130,7 +135,9 @@ def test_an_ifd_slightly_below_one_is_kept():
         ([-1.0], [-0.0]),
     ],
 )
-def test_a_score_that_is_no_finite_number_is_null_and_named(conditioned, direct):
+def test_a_score_that_is_no_finite_number_is_null_and_named(
+    conditioned: list[float], direct: list[float]
+) -> None:
     scores = aggregate(([-1.0], [-2.0]), (conditioned, direct), ([-1.0], [-4.0]))
     assert scores["drop_reason"].to_list() == [None, "non_finite", None]
     assert scores.select(VALUES).row(1) == (None, None, None, None)
@@ -144,13 +151,13 @@ def test_a_score_that_is_no_finite_number_is_null_and_named(conditioned, direct)
 @pytest.mark.parametrize(
     "reason", ["malformed", "empty_answer", "refusal", "out_of_vocabulary", "prompt_too_long"]
 )
-def test_a_row_dropped_before_keeps_its_reason_and_has_no_score(reason):
+def test_a_row_dropped_before_keeps_its_reason_and_has_no_score(reason: str) -> None:
     scores = aggregate(None, ([-1.0], [-2.0]), reasons=[reason, None])
     assert scores["drop_reason"].to_list() == [reason, None]
     assert scores.drop("row", "drop_reason").row(0) == (None,) * 6
 
 
-def test_order_schema_and_truncation_are_kept():
+def test_order_schema_and_truncation_are_kept() -> None:
     pairs = [([-float(i)], [-8.0]) if i % 3 else None for i in range(10)]
     reasons = [None if pair else "empty_answer" for pair in pairs]
     cut = [pair and row % 2 == 0 for row, pair in enumerate(pairs)]
@@ -162,13 +169,13 @@ def test_order_schema_and_truncation_are_kept():
     assert scores["ifd"].to_list() == expected
 
 
-def test_nothing_scored_is_a_frame_of_the_same_schema():
+def test_nothing_scored_is_a_frame_of_the_same_schema() -> None:
     scores = aggregate(None, None, reasons=["malformed", "empty_answer"])
     assert scores.schema == pl.Schema(SCORES)
     assert scores.height == 2
 
 
-def test_shards_do_not_change_a_score():
+def test_shards_do_not_change_a_score() -> None:
     pairs = [([-0.1 * i, -0.7], [-1.1, -0.3 * i]) for i in range(1, 9)]
     parts = [aggregate(*pairs[:3]), aggregate(*pairs[3:])]
     joined = pl.concat(parts).with_columns(row=pl.int_range(8, dtype=pl.Int64))
@@ -178,7 +185,7 @@ def test_shards_do_not_change_a_score():
 # --- counting ----------------------------------------------------------------------------------
 
 
-def test_outcomes_add_up_to_the_rows():
+def test_outcomes_add_up_to_the_rows() -> None:
     scores = aggregate(
         ([-1.0], [-2.0]),
         ([-2.0], [-1.0]),
@@ -201,14 +208,14 @@ def test_outcomes_add_up_to_the_rows():
     assert sum(outcomes.values()) == scores.height
 
 
-def test_every_reason_is_counted_by_itself():
+def test_every_reason_is_counted_by_itself() -> None:
     numbers = {reason.value: number for number, reason in enumerate(DropReason, 1)}
     above = numbers.pop("ifd_above_one")
     outcomes = count_outcomes(with_outcomes(above=above, usable=20, **numbers))
     assert outcomes == {"usable": 20, "ifd_above_one": above, **numbers}
 
 
-def test_the_summary_shows_every_number():
+def test_the_summary_shows_every_number() -> None:
     scores = with_outcomes(above=11, usable=22, malformed=33, refusal=44)
     scores = scores.with_columns(truncated=pl.col("ifd").is_not_null())
     lines = [line.split() for line in summarize(scores, num_selected=5).splitlines()]
@@ -233,23 +240,23 @@ def test_the_summary_shows_every_number():
     ("above", "usable"),
     [(0, 10), (1, 2), (33, 66), (33, 67), (100, 200), (0, 0)],
 )
-def test_no_warning_up_to_a_third_above_one(above, usable):
+def test_no_warning_up_to_a_third_above_one(above: int, usable: int) -> None:
     assert misfit_warning(with_outcomes(above, usable, malformed=3)) is None
 
 
 @pytest.mark.parametrize(("above", "usable"), [(1, 1), (34, 66), (101, 200), (1, 0)])
-def test_a_warning_from_more_than_a_third_above_one(above, usable):
-    warning = misfit_warning(with_outcomes(above, usable))
+def test_a_warning_from_more_than_a_third_above_one(above: int, usable: int) -> None:
+    warning = misfit_warning(with_outcomes(above, usable)) or ""
     assert f"{above} of {above + usable} scored rows" in warning
     assert "prompt=" in warning
 
 
-def test_rows_without_a_score_do_not_hide_a_misfit():
+def test_rows_without_a_score_do_not_hide_a_misfit() -> None:
     scores = with_outcomes(above=2, usable=3, malformed=100, non_finite=50, empty_answer=10)
-    assert "2 of 5 scored rows" in misfit_warning(scores)
+    assert "2 of 5 scored rows" in str(misfit_warning(scores))
 
 
-def test_sums_alone_give_the_same_scores():
+def test_sums_alone_give_the_same_scores() -> None:
     generator = np.random.default_rng(0)
     lists = [(-generator.gamma(2.0, 1.0, (2, length))).tolist() for length in range(1, 60)]
     lists += [[[math.nan], [-1.0]], [[-1.0], [-INFINITY]], [[-2.0], [-1.0, -0.5]]]

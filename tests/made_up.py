@@ -1,0 +1,120 @@
+"""Scores made up without a model, for all that comes after scoring."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from cherry_vllm.options import DataFormat
+from cherry_vllm.schema import LOGPROBS, SCHEMA_VERSION, SCORES
+from cherry_vllm.scoring.run import aggregate
+from cherry_vllm.sources import Columns, read_rows
+from cherry_vllm.store.files import file_sha256
+from cherry_vllm.store.shards import Shards
+
+SHIPPED = Path(__file__).parent / "data" / "rows.jsonl"  # 26 rows, all usable until scored
+SHARD_ROWS = 5
+COLUMNS = Columns("instruction", "input", "output")
+
+
+def scores_of(
+    ifd: Sequence[float | None],
+    conditioned: Sequence[float | None] | None = None,
+    reasons: Sequence[str | None] | None = None,
+) -> pl.DataFrame:
+    """A frame of SCORES with these IFDs."""
+    columns: dict[str, Any] = dict.fromkeys(SCORES, None) | {
+        "row": range(len(ifd)),
+        "ifd": ifd,
+        "conditioned_score": conditioned or ifd,
+        "drop_reason": reasons or [None] * len(ifd),
+    }
+    return pl.DataFrame(columns, schema=SCORES)
+
+
+def scores(*ifds: float | None, reason: str | None = None) -> pl.DataFrame:
+    """Scores with these IFDs over a direct score of 2; a row without one fell to ``reason``."""
+    rows: list[dict[str, Any]] = [
+        {
+            "row": row,
+            "num_answer_tokens": None if ifd is None else 3,
+            "conditioned_score": None if ifd is None else 2 * ifd,
+            "direct_score": None if ifd is None else 2.0,
+            "ifd": ifd,
+            "ifd_ppl": ifd,
+            "truncated": None if ifd is None else False,
+            "drop_reason": reason if ifd is None else ("ifd_above_one" if ifd > 1 else None),
+        }
+        for row, ifd in enumerate(ifds)
+    ]
+    return pl.DataFrame(rows, schema=SCORES)
+
+
+def distinct(number: int) -> pl.DataFrame:
+    """Scores of so many usable rows, no two alike, in no order."""
+    return scores_of([(i * 7919 % number + 1) / (number + 1) for i in range(number)])
+
+
+# By row: the cherry order is 4, 1, 2, 5, 0; rows 3 and 6 are dropped.
+SEVEN = scores_of(
+    [0.1, 0.9, 0.5, 1.7, 0.95, 0.3, None],
+    [3.0, 0.5, 2.0, 9.0, 1.0, 4.0, None],
+    [None, None, None, "ifd_above_one", None, None, "malformed"],
+)
+
+
+def write_rows(run_dir: Path, data: Path = SHIPPED) -> Shards:
+    """Row shards of a file, as the reading stage leaves them."""
+    settings = {
+        "schema_version": SCHEMA_VERSION,
+        "files": [[file_sha256(data), *data.suffixes]],
+        "columns": asdict(COLUMNS),
+        "refusals": [],
+        "max_rows": None,
+    }
+    rows = Shards(run_dir / "rows", settings)
+    frames = read_rows(
+        [data],
+        data_format=DataFormat.auto,
+        columns=COLUMNS,
+        refusals=[],
+        batch_rows=SHARD_ROWS,
+    )
+    num_rows = num_shards = 0
+    for frame in frames:
+        rows.write(num_shards, frame)
+        num_rows, num_shards = num_rows + frame.height, num_shards + 1
+    rows.close(num_shards, num_rows=num_rows, files=[str(data.absolute())])
+    return rows
+
+
+def write_logprobs(run_dir: Path, rows: Shards, first: float = 0.1, step: float = 0.05) -> Shards:
+    """Log-prob shards in which row n has an IFD of ``first`` + n x ``step``."""
+    settings = {
+        "model": f"made up from {first} by {step}",
+        "max_length": 512,
+        "engine": {"name": "made_up"},
+        "prompt": {"without_input": "{instruction}\n\n### Response:"},
+        "rows": rows.fingerprint,
+    }
+    logprobs = Shards(run_dir / "logprobs", settings)
+    for index in range(rows.num_shards):
+        frame = rows.read(index).select(
+            "row",
+            conditioned_logprobs=pl.concat_list(-first - pl.col("row") * step),
+            direct_logprobs=pl.concat_list(pl.lit(-1.0)),
+            truncated=pl.lit(value=False),
+            drop_reason="drop_reason",
+        )
+        logprobs.write(index, frame.cast(LOGPROBS))  # type: ignore[arg-type]
+    logprobs.close(rows.num_shards, model="models/made_up", versions={"polars": "1"})
+    return logprobs
+
+
+def score(run_dir: Path, data: Path = SHIPPED, first: float = 0.1, step: float = 0.05) -> Shards:
+    """A scored run of a file's rows, which are returned."""
+    rows = write_rows(run_dir, data)
+    aggregate(run_dir, rows, write_logprobs(run_dir, rows, first, step))
+    return rows

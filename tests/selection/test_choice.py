@@ -1,0 +1,48 @@
+"""The settings of a selection: each within its range, before anything is read."""
+
+import math
+from typing import Any
+
+import pytest
+
+from cherry_vllm.errors import UserError
+from cherry_vllm.options import Order, Rule, Strategy
+from cherry_vllm.selection.choice import Choice
+
+
+@pytest.mark.parametrize("fraction", [0, 0.0, -0.1, 1.5, 1.0000001, math.nan, math.inf])
+def test_a_fraction_is_above_0_and_up_to_1(fraction: float) -> None:
+    with pytest.raises(UserError, match=f"select.fraction={fraction}: give a number above 0 and"):
+        Choice(fraction=fraction)
+
+
+@pytest.mark.parametrize("key", ["count", "num_tokens"])
+@pytest.mark.parametrize("number", [0, -1])
+def test_a_number_is_at_least_1(key: str, number: int) -> None:
+    with pytest.raises(UserError, match=f"select.{key}={number}: give a whole number of at least"):
+        Choice(**{key: number})  # type: ignore[arg-type]
+
+
+def test_a_threshold_is_a_finite_number() -> None:
+    with pytest.raises(UserError, match=r"select\.threshold=nan: give a number"):
+        Choice(strategy=Strategy.rating, threshold=math.nan)
+
+
+@pytest.mark.parametrize("strategy", set(Strategy) - {Strategy.rating})
+def test_a_size_is_needed_but_for_ratings(strategy: Strategy) -> None:
+    with pytest.raises(UserError, match=r"select\.fraction: not given"):
+        Choice(strategy=strategy)
+    assert Choice(strategy=Strategy.rating).count is None
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"fraction": 0.1},
+        {"count": 5, "order": Order.ifd, "rule": Rule.data_by_ifd, "seed": 3},
+        {"strategy": Strategy.rating, "threshold": 4.5, "num_tokens": 100},
+    ],
+)
+def test_what_a_mark_says_of_a_choice_is_the_choice(choice: dict[str, Any]) -> None:
+    made = Choice(**choice)
+    assert Choice.from_json({"num_selected": 7, **made.to_json()}) == made
