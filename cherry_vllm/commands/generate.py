@@ -17,6 +17,7 @@ from cherry_vllm.engines import Decoding
 from cherry_vllm.errors import UserError
 from cherry_vllm.evaluation import generation, testsets
 from cherry_vllm.evaluation.testsets import QuestionColumns
+from cherry_vllm.runtime.text import printable
 from cherry_vllm.schema import DropReason
 from cherry_vllm.store.locks import exclusive
 from cherry_vllm.store.marks import check_replaceable
@@ -51,7 +52,7 @@ def generate(config: Config, job: Job) -> Outcome:
         )
         counts = generation.write_answers(output, questions, answers)
     print(summary.describe("generate", counts))
-    print(f"answers: {output}")
+    print(printable(f"answers: {output}"))
     num_too_long = counts["dropped"].get(DropReason.PROMPT_TOO_LONG)
     if num_too_long:
         log.warning(

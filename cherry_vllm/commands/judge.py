@@ -24,6 +24,7 @@ from cherry_vllm.evaluation.prompts import (
 )
 from cherry_vllm.evaluation.reviews import read_reviews
 from cherry_vllm.options import Mode
+from cherry_vllm.runtime.text import printable
 from cherry_vllm.store.files import file_sha256
 from cherry_vllm.store.locks import exclusive
 from cherry_vllm.store.marks import check_replaceable, marked_file
@@ -59,8 +60,8 @@ def _compare(config: Config, job: Job) -> Outcome:
     total = next(row for row in reversed(tallies) if row.category is None)
     print(tables.show_position_bias(total))
     if agreement:
-        print(tables.show_agreement(agreement, str(against)))
-    print(f"verdicts: {results.table}")
+        print(tables.show_agreement(agreement, printable(against)))
+    print(printable(f"verdicts: {results.table}"))
     _warn(judged.failures, judged.ids_with_markers, "questions")
     return Outcome(results.table, total._asdict())
 
@@ -112,7 +113,7 @@ def _rate(config: Config, job: Job) -> Outcome:
             settings={"rows": rows.fingerprint, **_describe(request, endpoint)},
         )
     print(tables.show_ratings(counts, settings.threshold))
-    print(f"ratings: {results.table}")
+    print(printable(f"ratings: {results.table}"))
     _warn(rated.failures, rated.rows_with_markers, "rows")
     return Outcome(results.table, counts)
 
@@ -143,7 +144,7 @@ def _rate_aspects(config: Config, job: Job) -> Outcome:
         with marked_file(picture, {"drawn_from": results.summary.name}) as path:
             save_png(path, draw_aspects(summary))
     print(tables.show_aspects(summary))
-    print(f"aspects: {results.table}  picture: {picture}")
+    print(printable(f"aspects: {results.table}  picture: {picture}"))
     _warn(rated.failures, rated.rows_with_markers, "rows")
     return Outcome(results.table, summary)
 

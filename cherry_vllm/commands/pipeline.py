@@ -30,6 +30,7 @@ from cherry_vllm.config import Config
 from cherry_vllm.errors import UserError
 from cherry_vllm.options import DataFormat, Sampling
 from cherry_vllm.runtime.processes import ChildError, isolate
+from cherry_vllm.runtime.text import printable
 from cherry_vllm.runtime.versions import installed_versions
 from cherry_vllm.store.files import read_json, write_json
 from cherry_vllm.store.marks import check_replaceable, mark_path, own_file
@@ -71,7 +72,7 @@ def run(config: Config, job: Job) -> Outcome:
         manifest.note("gain", measure_gain(tuned, experience, scores))
     chosen = manifest.run("select", select, scored)
     model = manifest.run("train cherry", train, _with_data(config, chosen))
-    print(f"cherry model: {model / 'model'}  manifest: {manifest.path}")
+    print(printable(f"cherry model: {model / 'model'}  manifest: {manifest.path}"))
     return Outcome(manifest.path, {})
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from cherry_vllm.commands.inputs import Job, Outcome
 from cherry_vllm.config import Config
 from cherry_vllm.errors import UserError
+from cherry_vllm.runtime.text import printable
 from cherry_vllm.store.marks import mark_path
 
 
@@ -27,6 +28,6 @@ def report(config: Config, job: Job) -> Outcome:
         seed=config.seed,
     )
     for item in page.missing:
-        print(f"not in this run: {item.what}; {item.command}")
-    print(f"page: {target}  pictures: {target.with_suffix('')}")
+        print(printable(f"not in this run: {item.what}; {item.command}"))
+    print(printable(f"page: {target}  pictures: {target.with_suffix('')}"))
     return Outcome(target, {"figures": list(page.figures)})

@@ -18,6 +18,7 @@ from cherry_vllm.engines.checkpoint import Checkpoint
 from cherry_vllm.errors import UserError
 from cherry_vllm.experience import sampling_run as experience
 from cherry_vllm.options import Sampling
+from cherry_vllm.runtime.text import printable
 from cherry_vllm.store.files import read_json
 from cherry_vllm.store.locks import exclusive
 from cherry_vllm.store.marks import mark_path
@@ -31,7 +32,7 @@ def embed(config: Config, _job: Job) -> Outcome:
     with hold_share(config) as share:
         rows = read_input(config, files)
         embeddings, perplexities = _embed(config, rows, checkpoint, share)
-    print(f"embeddings: {embeddings.folder}  perplexities: {perplexities.folder}")
+    print(printable(f"embeddings: {embeddings.folder}  perplexities: {perplexities.folder}"))
     return Outcome(embeddings.folder, {"num_shards": rows.num_shards})
 
 
@@ -47,7 +48,7 @@ def sample(config: Config, _job: Job) -> Outcome:
         target = _sample(config, read_input(config, files))
     facts = read_json(mark_path(target))["counts"]
     print(report.describe(f"sample={config.sample.strategy.value}", facts))
-    print(f"experience: {target}")
+    print(printable(f"experience: {target}"))
     return Outcome(target, facts)
 
 

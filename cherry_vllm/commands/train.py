@@ -14,6 +14,7 @@ from cherry_vllm.commands.inputs import (
     warn_of_misfits,
 )
 from cherry_vllm.config import Config, plain
+from cherry_vllm.runtime.text import printable
 from cherry_vllm.store.locks import exclusive
 from cherry_vllm.training import run as training
 
@@ -45,5 +46,5 @@ def train(config: Config, _job: Job) -> Outcome:
         return Outcome(folder, {})
     facts = training.describe(folder)
     print(report.describe(f"train={config.train.name}", facts))
-    print(f"model: {folder / 'model'}  picture: {folder / 'losses.png'}")
+    print(printable(f"model: {folder / 'model'}  picture: {folder / 'losses.png'}"))
     return Outcome(folder, facts)
