@@ -26,7 +26,7 @@ _wakes = socket.socketpair()  # Python writes a signal's number to the second at
 
 @contextmanager
 def obeying_signals() -> Iterator[None]:
-    """Ends this process with exit code 128 + n if signal n arrives in the block, or after it.
+    """Ends this process with exit code 128 + n if signal n arrives in the block.
 
     The last line on stderr then says that the same command resumes.
     """

@@ -30,11 +30,15 @@ def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+def python_path() -> list[str]:
+    return sys.path
+
+
 def test_a_child_imports_nothing_from_the_current_directory(
     hostile: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", f":{os.environ.get('PYTHONPATH', '')}")
-    path: list[str] = isolate(getattr, sys, "path")
+    path: list[str] = isolate(python_path)
     assert not {"", ".", str(hostile)} & set(path)
     assert list(hostile.parent.glob("*.ran")) == []
 

@@ -155,7 +155,7 @@ with obeying_signals():
     "stuck",
     [
         "ctypes.CDLL(None).sleep(60); ctypes.CDLL(None).sleep(60)",
-        "Thread(target=Event().wait).start()",
+        "thread = Thread(target=Event().wait); thread.start(); thread.join()",
         "ignore_interrupts()",
     ],
     ids=["in native code", "waiting for a thread", "interrupts swallowed"],
