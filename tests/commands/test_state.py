@@ -21,7 +21,7 @@ import polars as pl
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from cherry_vllm.commands.inputs import Job
 from cherry_vllm.commands.score import score
@@ -52,7 +52,7 @@ class Killed(BaseException):
 
 
 REMOTE = {"trust_remote_code": False}
-STATES = st.tuples(st.sampled_from([48, 96]), st.booleans())
+STATES = st.tuples(st.sampled_from([80, 128]), st.booleans())
 
 
 def records(data: int) -> list[dict[str, str]]:
@@ -61,7 +61,9 @@ def records(data: int) -> list[dict[str, str]]:
     return [
         {
             "instruction": f"Say {words[row % 5]} of {row}.",
-            "output": " ".join(words[(row * 3 + data * 7 + place) % 5] for place in range(3 + row)),
+            "output": " ".join(
+                words[(row * 3 + data * 7 + place) % 5] for place in range(3 + row * row)
+            ),
             "id": f"{data}-{row}",
         }
         for row in range(NUM_ROWS)
@@ -113,8 +115,8 @@ def freezing_after(changes: int) -> Iterator[None]:
 class RunFolder(RuleBasedStateMachine):
     """What a user and bad luck may do to one run folder."""
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(is_scored=st.booleans(), chosen=STATES)
+    def begin(self, *, is_scored: bool, chosen: tuple[int, bool]) -> None:
         self.place = Path(tempfile.mkdtemp(prefix="state"))
         self.patch = pytest.MonkeyPatch()
         self.executor = install(self.patch, InlineExecutor())
@@ -126,6 +128,8 @@ class RunFolder(RuleBasedStateMachine):
         self.users: dict[Path, bytes] = {}  # files that are not the program's
         self.put_weights(0)
         self.put_data(0)
+        if is_scored:
+            self.score(chosen)
 
     def teardown(self) -> None:
         if hasattr(self, "patch"):
@@ -169,6 +173,7 @@ class RunFolder(RuleBasedStateMachine):
         path.write_bytes((path.read_bytes() if path.exists() else b"") + b"mine")
         self.users[path] = path.read_bytes()
 
+    @precondition(lambda self: self.possible)
     @rule(place=st.integers(0, 99), kind=st.sampled_from(["flip", "cut", "delete"]))
     def damage(self, place: int, kind: str) -> None:
         """A flipped bit, a cut or a lost file anywhere in the run folder."""
@@ -257,6 +262,7 @@ class RunFolder(RuleBasedStateMachine):
         self.possible = {state}
         self._check_scores(state)
 
+    @precondition(lambda self: self.possible)
     @rule(name=st.sampled_from(OUTPUTS), count=st.integers(1, 4))
     def select(self, name: str, count: int) -> None:
         """A selection holds the rows that one state ranks first, or is refused."""
@@ -267,6 +273,7 @@ class RunFolder(RuleBasedStateMachine):
             return
         self._check_selection(output, count)
 
+    @precondition(lambda self: self.possible)
     @rule(name=st.sampled_from(OUTPUTS), count=st.integers(1, 4), changes=st.integers(0, 12))
     def select_and_kill(self, name: str, count: int, changes: int) -> None:
         """`kill -9` in the middle of a selection, which leaves the old output or the new one."""
@@ -278,6 +285,7 @@ class RunFolder(RuleBasedStateMachine):
             return
         self._check_selection(output, count)
 
+    @precondition(lambda self: self.possible)
     @rule(name=st.sampled_from(FORBIDDEN))
     def select_onto_what_a_run_needs(self, name: str) -> None:
         """The input and a run's own files can't be an output."""
@@ -299,6 +307,7 @@ class RunFolder(RuleBasedStateMachine):
         config.run_dir = config.scores_dir = str(self.run_dir)
         config.data.path, config.model.path = str(self.data_file), str(self.model)
         config.max_length = state.max_length
+        config.executor.recycle_shards = 1  # so that a worker loads the model for every shard
         if state.with_wizardlm:
             config.prompt = wizardlm()
         share = config.share if hasattr(config, "share") else config.shard
@@ -320,7 +329,11 @@ class RunFolder(RuleBasedStateMachine):
     def _check_scores(self, state: State) -> None:
         found = pl.read_parquet(self.run_dir / "scores.parquet", glob=False)
         assert found["row"].to_list() == list(range(NUM_ROWS))
-        assert found["ifd"].to_list() == pytest.approx(expected_ifd(state), rel=1e-5)
+        expected = expected_ifd(state)
+        assert [ifd is None for ifd in found["ifd"]] == [ifd is None for ifd in expected]
+        assert found["ifd"].drop_nulls().to_list() == pytest.approx(
+            [ifd for ifd in expected if ifd is not None], rel=1e-5
+        )
 
     def _check_selection(self, output: Path, count: int) -> None:
         chosen = {tuple(sorted(ids)) for ids in self._possible_choices(count)}
@@ -329,8 +342,8 @@ class RunFolder(RuleBasedStateMachine):
     def _possible_choices(self, count: int) -> Iterator[list[str]]:
         for state in self.possible:
             ifd = expected_ifd(state)
-            usable = [row for row in range(NUM_ROWS) if ifd[row] is not None and ifd[row] <= 1]
-            best = sorted(usable, key=lambda row: (-ifd[row], row))[:count]
+            usable = [(-found, row) for row, found in enumerate(ifd) if found and found <= 1]
+            best = [row for _, row in sorted(usable)[:count]]
             yield [f"{state.data}-{row}" for row in best]
 
 
