@@ -29,6 +29,7 @@ from cherry_vllm.commands.select import select
 from cherry_vllm.config import Config, compose
 from cherry_vllm.engines import Span
 from cherry_vllm.engines import checkpoint as checkpoints
+from cherry_vllm.engines.checkpoint import find_checkpoint
 from cherry_vllm.errors import UserError
 from tests.fakes import FakeEngine, InlineExecutor, install, write_checkpoint
 
@@ -138,7 +139,8 @@ class RunFolder(RuleBasedStateMachine):
 
     def _speed_up(self) -> None:
         load = cache(checkpoints.load_tokenizer)
-        self.patch.setattr("cherry_vllm.prompts.spans.load_tokenizer", load)
+        for room in ("spans", "fit"):
+            self.patch.setattr(f"cherry_vllm.prompts.{room}.load_tokenizer", load)
         self.patch.setattr(
             "cherry_vllm.figures.figure.save_png", lambda path, *_figures: path.write_bytes(b"png")
         )
@@ -363,7 +365,8 @@ def expected_ifd(state: State) -> list[float | None]:
     """The scores of a state, row by row, from the definitions alone; None where there is none."""
     with tempfile.TemporaryDirectory() as folder:
         model = write_checkpoint(Path(folder), f"weights {state.weights}".encode())
-        engine, tokenizer = FakeEngine(model), checkpoints.load_tokenizer(model, **REMOTE)
+        engine = FakeEngine(find_checkpoint(str(model)))
+        tokenizer = checkpoints.load_tokenizer(model, **REMOTE)
     return [_expected_ifd(record, engine, tokenizer, state) for record in records(state.data)]
 
 
