@@ -21,7 +21,14 @@ import polars as pl
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from cherry_vllm.commands.inputs import Job
 from cherry_vllm.commands.score import score
@@ -395,12 +402,23 @@ def encode(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-RunFolder.TestCase.settings = settings(
-    max_examples=25,
-    stateful_step_count=20,
+COMMON = settings(
     deadline=None,
-    derandomize=True,
     phases=[Phase.explicit, Phase.generate],  # to shrink takes minutes, and 20 steps can be read
     suppress_health_check=list(HealthCheck),
+    stateful_step_count=20,
 )
-TestRunFolder = RunFolder.TestCase
+
+
+@pytest.mark.slow
+def test_any_order_of_commands_kills_and_damage() -> None:
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        RunFolder, settings=settings(COMMON, max_examples=20, derandomize=True)
+    )
+
+
+@pytest.mark.exhaustive
+def test_three_hundred_orders_of_commands() -> None:
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        RunFolder, settings=settings(COMMON, max_examples=300)
+    )
