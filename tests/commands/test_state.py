@@ -319,8 +319,7 @@ class RunFolder(RuleBasedStateMachine):
         config.executor.recycle_shards = 1  # so that a worker loads the model for every shard
         if state.with_wizardlm:
             config.prompt = wizardlm()
-        share = config.share if hasattr(config, "share") else config.shard
-        share.index, share.count = index, count
+        config.share.index, config.share.count = index, count
         return score(config, Job(self.run_dir, is_sweep=False)).artifact
 
     def _is_refused(self, state: State) -> bool:
@@ -412,13 +411,11 @@ COMMON = settings(
 
 @pytest.mark.slow
 def test_any_order_of_commands_kills_and_damage() -> None:
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         RunFolder, settings=settings(COMMON, max_examples=20, derandomize=True)
     )
 
 
 @pytest.mark.exhaustive
 def test_three_hundred_orders_of_commands() -> None:
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
-        RunFolder, settings=settings(COMMON, max_examples=300)
-    )
+    run_state_machine_as_test(RunFolder, settings=settings(COMMON, max_examples=300))
