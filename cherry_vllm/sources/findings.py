@@ -20,6 +20,8 @@ class Findings:
         self._columns, self._tell = columns, tell
         self._num_rows = self._num_malformed = 0
         self._unread, self._numbers = Counter[str](), Counter[str]()
+        self._converted: dict[str, str] = {}
+        self._not_finite = Counter[str]()
         self._faults: list[str] = []  # of the file that is being read
         self._without_input: list[Path] = []
         self._has_input = False
@@ -38,6 +40,14 @@ class Findings:
     def number(self, name: str, num_rows: int = 1) -> None:
         """Rows whose field is a number or a truth value, and is read as its text."""
         self._numbers[name] += num_rows
+
+    def converted(self, name: str, dtype: str) -> None:
+        """A column of a type that JSON lacks: its values are kept as text."""
+        self._converted[name] = dtype
+
+    def not_finite(self, name: str, num_rows: int = 1) -> None:
+        """Rows whose number JSON lacks, NaN or an infinity: kept as null."""
+        self._not_finite[name] += num_rows
 
     def file_read(
         self, file: Path, num_rows: int, names: dict[str, None], *, has_input: bool
@@ -77,6 +87,11 @@ class Findings:
         for name, count in self._numbers.items():
             if count:
                 self._tell(f"{count} rows: field '{name}' is a number or true/false, read as text")
+        for name, dtype in self._converted.items():
+            self._tell(f"column '{name}' is {dtype}, which JSON lacks: outputs hold it as text")
+        for name, count in self._not_finite.items():
+            if count:
+                self._tell(f"{count} rows: column '{name}' is NaN or infinite, null in outputs")
 
     def _tell_of_input(self) -> None:
         name = self._columns.input

@@ -35,6 +35,9 @@ def read_table(
         fault = missing_field(columns, schema) or _type_fault(schema, columns)
         if fault:
             raise UserError(f"{file}: {fault}")
+        for name, dtype in schema.items():
+            if name not in columns.names().values() and _is_unknown_to_json(dtype):
+                findings.converted(name, str(dtype))
         num_rows = 0
         for frame in table.select(_row_of(schema, columns)).collect_batches(
             chunk_size=BATCH_ROWS, maintain_order=True
@@ -60,7 +63,7 @@ def _scan(file: Path, data_format: DataFormat) -> pl.LazyFrame:
 
 
 def _row_of(schema: pl.Schema, columns: Columns) -> list[pl.Expr]:
-    """A row's parts, and beside them what is to be counted: "number NAME" and "unread NAME"."""
+    """A row's parts, and beside them what is counted: "number NAME", "unread NAME", "odd NAME"."""
     named = columns.names()
     texts = {
         key: _as_text(pl.col(name), schema[name]) if name in schema else pl.lit(None, pl.String)
@@ -73,6 +76,7 @@ def _row_of(schema: pl.Schema, columns: Columns) -> list[pl.Expr]:
     ]
     unread = [name for name in columns.unread_context() if name in schema]
     numbers = [name for name in read if _is_number(schema[name])]
+    floats = [name for name in schema if schema[name].is_float() and name not in read]
     return [
         pl.struct(record).struct.json_encode().alias("record"),
         texts["instruction"].alias("instruction"),
@@ -81,6 +85,7 @@ def _row_of(schema: pl.Schema, columns: Columns) -> list[pl.Expr]:
         (texts["instruction"].is_null() | pl.any_horizontal(are_lost)).alias("malformed"),
         *(_holds_something(name, schema[name]).alias(f"unread {name}") for name in unread),
         *(read[name].is_not_null().alias(f"number {name}") for name in numbers),
+        *((~pl.col(name).is_finite()).alias(f"odd {name}") for name in floats),
     ]
 
 
@@ -91,11 +96,15 @@ def _take_notes(
         findings.malformed(
             file, first_row + int(place), "the instruction is null, or bytes are not UTF-8"
         )
-    notes = [name for name in frame.columns if name.startswith(("unread ", "number "))]
+    counts = {
+        "unread": findings.unread_context,
+        "number": findings.number,
+        "odd": findings.not_finite,
+    }
+    notes = [name for name in frame.columns if " " in name]
     for note in notes:
         kind, _, name = note.partition(" ")
-        count = findings.unread_context if kind == "unread" else findings.number
-        count(name, int(frame[note].sum()))
+        counts[kind](name, int(frame[note].sum()))
     return frame.drop(notes)
 
 
@@ -167,6 +176,14 @@ def _json_ready(value: pl.Expr, dtype: Any) -> pl.Expr:
         ]
         return pl.when(value.is_not_null()).then(pl.struct(fields))
     return value
+
+
+def _is_unknown_to_json(dtype: Any) -> bool:
+    if isinstance(dtype, pl.List | pl.Array):
+        return _is_unknown_to_json(dtype.inner)
+    if isinstance(dtype, pl.Struct):
+        return any(_is_unknown_to_json(field.dtype) for field in dtype.fields)
+    return bool(dtype.is_temporal() or dtype.is_decimal() or isinstance(dtype, pl.Binary))
 
 
 def _type_fault(schema: pl.Schema, columns: Columns) -> str | None:

@@ -178,3 +178,26 @@ def test_a_broken_arrow_file_is_a_user_error(tmp_path: Path) -> None:
 def check_sound(rows: pl.DataFrame) -> None:
     assert [json.loads(record) for record in rows["record"]] == [FIRST, LAST]
     assert rows["drop_reason"].null_count() == 2
+
+
+def test_values_that_outputs_hold_in_another_type_are_told_by_their_column(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    frame = pl.DataFrame(
+        {
+            **{name: [FIRST[name], LAST[name]] for name in FIRST},
+            "day": [datetime.date(2024, 1, 1), None],
+            "raw": [[b"\xff"], []],
+            "loss": [0.5, float("nan")],
+            "gain": [1.5, -0.0],
+            "count": [2**62, 1],
+        }
+    )
+    frame.write_parquet(tmp_path / "d.parquet")
+    records = [json.loads(record) for record in rows_of(tmp_path / "d.parquet")["record"]]
+    assert [record["day"] for record in records] == ["2024-01-01", None]
+    assert [record["loss"] for record in records] == [0.5, None]
+    assert "column 'day' is Date, which JSON lacks: outputs hold it as text" in caplog.text
+    assert "column 'raw' is List(Binary), which JSON lacks" in caplog.text
+    assert "1 rows: column 'loss' is NaN or infinite, null in outputs" in caplog.text
+    assert not {"gain", "count"} & set(caplog.text.replace("'", " ").split())
