@@ -3,94 +3,146 @@
     python -m bench.comparison --data FILE --other FILE [--rows 1000] [--held-out 100]
         [--fraction 0.1] [--seeds 0] [--run-dir runs/comparison] [overrides of the pipeline ...]
 
-FILE and its unlike set OTHER are JSON Lines in Alpaca's format. The held-out rows are set apart
-before anything is selected: the last ones of FILE's first ROWS + HELD_OUT, and the first HELD_OUT
-of OTHER whose instruction is not among the ROWS. The pipeline trains one model for each way to
-select FRACTION of the rows, and one on random rows with as many answer tokens as the cherry data
-has, which is the fairer rival: cherry answers are longer. Loss is the mean over all answer tokens,
-in nats, in fp32. A run that was cut short is resumed.
+FILE and its unlike set OTHER are JSON Lines in Alpaca's format. The first ROWS of FILE are selected
+from. The held-out rows are set apart before anything is selected: the next HELD_OUT of FILE, and
+the first HELD_OUT of OTHER. Rows whose instruction and input are among the ROWS are left out of
+both and counted. The pipeline trains one model for each way to select FRACTION of the rows, and one
+on random rows with as many answer tokens as the cherry data has, which is the fairer rival: cherry
+answers are longer. Loss is the mean over all answer tokens, in nats, in fp32.
+
+An interrupted run resumes. Models lie in RUN_DIR; each comparison has a folder of its own there,
+named by all that decides it, so that other fractions, models and data never meet.
 """
 
 import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bench.agreement import MODEL
 from cherry_vllm.config import compose, prompt_of
 from cherry_vllm.engines import Span
-from cherry_vllm.engines.checkpoint import Checkpoint, read_checkpoint
+from cherry_vllm.engines.checkpoint import Checkpoint, find_checkpoint, read_checkpoint
 from cherry_vllm.prompts.spans import AnswerSpans, open_span_builder
 from cherry_vllm.store.files import fingerprint, read_json, write_json
-from cherry_vllm.training.probe import answer_loss
+from cherry_vllm.training.probe import answer_losses
 
 FIELDS = ("instruction", "input", "output")
 STRATEGIES = ("cherry", "low_ifd", "high_conditioned", "longest", "random")
+SETS = ("held-out", "other")
+
+Record = dict[str, Any]
 
 
-def split(arguments: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
-    """The rows to select from, and the two held-out sets."""
-    number, held_out = arguments.rows, arguments.held_out
-    records = list(islice(_answered(arguments.data), number + held_out))
-    pool = records[:number]
-    seen = {record["instruction"] for record in pool}
-    others = (record for record in _answered(arguments.other) if record["instruction"] not in seen)
-    return {"pool": pool, "held-out": records[number:], "other": list(islice(others, held_out))}
+@dataclass(frozen=True)
+class Comparison:
+    """The data, the model and the settings that decide every number of the table."""
+
+    pool: list[Record]
+    sets: dict[str, list[Record]]
+    base: Checkpoint
+    fraction: float
+    overrides: Sequence[str]
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(
+            {
+                "pool": self.pool,
+                "base": self.base.fingerprint,
+                "fraction": self.fraction,
+                "overrides": list(self.overrides),
+            }
+        )
 
 
-def _answered(file: Path) -> Any:
+def split(
+    data: Path, other: Path, *, rows: int, held_out: int
+) -> tuple[list[Record], dict[str, list[Record]]]:
+    """The rows to select from, and the two held-out sets, which share no question with them."""
+    answered = _answered(data)
+    pool = list(islice(answered, rows))
+    seen = {_question(record) for record in pool}
+    return pool, {
+        name: _take(name, source, held_out, seen)
+        for name, source in zip(SETS, (answered, _answered(other)), strict=True)
+    }
+
+
+def _take(name: str, source: Iterable[Record], number: int, seen: set[Any]) -> list[Record]:
+    taken: list[Record] = []
+    overlaps = 0
+    for record in source:
+        if len(taken) == number:
+            break
+        if _question(record) in seen:
+            overlaps += 1
+        else:
+            taken.append(record)
+    print(f"{name}: {len(taken)} rows; {overlaps} left out because the pool has their question")
+    if len(taken) < number:
+        raise SystemExit(f"{name}: {len(taken)} rows are left for --held-out {number}; lower it")
+    return taken
+
+
+def _question(record: Record) -> tuple[str, str]:
+    instruction, extra = (str(record.get(key) or "") for key in FIELDS[:2])
+    return " ".join(instruction.split()), " ".join(extra.split())
+
+
+def _answered(file: Path) -> Iterator[Record]:
     text = file.read_text(encoding="utf-8")
     records = json.loads(text) if file.suffix == ".json" else map(json.loads, text.splitlines())
     return (record for record in records if record["output"].strip())
 
 
-def run_pipeline(run_dir: Path, seed: int, overrides: Sequence[str], *choices: str) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "cherry_vllm",
-        "pipeline",
-        "-m",
-        f"seed=choice({seed})",
-        *choices,
-    ]
-    command += [f"data.path={run_dir / 'pool.jsonl'}", f"run_dir={run_dir}", *overrides]
+def run_pipeline(run_dir: Path, comparison: Comparison, seed: int, *choices: str) -> None:
+    """Runs one pipeline for each choice; its manifest lies in the comparison's folder."""
+    pool = run_dir / comparison.fingerprint / "pool.jsonl"
+    pool.parent.mkdir(parents=True, exist_ok=True)
+    lines = "".join(json.dumps(record) + "\n" for record in comparison.pool)
+    pool.write_text(lines, encoding="utf-8")
+    command = [sys.executable, "-m", "cherry_vllm", "pipeline", "-m", f"seed=choice({seed})"]
+    command += [*choices, f"data.path={pool}", f"run_dir={run_dir}", *comparison.overrides]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
-def train_models(run_dir: Path, seed: int, fraction: float, overrides: Sequence[str]) -> None:
-    strategies = f"select.strategy={','.join(STRATEGIES)}"
-    run_pipeline(run_dir, seed, overrides, strategies, f"select.fraction={fraction}")
-    cherry = find_manifests(run_dir, seed)["cherry"]
+def train_models(run_dir: Path, comparison: Comparison, seed: int) -> None:
+    folder = f"{comparison.fingerprint}/seed-{seed}"
+    run_pipeline(
+        run_dir,
+        comparison,
+        seed,
+        f"select.strategy={','.join(STRATEGIES)}",
+        f"select.fraction={comparison.fraction}",
+        f"hydra.sweep.subdir={folder}/${{select.strategy}}",
+    )
+    cherry = find_manifests(run_dir / folder)["cherry"]
     num_tokens = _facts(cherry, "select")["num_answer_tokens"]
     run_pipeline(
         run_dir,
+        comparison,
         seed,
-        overrides,
         "select.strategy=random",
         f"select.num_tokens={num_tokens}",
-        f"hydra.sweep.subdir=random-by-tokens-{seed}",
+        f"hydra.sweep.subdir={folder}/random by tokens",
     )
 
 
-def find_manifests(run_dir: Path, seed: int) -> dict[str, dict[str, Any]]:
-    """The finished pipelines of a seed, by what they selected."""
-    manifests = [read_json(file) for file in sorted(run_dir.glob("*/pipeline.json"))]
-    found = {}
-    for manifest in manifests:
-        choice = manifest["config"]["select"]
-        if manifest["config"]["seed"] == seed:
-            by_tokens = " by tokens" if choice["num_tokens"] else ""
-            found[choice["strategy"] + by_tokens] = manifest
-    return found
+def find_manifests(folder: Path) -> dict[str, dict[str, Any]]:
+    """The finished pipelines of a comparison and a seed, by what they selected."""
+    return {file.parent.name: read_json(file) for file in sorted(folder.glob("*/pipeline.json"))}
 
 
 def answer_spans(
-    model: Checkpoint, records: Sequence[dict[str, Any]], overrides: Sequence[str]
+    model: Checkpoint, records: Sequence[Record], overrides: Sequence[str]
 ) -> list[Span]:
     """The records as the scorer sees them after their instruction."""
     config = compose(*overrides)
@@ -99,6 +151,13 @@ def answer_spans(
     )
     columns = ([str(record.get(key) or "") for record in records] for key in FIELDS)
     return [pair.conditioned for pair in builder.build(*columns) if isinstance(pair, AnswerSpans)]
+
+
+def held_out_loss(model: Checkpoint, records: Sequence[Record], overrides: Sequence[str]) -> float:
+    """The mean loss over all answer tokens of the records, in nats."""
+    spans = answer_spans(model, records, overrides)
+    losses = answer_losses(model, spans, trust_remote_code=False)
+    return float(np.average(losses, weights=[span.num_answer_tokens for span in spans]))
 
 
 def _artifact(manifest: dict[str, Any], stage: str) -> Path:
@@ -114,29 +173,30 @@ def _stage(manifest: dict[str, Any], name: str) -> dict[str, Any]:
     return next(stage for stage in manifest["stages"] if stage["stage"] == name)
 
 
-def evaluate(
-    run_dir: Path, seed: int, base: Path, sets: dict[str, Any], overrides: Sequence[str]
-) -> list[dict[str, Any]]:
-    """One line for each model; what was evaluated before is read back."""
-    manifests = find_manifests(run_dir, seed)
+def evaluate(run_dir: Path, comparison: Comparison, seed: int) -> list[dict[str, Any]]:
+    """One line for each model; a model's losses are read back if nothing that decides them changed.
+
+    These are the model, the held-out rows and the overrides, which hold prompt and length.
+    """
+    manifests = find_manifests(run_dir / comparison.fingerprint / f"seed-{seed}")
     tuned = _artifact(manifests["cherry"], "train pre-experienced") / "model"
-    lines: list[tuple[str, Path, dict[str, Any]]] = [("base", base, {})]
-    lines.append(("pre-experienced", tuned, {}))
+    lines: list[tuple[str, Checkpoint, dict[str, Any]]] = [("base", comparison.base, {})]
+    lines.append(("pre-experienced", read_checkpoint(tuned), {}))
     for name, manifest in manifests.items():
         model = _artifact(manifest, "train cherry") / "model"
-        lines.append((name, model, _facts(manifest, "select")))
+        lines.append((name, read_checkpoint(model), _facts(manifest, "select")))
     table = []
-    for name, folder, facts in lines:
-        file = run_dir / "losses" / fingerprint(sets) / f"{folder.parent.name}.json"
+    for name, checkpoint, facts in lines:
+        decided_by = {
+            "model": checkpoint.fingerprint,
+            "sets": comparison.sets,
+            "overrides": list(comparison.overrides),
+        }
+        file = run_dir / "losses" / f"{fingerprint(decided_by)}.json"
         if not file.is_file():
-            checkpoint = read_checkpoint(folder)
             losses = {
-                key: answer_loss(
-                    checkpoint,
-                    answer_spans(checkpoint, sets[key], overrides),
-                    trust_remote_code=False,
-                )
-                for key in ("held-out", "other")
+                key: held_out_loss(checkpoint, records, comparison.overrides)
+                for key, records in comparison.sets.items()
             }
             write_json(file, losses)
         table.append({"seed": seed, "model": name, **facts, **read_json(file)})
@@ -161,17 +221,20 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--run-dir", type=Path, default=Path("runs/comparison"))
     arguments, overrides = parser.parse_known_args()
+    pool, sets = split(
+        arguments.data, arguments.other, rows=arguments.rows, held_out=arguments.held_out
+    )
+    base = find_checkpoint(str(arguments.model))
     overrides = [*overrides, f"model.path={arguments.model}"]
-    sets, run_dir = split(arguments), arguments.run_dir
-    run_dir.mkdir(parents=True, exist_ok=True)
-    pool = "".join(json.dumps(record) + "\n" for record in sets["pool"])
-    (run_dir / "pool.jsonl").write_text(pool, encoding="utf-8")
+    comparison = Comparison(pool, sets, base, arguments.fraction, overrides)
     print("seed  model                  rows    tokens  held-out     other")
     table = []
     for seed in arguments.seeds:
-        train_models(run_dir, seed, arguments.fraction, overrides)
-        table += evaluate(run_dir, seed, arguments.model, sets, overrides)
-    write_json(run_dir / "comparison.json", {"overrides": overrides, "table": table})
+        train_models(arguments.run_dir, comparison, seed)
+        table += evaluate(arguments.run_dir, comparison, seed)
+    target = arguments.run_dir / comparison.fingerprint / "comparison.json"
+    write_json(target, {"overrides": overrides, "fraction": arguments.fraction, "table": table})
+    print(f"table: {target}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import polars as pl
 from cherry_vllm.config import Config, engine_settings, executor_settings, prompt_of
 from cherry_vllm.engines.checkpoint import Checkpoint, find_checkpoint
 from cherry_vllm.errors import UserError
+from cherry_vllm.options import DataFormat
 from cherry_vllm.prompts.fit import answer_warnings, settle_prompt
 from cherry_vllm.prompts.prompt import Prompt
 from cherry_vllm.sources import Columns, find_files
@@ -55,17 +56,21 @@ def find_model(config: Config) -> Checkpoint:
     return find_checkpoint(config.model.path)
 
 
-def read_input(config: Config, files: Sequence[Path]) -> Shards:
-    """The row shards of the input, read only where nobody has before."""
+def read_input(config: Config, files: Sequence[Path], *, is_made_here: bool = False) -> Shards:
+    """The row shards of the input, read only where nobody has before.
+
+    ``is_made_here`` says that another stage wrote the files: their suffix names the format, and
+    all rows are read.
+    """
     run_dir = Path(config.run_dir)
     warn_of_earlier_release(run_dir)
     return read_row_shards(
         run_dir,
         files,
-        data_format=config.data.format,
+        data_format=DataFormat.auto if is_made_here else config.data.format,
         columns=Columns(**asdict(config.data.columns)),
         refusals=config.refusals.phrases,
-        max_rows=config.data.max_rows,
+        max_rows=None if is_made_here else config.data.max_rows,
         shard_rows=config.shard_rows,
     )
 

@@ -1,5 +1,6 @@
 """``cherry-vllm embed`` and ``sample``: prompts to the rows of the brief experience."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from cherry_vllm.commands import summary as report
@@ -16,12 +17,11 @@ from cherry_vllm.commands.inputs import (
 from cherry_vllm.config import Config, KMeansConfig
 from cherry_vllm.engines.checkpoint import Checkpoint
 from cherry_vllm.errors import UserError
-from cherry_vllm.experience import sampling_run as experience
+from cherry_vllm.experience import rows as experience
+from cherry_vllm.experience.rows import DiverseSampling, Experience
 from cherry_vllm.options import Sampling
 from cherry_vllm.runtime.text import printable
-from cherry_vllm.store.files import read_json
 from cherry_vllm.store.locks import exclusive
-from cherry_vllm.store.marks import mark_path
 from cherry_vllm.store.shards import Shards
 from cherry_vllm.workers.run import WHOLE, Share
 
@@ -36,20 +36,60 @@ def embed(config: Config, _job: Job) -> Outcome:
     return Outcome(embeddings.folder, {"num_shards": rows.num_shards})
 
 
-def sample(config: Config, _job: Job) -> Outcome:
+def sample(config: Config, _job: Job) -> Experience:
     """Samples the rows that the pre-experienced model is to learn from."""
     if not has_experience(config):
         raise UserError(
             f"sample={config.sample.strategy.value}, sample.count={config.sample.count}: nothing "
             "to sample; without experience the base model scores"
         )
+    diverse_sampling(config)  # before the rows are embedded
     files = find_input(config)
-    with exclusive(Path(config.run_dir)):
-        target = _sample(config, read_input(config, files))
-    facts = read_json(mark_path(target))["counts"]
-    print(report.describe(f"sample={config.sample.strategy.value}", facts))
-    print(printable(f"experience: {target}"))
-    return Outcome(target, facts)
+    base = find_model(config) if isinstance(config.sample, KMeansConfig) else None
+    return sample_from(config, files, base, Path(config.scores_dir))
+
+
+def sample_from(
+    config: Config, files: Sequence[Path], base: Checkpoint | None, scores_dir: Path
+) -> Experience:
+    """Samples rows of ``files`` by what the model ``base`` makes of them.
+
+    ``sample=kmeans`` embeds them with it, and ``sample=difficulty`` takes its scores in
+    ``scores_dir``.
+    """
+    settings, diverse = config.sample, diverse_sampling(config)
+    run_dir, count, seed = Path(config.run_dir), settings.count, config.seed
+    with exclusive(run_dir):
+        rows = read_input(config, files)
+        if diverse and base:
+            shards = _embed(config, rows, base)
+            found = experience.sample_diverse(run_dir, rows, *shards, diverse, seed=seed)
+        elif settings.strategy is Sampling.difficulty:
+            found = experience.sample_most_difficult(run_dir, rows, scores_dir, count=count)
+        else:
+            found = experience.sample_any(run_dir, rows, count=count, seed=seed)
+    print(report.describe(f"sample={settings.strategy.value}", found.facts))
+    print(printable(f"experience: {found.artifact}"))
+    return found
+
+
+def diverse_sampling(config: Config) -> DiverseSampling | None:
+    """The settings of ``sample=kmeans``, as the room takes them; None for another strategy.
+
+    Raises:
+        UserError: the clusters cannot share the count.
+    """
+    settings = config.sample
+    if not isinstance(settings, KMeansConfig):
+        return None
+    low, high = settings.percentiles
+    return DiverseSampling(
+        count=settings.count,
+        num_clusters=settings.num_clusters,
+        percentiles=(low, high),
+        n_init=settings.n_init,
+        minibatch_rows=settings.minibatch_rows,
+    )
 
 
 def has_experience(config: Config) -> bool:
@@ -63,24 +103,3 @@ def _embed(
     use = model_use(config, find_prompt(config, checkpoint))
     arguments = (Path(config.run_dir), rows, checkpoint, use, share)
     return experience.embed(*arguments), experience.measure_perplexity(*arguments)
-
-
-def _sample(config: Config, rows: Shards) -> Path:
-    run_dir, settings = Path(config.run_dir), config.sample
-    if isinstance(settings, KMeansConfig):
-        low, high = settings.percentiles
-        return experience.sample_diverse(
-            run_dir,
-            rows,
-            *_embed(config, rows, find_model(config)),
-            count=settings.count,
-            num_clusters=settings.num_clusters,
-            percentiles=(low, high),
-            n_init=settings.n_init,
-            minibatch_rows=settings.minibatch_rows,
-            seed=config.seed,
-        )
-    if settings.strategy is Sampling.difficulty:
-        scores_dir = Path(config.scores_dir)
-        return experience.sample_most_difficult(run_dir, rows, scores_dir, count=settings.count)
-    return experience.sample_any(run_dir, rows, count=settings.count, seed=config.seed)

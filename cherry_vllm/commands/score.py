@@ -1,6 +1,7 @@
 """``cherry-vllm score``: data and a model to IFD scores."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from cherry_vllm.commands.inputs import (
@@ -31,13 +32,15 @@ COMMAND = "score"
 
 def score(config: Config, job: Job) -> Outcome:
     """Scores a data set with a model, or a share of it, and prints the summary."""
-    return score_with(config, job, find_model(config), Path(config.scores_dir))
+    files, checkpoint = find_input(config), find_model(config)
+    return score_with(config, job, files, checkpoint, Path(config.scores_dir))
 
 
-def score_with(config: Config, job: Job, checkpoint: Checkpoint, scores_dir: Path) -> Outcome:
-    """Scores with ``checkpoint`` and leaves the scores in ``scores_dir``; see :func:`score`."""
-    files, run_dir = find_input(config), Path(config.run_dir)
-    prompt = find_prompt(config, checkpoint)
+def score_with(
+    config: Config, job: Job, files: Sequence[Path], checkpoint: Checkpoint, scores_dir: Path
+) -> Outcome:
+    """Scores ``files`` with ``checkpoint`` and leaves the scores in ``scores_dir``."""
+    prompt, run_dir = find_prompt(config, checkpoint), Path(config.run_dir)
     with hold_share(config) as share:
         rows = read_input(config, files)
         warn_of_misfits(prompt, rows)

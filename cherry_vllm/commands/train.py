@@ -1,50 +1,74 @@
 """``cherry-vllm train``: data and a model to a tuned model."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from cherry_vllm.commands import summary as report
 from cherry_vllm.commands.inputs import (
     Job,
-    Outcome,
     find_input,
     find_model,
     find_prompt,
     read_input,
     warn_of_misfits,
 )
-from cherry_vllm.config import Config, plain
+from cherry_vllm.config import Config, TrainConfig, plain
+from cherry_vllm.engines.checkpoint import Checkpoint
+from cherry_vllm.prompts.prompt import Prompt
 from cherry_vllm.runtime.text import printable
 from cherry_vllm.store.locks import exclusive
 from cherry_vllm.training import run as training
+from cherry_vllm.training.recipe import Machine, Recipe
+from cherry_vllm.training.run import Training, TunedModel
 
 
-def train(config: Config, _job: Job) -> Outcome:
+def train(config: Config, _job: Job) -> TunedModel | None:
     """Fine-tunes a model on a data set; under torchrun, in several processes."""
-    files, checkpoint = find_input(config), find_model(config)
+    return train_on(config, config.train, find_input(config), find_model(config))
+
+
+def train_on(
+    config: Config,
+    group: TrainConfig,
+    files: Sequence[Path],
+    checkpoint: Checkpoint,
+    *,
+    is_made_here: bool = False,
+) -> TunedModel | None:
+    """Fine-tunes ``checkpoint`` on ``files``, which another stage wrote if ``is_made_here``."""
     prompt = find_prompt(config, checkpoint)
-    run_dir, recipe = Path(config.run_dir), plain(config.train)
-    is_first = training.is_first_process()
+    run_dir, is_first = Path(config.run_dir), training.is_first_process()
     with exclusive(run_dir) if is_first else nullcontext():
         with training.first_process_first():
-            rows = read_input(config, files)
+            rows = read_input(config, files, is_made_here=is_made_here)
         warn_of_misfits(prompt, rows)
-        folder = training.train(
-            run_dir,
-            rows,
-            checkpoint,
-            name=recipe.pop("name"),
-            prompt=prompt,
-            max_length=config.max_length,
-            scorer_dtype=recipe.pop("scorer_dtype"),
-            num_probe_rows=recipe.pop("num_probe_rows"),
-            recipe=recipe,
-            seed=config.seed,
-            trust_remote_code=config.model.trust_remote_code,
-        )
-    if not is_first:
-        return Outcome(folder, {})
-    facts = training.describe(folder)
-    print(report.describe(f"train={config.train.name}", facts))
-    print(printable(f"model: {folder / 'model'}  picture: {folder / 'losses.png'}"))
-    return Outcome(folder, facts)
+        settings = training_settings(config, group, prompt)
+        tuned = training.train(run_dir, rows, checkpoint, settings)
+    if tuned is not None:
+        print(report.describe(f"train={group.name}", tuned.facts))
+        picture = tuned.artifact / "losses.png"
+        print(printable(f"model: {tuned.model.folder}  picture: {picture}"))
+    return tuned
+
+
+def training_settings(config: Config, group: TrainConfig, prompt: Prompt) -> Training:
+    """The settings of one training, as the room takes them."""
+    values = plain(group)
+    return Training(
+        name=group.name,
+        prompt=prompt,
+        max_length=config.max_length,
+        recipe=Recipe(**_pick(values, Recipe)),
+        machine=Machine(**_pick(values | {"report_to": tuple(group.report_to)}, Machine)),
+        scorer_dtype=group.scorer_dtype.value,
+        num_probe_rows=group.num_probe_rows,
+        seed=config.seed,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+
+
+def _pick(values: dict[str, Any], settings: type[Recipe | Machine]) -> dict[str, Any]:
+    return {field.name: values[field.name] for field in fields(settings)}

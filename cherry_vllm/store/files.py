@@ -139,9 +139,16 @@ def _sync(path: Path) -> None:
 
 
 def write_json(target: Path, value: Any) -> None:
-    """Writes ``value`` as indented JSON, atomically."""
+    """Writes ``value`` as indented JSON, atomically.
+
+    Raises:
+        ValueError: a number is not finite: JSON has no such numbers.
+    """
     with atomic_path(target) as path:
-        path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        path.write_text(
+            json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+            encoding="utf-8",
+        )
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -65,6 +65,8 @@ class LengthBatches(Sampler[list[int]]):
         wanted = largest * self._lengths.mean() / (micro_batch_tokens * num_processes)
         self.steps_per_update = min(int(np.ceil(wanted)), largest // num_processes)
         """Micro-batches that each process runs before an optimizer step."""
+        self.num_updates = len(self._starts)
+        """Optimizer steps an epoch."""
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the shuffle; the trainer calls it, also when it resumes."""

@@ -1,10 +1,13 @@
-"""Whether a copy of a tuned model still knows what it was taught."""
+"""Whether a copy of a tuned model, or the scorer, still knows what training taught."""
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 from cherry_vllm.engines import Span, build_engine
 from cherry_vllm.engines.checkpoint import Checkpoint
@@ -14,6 +17,48 @@ from cherry_vllm.training.examples import Example
 log = logging.getLogger(__name__)
 
 KEPT_ENOUGH = 0.9  # of what training took off the loss
+BASE, TUNED = "base", "model"  # the names of the two models that a gain compares
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The answer loss of several models on some rows of a training set, in nats per token."""
+
+    rows: Sequence[int]  # positions in the training set
+    num_tokens: Sequence[int]  # of the answer, EOS left out as in scoring
+    row_losses: Mapping[str, Sequence[float]]  # by model, row by row
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """Each model's mean over all answer tokens; empty if no row was probed."""
+        if not self.rows:
+            return {}
+        return {name: _mean(found, self.num_tokens) for name, found in self.row_losses.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        """What :meth:`from_json` reads, and the mean losses for people."""
+        return {
+            "rows": list(self.rows),
+            "num_tokens": list(self.num_tokens),
+            "losses": self.losses,
+            "row_losses": {name: list(found) for name, found in self.row_losses.items()},
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Probe":
+        return cls(value["rows"], value["num_tokens"], value["row_losses"])
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What training took off the loss, and what of it the scorer keeps."""
+
+    num_rows: int  # that both the probe and the scores have
+    num_probe_rows: int
+    base: float
+    tuned: float
+    scorer: float
+    kept: float | None  # a share of base - tuned; None if training took nothing off
 
 
 def probe_losses(
@@ -23,34 +68,76 @@ def probe_losses(
     num_rows: int,
     eos_token_id: int,
     trust_remote_code: bool,
-) -> dict[str, Any]:
-    """Each model's answer loss on ``num_rows`` rows spread over the training set.
+) -> Probe:
+    """Each model's answer loss on up to ``num_rows`` rows spread over the training set.
 
-    Returns ``rows``, their positions, and ``losses``, by model the mean over all their answer
-    tokens in nats, EOS left out as in scoring. Products are in fp32, so that two losses differ by
-    the weights alone.
+    Products are in fp32, so that two losses differ by the weights alone. Rows whose loss is not
+    finite under every model are left out, and counted in a warning.
     """
-    usable = [row for row, example in enumerate(examples) if example is not None]
-    rows = [usable[i] for i in sorted({i * len(usable) // num_rows for i in range(num_rows)})]
-    chosen = [example for example in (examples[row] for row in rows) if example is not None]
-    spans = [_without_eos(example, eos_token_id) for example in chosen]
-    measured = models if spans else {}
-    losses = {
-        name: answer_loss(path, spans, trust_remote_code=trust_remote_code)
-        for name, path in measured.items()
-    }
-    return {"rows": rows, "losses": losses}
+    usable = [(row, example) for row, example in enumerate(examples) if example is not None]
+    chosen = [usable[i] for i in sorted({i * len(usable) // num_rows for i in range(num_rows)})]
+    if not chosen:
+        return Probe([], [], {})
+    rows, spans = zip(*((row, _without_eos(one, eos_token_id)) for row, one in chosen), strict=True)
+    measure = partial(answer_losses, spans=spans, trust_remote_code=trust_remote_code)
+    table = np.array([measure(model) for model in models.values()])
+    finite = np.isfinite(table).all(axis=0)
+    if not finite.all():
+        log.warning(
+            "%d of %d probe rows have a loss that is not finite and are left out",
+            np.count_nonzero(~finite),
+            len(rows),
+        )
+    return Probe(
+        rows=[row for row, kept in zip(rows, finite, strict=True) if kept],
+        num_tokens=[
+            span.num_answer_tokens for span, kept in zip(spans, finite, strict=True) if kept
+        ],
+        row_losses=dict(zip(models, table[:, finite].tolist(), strict=True)),
+    )
 
 
-def answer_loss(model: Checkpoint, spans: Sequence[Span], *, trust_remote_code: bool) -> float:
-    """A model's mean loss over the answer tokens of all spans, in nats, computed in fp32."""
+def answer_losses(
+    model: Checkpoint, spans: Sequence[Span], *, trust_remote_code: bool
+) -> list[float]:
+    """A model's mean loss over each span's answer tokens, in nats, computed in fp32."""
     engine = build_engine(
         HfSettings(name="hf", dtype="float32", device="auto", batch_tokens=2048),
         model,
         max_length=max(len(span.token_ids) for span in spans),
         trust_remote_code=trust_remote_code,
     )
-    return -float(np.concatenate(engine.logprobs(spans, lambda _count: None)).mean())
+    found = engine.logprobs(spans, lambda _count: None)
+    return [-float(logprobs.mean(dtype=np.float64)) for logprobs in found]
+
+
+def measure_gain(probe: Probe, rows: Sequence[int], scores: pl.DataFrame) -> Gain | None:
+    """Compares base model, tuned model and scorer on the probe rows that have a score.
+
+    ``rows`` are the row numbers of the training set's rows in ``scores`` (:data:`schema.SCORES`).
+    Warns if the scorer keeps too little of the gain, or if there is no row to compare; the latter
+    gives None.
+    """
+    probed = pl.DataFrame(
+        {"row": [rows[position] for position in probe.rows], **probe.row_losses},
+        schema={"row": scores.schema["row"], **dict.fromkeys(probe.row_losses, pl.Float64)},
+    )
+    scored = scores.select("row", "conditioned_score", "num_answer_tokens").drop_nulls()
+    both = probed.join(scored, on="row", maintain_order="left")
+    if both.is_empty():
+        if probe.rows:
+            log.warning(
+                "the scorer scored none of the %d probe rows: not known whether it kept the gain",
+                len(probe.rows),
+            )
+        return None
+    base, tuned, scorer = (
+        _mean(both[name].to_list(), both["num_answer_tokens"].to_list())
+        for name in (BASE, TUNED, "conditioned_score")
+    )
+    warn_of_lost_gain("the scorer", base, tuned, scorer)
+    kept = gain_kept(base, tuned, scorer)
+    return Gain(both.height, len(probe.rows), base, tuned, scorer, kept)
 
 
 def gain_kept(base: float, tuned: float, copy: float) -> float | None:
@@ -73,6 +160,11 @@ def warn_of_lost_gain(name: str, base: float, tuned: float, copy: float) -> None
             tuned,
             copy,
         )
+
+
+def _mean(row_means: Sequence[float], num_tokens: Sequence[int]) -> float:
+    """The mean over all tokens, from the means over each row's."""
+    return float(np.average(row_means, weights=num_tokens))
 
 
 def _without_eos(example: Example, eos_token_id: int) -> Span:

@@ -8,6 +8,7 @@ random, in proportion to the distance, keeps every weight's expectation and so t
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,14 +25,13 @@ def export_bfloat16(model: Path, target: Path, *, seed: int) -> None:
 
     scratch = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(scratch, ignore_errors=True)
-    shutil.copytree(model, scratch, ignore=shutil.ignore_patterns("*.safetensors", "adapter_*"))
+    shutil.copytree(model, scratch, ignore=shutil.ignore_patterns("*.safetensors"))
     generator = torch.Generator().manual_seed(seed)
     for file in sorted(model.glob("*.safetensors")):
-        if not file.name.startswith("adapter_"):
-            tensors = load_file(file)
-            rounded = {name: round_stochastically(tensors[name], generator) for name in tensors}
-            save_file(rounded, scratch / file.name, metadata={"format": "pt"})
-    write_json(scratch / "config.json", _with_dtype(read_json(model / "config.json")))
+        tensors = load_file(file)
+        rounded = {name: round_stochastically(tensors[name], generator) for name in tensors}
+        save_file(rounded, scratch / file.name, metadata={"format": "pt"})
+    write_json(scratch / "config.json", _declare_bfloat16(read_json(model / "config.json")))
     shutil.rmtree(target, ignore_errors=True)
     os.replace(scratch, target)
 
@@ -51,7 +51,12 @@ def round_stochastically(tensor: Tensor, generator: torch.Generator) -> Tensor:
     return ((bits + noise) & ~0xFFFF).view(torch.float32).to(torch.bfloat16)
 
 
-def _with_dtype(config: dict[str, object]) -> dict[str, object]:
-    return {key: value for key, value in config.items() if key != "torch_dtype"} | {
-        "dtype": "bfloat16"
+def _declare_bfloat16(config: dict[str, Any]) -> dict[str, Any]:
+    """A model's configuration with bf16 as its dtype, and as that of the models inside it."""
+    inner = {
+        key: _declare_bfloat16(value)
+        for key, value in config.items()
+        if isinstance(value, dict) and {"dtype", "torch_dtype"} & value.keys()
     }
+    declared = {key: value for key, value in config.items() if key != "torch_dtype"}
+    return declared | inner | {"dtype": "bfloat16"}

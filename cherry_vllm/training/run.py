@@ -1,7 +1,8 @@
-"""The room's own corridor: row shards and a checkpoint to a tuned model.
+"""Row shards and a checkpoint to a tuned model.
 
 run_dir/models/NAME-FINGERPRINT/
   model/        the tuned checkpoint, in fp32
+  adapter/      of a LoRA run: the adapter that is merged into it
   bfloat16/     the same for the scorer, stochastically rounded
   losses.csv    loss, learning rate and gradient norm of every optimizer step; losses.png
   train.json    settings, counts, times, and the loss before and after; written last
@@ -12,8 +13,9 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,96 +32,136 @@ from cherry_vllm.schema import SCHEMA_VERSION
 from cherry_vllm.store.files import atomic_path, fingerprint, read_json, write_json
 from cherry_vllm.store.shards import Shards
 from cherry_vllm.training.examples import Example, build_examples
-from cherry_vllm.training.probe import probe_losses, warn_of_lost_gain
+from cherry_vllm.training.probe import BASE, TUNED, Probe, probe_losses, warn_of_lost_gain
+from cherry_vllm.training.recipe import Machine, Recipe
 
 log = logging.getLogger(__name__)
 
-# What decides memory, disk and reports, and no weight beyond its last bits.
-MACHINE_SETTINGS = (
-    "micro_batch_tokens",
-    "gradient_checkpointing",
-    "compile_layers",
-    "fsdp",
-    "save_steps",
-    "report_to",
-)
+ROUNDED = "bfloat16"  # the copy for the scorer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """All that decides a tuned model but the rows and the model it starts from.
+
+    ``name`` begins the model's folder. ``scorer_dtype`` "bfloat16" adds the rounded copy,
+    "float32" adds none. The loss of up to ``num_probe_rows`` rows is measured before and after.
+    """
+
+    name: str
+    prompt: Prompt
+    max_length: int
+    recipe: Recipe
+    machine: Machine
+    scorer_dtype: str
+    num_probe_rows: int
+    seed: int
+    trust_remote_code: bool
+
+    def settings(self, rows: str, model: str) -> dict[str, Any]:
+        """What the result is named by, with the fingerprints of rows and model."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "rows": rows,
+            "model": model,
+            "prompt": self.prompt.as_json(),
+            "max_length": self.max_length,
+            "recipe": asdict(self.recipe),
+            "scorer_dtype": self.scorer_dtype,
+            "seed": self.seed,
+            "trust_remote_code": self.trust_remote_code,
+        }
+
+
+@dataclass(frozen=True)
+class TunedModel:
+    """A folder that training left."""
+
+    artifact: Path
+    facts: dict[str, Any]  # in short
+    model: Checkpoint  # in fp32
+    scorer: Checkpoint  # the copy that the scorer is to load
+    probe: Probe
 
 
 def train(
-    run_dir: Path,
-    rows: Shards,
-    checkpoint: Checkpoint,
-    *,
-    name: str,
-    prompt: Prompt,
-    max_length: int,
-    recipe: dict[str, Any],
-    scorer_dtype: str,
-    num_probe_rows: int,
-    seed: int,
-    trust_remote_code: bool,
-) -> Path:
-    """Fine-tunes ``checkpoint`` on every usable row; returns the folder named above.
+    run_dir: Path, rows: Shards, checkpoint: Checkpoint, training: Training
+) -> TunedModel | None:
+    """Fine-tunes ``checkpoint`` on every usable row, or finds the result of an earlier run.
 
-    ``recipe`` holds the training arguments of :func:`tuning.fine_tune`. ``scorer_dtype``
-    "bfloat16" makes the rounded copy, "float32" none. Every model's answer loss on
-    ``num_probe_rows`` of the rows goes into ``train.json``.
+    Returns None in all but the first process of torchrun.
 
     Raises:
-        UserError: no row can be trained on, or training ran out of memory or of numbers.
+        UserError: no row can be trained on, training ran out of memory or of numbers, or what was
+            trained before has been changed.
     """
-    settings = {
-        "schema_version": SCHEMA_VERSION,
-        "rows": rows.fingerprint,
-        "model": checkpoint.fingerprint,
-        "prompt": prompt.as_json(),
-        "max_length": max_length,
-        "recipe": {key: recipe[key] for key in recipe if key not in MACHINE_SETTINGS},
-        "scorer_dtype": scorer_dtype,
-        "seed": seed,
-    }
-    folder = run_dir / "models" / f"{name}-{fingerprint(settings)}"
+    settings = training.settings(rows.fingerprint, checkpoint.fingerprint)
+    folder = run_dir / "models" / f"{training.name}-{fingerprint(settings)}"
     if (folder / "train.json").is_file():
         log.info("%s: trained before, nothing to do", folder)
-        return folder
-    check_trackers(recipe["report_to"])
-    tokenizer = _load_tokenizer(checkpoint, trust_remote_code=trust_remote_code)
+        return open_tuned(folder) if is_first_process() else None
+    check_trackers(training.machine.report_to)
+    tokenizer = _load_tokenizer(checkpoint, trust_remote_code=training.trust_remote_code)
     builder = open_span_builder(
-        checkpoint, prompt=prompt, max_length=max_length, trust_remote_code=trust_remote_code
+        checkpoint,
+        prompt=training.prompt,
+        max_length=training.max_length,
+        trust_remote_code=training.trust_remote_code,
     )
     examples, dropped = build_examples(
         rows.scan().select("instruction", "input", "answer", "drop_reason").collect(),
         builder,
         eos_token_id=tokenizer.eos_token_id,
-        max_length=max_length,
+        max_length=training.max_length,
     )
     if dropped.total() == len(examples):
         raise UserError(f"no row to train on: {_count(examples, dropped)}")
     log.info("%s: training on %s", folder, _count(examples, dropped))
-    common = {"seed": seed, "trust_remote_code": trust_remote_code}
-    _tune(folder, checkpoint, examples, tokenizer, **recipe, **common)
+    _tune(folder, checkpoint, examples, tokenizer, training)
     if not is_first_process():
-        return folder
+        return None
+    copies = _make_copies(folder, training)
     probe = probe_losses(
         examples,
-        {"base": checkpoint, **_make_copies(folder, scorer_dtype, seed)},
-        num_rows=num_probe_rows,
+        {BASE: checkpoint, **copies},
+        num_rows=training.num_probe_rows,
         eos_token_id=tokenizer.eos_token_id,
-        trust_remote_code=trust_remote_code,
+        trust_remote_code=training.trust_remote_code,
     )
-    if "bfloat16" in probe["losses"]:
-        warn_of_lost_gain("the copy in bfloat16", *probe["losses"].values())
+    if ROUNDED in probe.losses:
+        warn_of_lost_gain("the copy in bfloat16", *probe.losses.values())
     facts = {
         **_measure(examples, dropped),
         **read_json(folder / "tuned.json"),
-        "probe": probe,
+        "probe": probe.to_json(),
+        "checkpoints": {name: copy.fingerprint for name, copy in copies.items()},
         "settings": settings,
-        "machine": {key: recipe[key] for key in MACHINE_SETTINGS},
+        "machine": asdict(training.machine),
         "versions": installed_versions(),
     }
     write_json(folder / "train.json", facts)
     (folder / "tuned.json").unlink()
-    return folder
+    return open_tuned(folder)
+
+
+def open_tuned(folder: Path) -> TunedModel:
+    """The result of a finished training.
+
+    Raises:
+        UserError: a checkpoint in the folder is not the one that training left.
+    """
+    facts = read_json(folder / "train.json")
+    copies = {name: read_checkpoint(folder / name) for name in facts["checkpoints"]}
+    for name, copy in copies.items():
+        if copy.fingerprint != facts["checkpoints"][name]:
+            raise UserError(
+                f"{copy.folder}: not the model that training left there; put its files back, or "
+                f"remove {folder} to train again"
+            )
+    probe = Probe.from_json(facts["probe"])
+    names = ("num_rows", "num_trained", "dropped", "num_tokens", "num_steps", "seconds")
+    short = {name: facts[name] for name in names} | {"loss on probe rows": probe.losses}
+    return TunedModel(folder, short, copies[TUNED], copies.get(ROUNDED, copies[TUNED]), probe)
 
 
 def check_trackers(report_to: Sequence[str]) -> None:
@@ -135,52 +177,6 @@ def check_trackers(report_to: Sequence[str]) -> None:
                 f"train.report_to={name}: not installed, or not known to transformers; here: "
                 f"{', '.join(available) or 'none'}"
             )
-
-
-def _tune(
-    folder: Path,
-    checkpoint: Checkpoint,
-    examples: Sequence[Example | None],
-    tokenizer: Any,
-    **settings: Any,
-) -> None:
-    """Leaves ``model/``, the loss curve and, once these are there, ``tuned.json``."""
-    if (folder / "tuned.json").is_file():
-        return
-    import torch
-
-    from cherry_vllm.training.tuning import fine_tune
-
-    started = time.monotonic()
-    usable = [example for example in examples if example is not None]
-    work = partial(fine_tune, checkpoint, usable, tokenizer, folder, **settings)
-    if "WORLD_SIZE" in os.environ:  # torchrun's processes have found each other already
-        losses = work()
-    else:
-        environment = {} if torch.cuda.is_available() else preload_malloc()
-        try:
-            losses = isolate(work, environment=environment)
-        except ChildError as lost:
-            raise UserError(
-                f"training: its process {lost}; the same command resumes, and needs less memory "
-                "with a lower train.micro_batch_tokens"
-            ) from None
-    if is_first_process():
-        seconds = round(time.monotonic() - started, 1)
-        _write_losses(losses, folder)
-        write_json(folder / "tuned.json", {"num_steps": len(losses), "seconds": seconds})
-        shutil.rmtree(folder / "checkpoints")
-
-
-def _measure(examples: Sequence[Example | None], dropped: Counter[str]) -> dict[str, Any]:
-    usable = [example for example in examples if example is not None]
-    return {
-        "num_rows": len(examples),
-        "num_trained": len(usable),
-        "dropped": dict(dropped),
-        "num_tokens": sum(len(token_ids) for token_ids, _ in usable),
-        "num_answer_tokens": sum(len(token_ids) - start for token_ids, start in usable),
-    }
 
 
 def is_first_process() -> bool:
@@ -203,29 +199,75 @@ def first_process_first() -> Iterator[None]:
         yield
 
 
-def describe(folder: Path) -> dict[str, Any]:
-    """What ``train.json`` tells of a trained model, in short."""
-    facts = read_json(folder / "train.json")
-    names = ("num_rows", "num_trained", "dropped", "num_tokens", "num_steps", "seconds")
-    short = {name: facts[name] for name in names}
-    return short | {"loss on probe rows": facts["probe"]["losses"]}
+def _tune(
+    folder: Path,
+    checkpoint: Checkpoint,
+    examples: Sequence[Example | None],
+    tokenizer: Any,
+    training: Training,
+) -> None:
+    """Leaves ``model/``, the loss curve and, once these are there, ``tuned.json``."""
+    if not (folder / "tuned.json").is_file():
+        from cherry_vllm.training.tuning import fine_tune
+
+        started = time.monotonic()
+        work = partial(
+            fine_tune,
+            checkpoint,
+            [example for example in examples if example is not None],
+            tokenizer,
+            folder,
+            recipe=training.recipe,
+            machine=training.machine,
+            seed=training.seed,
+            trust_remote_code=training.trust_remote_code,
+        )
+        # The processes of torchrun have found each other already.
+        losses = work() if "WORLD_SIZE" in os.environ else _run_apart(work)
+        if not is_first_process():
+            return
+        seconds = round(time.monotonic() - started, 1)
+        _write_losses(losses, folder)
+        write_json(folder / "tuned.json", {"num_steps": len(losses), "seconds": seconds})
+    if is_first_process():
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
-def scorer_checkpoint(folder: Path) -> Path:
-    """The copy of a trained model that the scorer is to load."""
-    rounded = folder / "bfloat16"
-    return rounded if rounded.is_dir() else folder / "model"
+def _run_apart(work: Callable[[], list[dict[str, float]]]) -> list[dict[str, float]]:
+    """What ``work`` returns, from a process of its own that gives all its memory back."""
+    import torch
+
+    environment = {} if torch.cuda.is_available() else preload_malloc()
+    # Threads that spin while they wait for each other cost a shared core most of its time.
+    environment.setdefault("OMP_WAIT_POLICY", os.environ.get("OMP_WAIT_POLICY", "PASSIVE"))
+    try:
+        return isolate(work, environment=environment)
+    except ChildError as lost:
+        raise UserError(
+            f"training: its process {lost}; the same command resumes, and needs less memory "
+            "with a lower train.micro_batch_tokens"
+        ) from None
 
 
-def _make_copies(folder: Path, scorer_dtype: str, seed: int) -> dict[str, Checkpoint]:
-    """The tuned model and its copies, by name."""
-    copies = {"model": folder / "model"}
-    if scorer_dtype == "bfloat16":
+def _measure(examples: Sequence[Example | None], dropped: Counter[str]) -> dict[str, Any]:
+    usable = [example for example in examples if example is not None]
+    return {
+        "num_rows": len(examples),
+        "num_trained": len(usable),
+        "dropped": dict(dropped),
+        "num_tokens": sum(len(token_ids) for token_ids, _ in usable),
+        "num_answer_tokens": sum(len(token_ids) - start for token_ids, start in usable),
+    }
+
+
+def _make_copies(folder: Path, training: Training) -> dict[str, Checkpoint]:
+    """The tuned model and its copies, by the names of their folders."""
+    if training.scorer_dtype == ROUNDED:
         from cherry_vllm.training.rounding import export_bfloat16
 
-        copies["bfloat16"] = folder / "bfloat16"
-        export_bfloat16(copies["model"], copies["bfloat16"], seed=seed)
-    return {name: read_checkpoint(copy) for name, copy in copies.items()}
+        export_bfloat16(folder / TUNED, folder / ROUNDED, seed=training.seed)
+    names = [TUNED, ROUNDED] if training.scorer_dtype == ROUNDED else [TUNED]
+    return {name: read_checkpoint(folder / name) for name in names}
 
 
 def _write_losses(losses: list[dict[str, float]], folder: Path) -> None:
@@ -243,8 +285,8 @@ def _load_tokenizer(checkpoint: Checkpoint, *, trust_remote_code: bool) -> Any:
     tokenizer = load_tokenizer(checkpoint.folder, trust_remote_code=trust_remote_code)
     if tokenizer.eos_token_id is None:
         raise UserError(
-            f"{checkpoint.folder}: the tokenizer has no EOS token, which has to end every "
-            "answer; name one in its tokenizer_config.json"
+            f"{checkpoint.folder}: the tokenizer has no EOS token, which has to end every answer; "
+            "name one in its tokenizer_config.json"
         )
     return tokenizer
 

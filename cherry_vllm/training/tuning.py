@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -14,9 +15,9 @@ import torch
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
+    GenerationConfig,
     PreTrainedTokenizerBase,
     PrinterCallback,
-    SchedulerType,
     TrainerCallback,
     TrainingArguments,
     set_seed,
@@ -28,10 +29,12 @@ from cherry_vllm.errors import UserError
 from cherry_vllm.runtime.progress import hide_transformers_bars, progress_bar
 from cherry_vllm.training.batches import LengthBatches, collate
 from cherry_vllm.training.examples import Example
+from cherry_vllm.training.recipe import Machine, Recipe
 from cherry_vllm.training.trainer import AnswerTrainer, Divergence
 
 log = logging.getLogger(__name__)
 
+GENERATION = "generation_config.json"
 LOSS_COLUMNS = ("step", "epoch", "loss", "learning_rate", "grad_norm")
 
 
@@ -41,43 +44,42 @@ def fine_tune(
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     *,
-    global_batch_size: int,
-    micro_batch_tokens: int,
-    compile_layers: bool,
-    lora_rank: int,
-    lora_alpha: int,
-    lora_dropout: float,
+    recipe: Recipe,
+    machine: Machine,
     seed: int,
     trust_remote_code: bool,
-    **optimization: Any,
 ) -> list[dict[str, float]]:
     """Writes the tuned model, in fp32, to ``folder/model``; returns the loss of each step.
 
-    ``compile_layers`` has torch compile the decoder layer, once for all of them: it takes up to a
-    minute before the first step, and the layer's small operations no longer each pass over memory.
-    ``lora_rank`` above 0 trains adapters on every linear layer but the head, merged at the end;
-    ``optimization`` holds the arguments of :func:`training_arguments`. A killed run goes on from
-    the newest whole checkpoint in ``folder/checkpoints``. An entry of the returned list has the
-    keys of :data:`LOSS_COLUMNS`; its loss is the mean over the step's answer tokens, in nats.
+    The adapter of a LoRA run is merged into ``model`` and also kept in ``folder/adapter``. A killed
+    run resumes from the newest whole checkpoint in ``folder/checkpoints``. An entry of the returned
+    list has the keys of :data:`LOSS_COLUMNS`; its loss is the mean over the step's answer tokens,
+    in nats.
 
     Raises:
         UserError: the loss diverged, memory ran out, or a setting does not suit the machine.
     """
-    arguments = training_arguments(folder, seed=seed, **optimization)
-    batches = _batches(
-        examples,
-        global_batch_size=global_batch_size,
-        micro_batch_tokens=micro_batch_tokens,
-        num_processes=arguments.world_size,
-        seed=seed,
-    )
+    arguments = training_arguments(folder, recipe, machine, seed=seed)
+    batches = _cut_batches(examples, recipe, machine, arguments.world_size, seed)
+    num_steps = recipe.num_epochs * batches.num_updates
+    arguments.warmup_steps = recipe.warmup_steps(num_steps)
+    if arguments.warmup_steps < math.ceil(recipe.warmup_ratio * num_steps):
+        log.warning(
+            "%d optimizer step(s) in all: the warm-up is %d of them, since one more would leave "
+            "nothing to train",
+            num_steps,
+            arguments.warmup_steps,
+        )
     arguments.gradient_accumulation_steps = batches.steps_per_update
     model = load_model(checkpoint, trust_remote_code=trust_remote_code)
-    use_cache = model.config.use_cache  # the trainer turns it off for good
-    if lora_rank:
+    use_cache = vars(model.config).get("use_cache")  # the trainer turns it off for good
+    unused = _modules_without_text(model)
+    if recipe.lora_rank:
         set_seed(seed)
-        model = _add_adapters(model, r=lora_rank, lora_alpha=lora_alpha, lora_dropout=lora_dropout)
-    if compile_layers:
+        model = _add_adapters(model, recipe)
+    for module in unused:  # their gradients would be waited for by other processes
+        module.requires_grad_(requires_grad=False)
+    if machine.compile_layers:
         _compile_layers(model)
     pad_token_id = tokenizer.pad_token_id
     trainer = AnswerTrainer(
@@ -92,66 +94,49 @@ def fine_tune(
     trainer.remove_callback(PrinterCallback)
     # It warns of another save_steps than the checkpoint's, which decides no weight.
     logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
-    with _memory_errors_told():
+    with _memory_errors_explained():
         trainer.train(resume_from_checkpoint=newest_whole_checkpoint(folder / "checkpoints"))
-    model.config.use_cache = use_cache
+    if use_cache is None:
+        del model.config.use_cache
+    else:
+        model.config.use_cache = use_cache
     _save(trainer, checkpoint, tokenizer, folder, trust_remote_code=trust_remote_code)
     history = trainer.state.log_history
     return [{key: entry[key] for key in LOSS_COLUMNS} for entry in history if "loss" in entry]
 
 
 def training_arguments(
-    folder: Path,
-    *,
-    num_epochs: int,
-    learning_rate: float,
-    lr_scheduler: str,
-    warmup_ratio: float,
-    weight_decay: float,
-    max_grad_norm: float,
-    bf16: bool,
-    gradient_checkpointing: bool,
-    fsdp: bool,
-    save_steps: float,
-    report_to: Sequence[str],
-    seed: int,
+    folder: Path, recipe: Recipe, machine: Machine, *, seed: int
 ) -> TrainingArguments:
-    """The trainer's settings on this machine.
-
-    Weights and optimizer are in fp32, because steps of fine-tuning vanish in bf16; ``bf16`` runs
-    the matrix products in it. ``save_steps`` below 1 is a share of all steps.
+    """The trainer's settings on this machine, but for what depends on the number of rows.
 
     Raises:
-        UserError: the scheduler is unknown, or there is nothing to shard over.
+        UserError: there is nothing to shard over.
     """
-    if lr_scheduler not in list(SchedulerType):
-        known = ", ".join(kind.value for kind in SchedulerType)
-        raise UserError(f"train.lr_scheduler={lr_scheduler}: choose from {known}")
     on_cpu, is_distributed = not torch.cuda.is_available(), "WORLD_SIZE" in os.environ
-    if fsdp and (on_cpu or not is_distributed):
+    if machine.fsdp and (on_cpu or not is_distributed):
         raise UserError(
             "train.fsdp=true: needs GPUs and torchrun (elsewhere the trainer would quietly do "
             "something else); leave it out"
         )
     arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"),
-        num_train_epochs=num_epochs,
-        learning_rate=learning_rate,
-        lr_scheduler_type=lr_scheduler,
-        warmup_steps=warmup_ratio,
-        weight_decay=weight_decay,
-        max_grad_norm=max_grad_norm,
-        bf16=bf16,
-        gradient_checkpointing=gradient_checkpointing,
-        fsdp=fsdp or None,  # type: ignore[arg-type]
+        num_train_epochs=recipe.num_epochs,
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type=recipe.lr_scheduler,
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.max_grad_norm,
+        bf16=recipe.bf16,
+        gradient_checkpointing=machine.gradient_checkpointing,
+        fsdp=machine.fsdp or None,  # type: ignore[arg-type]
         ddp_backend="gloo" if on_cpu and is_distributed else None,
         ddp_find_unused_parameters=False,
         use_cpu=on_cpu,
-        save_steps=save_steps,
+        save_steps=machine.save_steps,
         save_total_limit=2,
         logging_steps=1,
         logging_nan_inf_filter=False,
-        report_to=list(report_to) or "none",
+        report_to=list(machine.report_to) or "none",
         run_name=folder.name,
         disable_tqdm=True,
         seed=seed,
@@ -190,9 +175,13 @@ def newest_whole_checkpoint(checkpoints: Path) -> str | None:
 
 
 def load_model(checkpoint: Checkpoint, *, trust_remote_code: bool) -> Any:
-    """The checkpoint's causal language model, in fp32 whatever it was saved in."""
+    """The checkpoint's causal language model, in fp32 whatever it was saved in.
+
+    Raises:
+        UserError: the files are no longer those that the checkpoint is known by.
+    """
     hide_transformers_bars()
-    return AutoModelForCausalLM.from_pretrained(
+    model = AutoModelForCausalLM.from_pretrained(
         checkpoint.folder,
         dtype=torch.float32,
         # On CPUs, plain attention trains faster than torch's fused one.
@@ -200,22 +189,56 @@ def load_model(checkpoint: Checkpoint, *, trust_remote_code: bool) -> Any:
         use_safetensors=True,
         trust_remote_code=trust_remote_code,
     )
+    checkpoint.verify()
+    if (checkpoint.folder / GENERATION).is_file():
+        # A released one may break rules that are checked on saving: the file is copied instead.
+        model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+    return model
 
 
-def _batches(examples: Sequence[Example], *, num_processes: int, **settings: Any) -> LengthBatches:
+def _cut_batches(
+    examples: Sequence[Example], recipe: Recipe, machine: Machine, num_processes: int, seed: int
+) -> LengthBatches:
     if len(examples) < num_processes:
         raise UserError(
             f"{len(examples)} rows to train on for {num_processes} processes; use fewer"
         )
-    lengths = [len(example.token_ids) for example in examples]
-    return LengthBatches(lengths, num_processes=num_processes, **settings)
+    return LengthBatches(
+        [len(example.token_ids) for example in examples],
+        global_batch_size=recipe.global_batch_size,
+        micro_batch_tokens=machine.micro_batch_tokens,
+        num_processes=num_processes,
+        seed=seed,
+    )
 
 
-def _add_adapters(model: Any, **settings: Any) -> Any:
+def _modules_without_text(model: Any) -> list[nn.Module]:
+    """The parts of a multimodal model that text does not pass through, such as a vision tower."""
+    text, head = model.get_decoder(), model.get_output_embeddings()
+
+    def find(parent: nn.Module) -> Iterator[nn.Module]:
+        for child in parent.children():
+            if child in (text, head):
+                continue
+            if any(inner is text for inner in child.modules()):
+                yield from find(child)
+            else:
+                yield child
+
+    return [] if model.config.get_text_config() is model.config else list(find(model))
+
+
+def _add_adapters(model: Any, recipe: Recipe) -> Any:
     from peft import LoraConfig, get_peft_model
 
     model.enable_input_require_grads()  # else gradient checkpointing would cut the adapters off
-    config = LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM", **settings)
+    config = LoraConfig(
+        r=recipe.lora_rank,
+        lora_alpha=recipe.lora_alpha,
+        lora_dropout=recipe.lora_dropout,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
     return get_peft_model(model, config)
 
 
@@ -236,27 +259,33 @@ def _save(
     *,
     trust_remote_code: bool,
 ) -> None:
-    """Puts the whole model in ``folder/model`` at once, adapters merged in."""
-    scratch, target = folder / ".model.tmp", folder / "model"
-    for leftover in (scratch, target):
-        if trainer.is_world_process_zero():
+    """Puts the whole model in ``folder/model`` at once, and its adapter beside it if it has one.
+
+    A folder that holds a model and an adapter would load as the model with the adapter applied.
+    """
+    scratch, target, adapter = (folder / name for name in (".model.tmp", "model", "adapter"))
+    if trainer.is_world_process_zero():
+        for leftover in (scratch, target, adapter):
             shutil.rmtree(leftover, ignore_errors=True)
     trainer.save_model(str(scratch))  # every process takes part
     if not trainer.is_world_process_zero():
         return
+    (scratch / "training_args.bin").unlink()  # a pickle
     if (scratch / "adapter_config.json").is_file():
         from peft import PeftModel
 
+        os.replace(scratch, adapter)
         model = load_model(checkpoint, trust_remote_code=trust_remote_code)
-        merged = PeftModel.from_pretrained(model, scratch).merge_and_unload()
+        merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
         merged.save_pretrained(scratch)
     tokenizer.save_pretrained(scratch)
-    (scratch / "training_args.bin").unlink()  # a pickle
+    if (checkpoint.folder / GENERATION).is_file():
+        shutil.copyfile(checkpoint.folder / GENERATION, scratch / GENERATION)
     os.replace(scratch, target)
 
 
 @contextmanager
-def _memory_errors_told() -> Iterator[None]:
+def _memory_errors_explained() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:  # torch raises several kinds

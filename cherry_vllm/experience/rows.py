@@ -1,4 +1,4 @@
-"""The room's own corridor: row shards and the base model to the rows of the brief experience.
+"""Row shards and the base model to the rows of the brief experience.
 
 run_dir/embeddings/FINGERPRINT/     embed: mean hidden states, shard for shard
 run_dir/perplexities/FINGERPRINT/   measure_perplexity: of the prompts, shard for shard
@@ -8,7 +8,8 @@ run_dir/experience/STRATEGY-FINGERPRINT/
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,47 @@ from cherry_vllm.runtime.versions import installed_versions
 from cherry_vllm.schema import SCHEMA_VERSION
 from cherry_vllm.selection.export import find_records, write_records
 from cherry_vllm.store.files import fingerprint
-from cherry_vllm.store.marks import MADE_BY, is_ours, marked_file
+from cherry_vllm.store.marks import MADE_BY, marked_file, read_mark
 from cherry_vllm.store.scores import SCORES, open_scores
 from cherry_vllm.store.shards import Shards
 from cherry_vllm.workers.run import WHOLE, ModelRun, ModelUse, Share
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiverseSampling:
+    """``count`` rows in all, as many from each of ``num_clusters`` clusters of instructions.
+
+    See :func:`clusters.cluster_embeddings` and :func:`clusters.sample_clusters` for the rest.
+    """
+
+    count: int
+    num_clusters: int
+    percentiles: tuple[float, float]
+    n_init: int
+    minibatch_rows: int
+
+    def __post_init__(self) -> None:
+        """Raises a UserError if the clusters cannot share ``count``."""
+        if self.count % self.num_clusters:
+            raise UserError(
+                f"sample.count={self.count}: give a multiple of "
+                f"sample.num_clusters={self.num_clusters}, since every cluster gives as many rows"
+            )
+
+    @property
+    def rows_per_cluster(self) -> int:
+        return self.count // self.num_clusters
+
+
+@dataclass(frozen=True)
+class Experience:
+    """The rows that the pre-experienced model learns from."""
+
+    artifact: Path  # the file with their records
+    rows: Sequence[int]  # their row numbers, in the file's order
+    facts: dict[str, Any]
 
 
 def embed(
@@ -66,46 +102,38 @@ def sample_diverse(
     rows: Shards,
     embeddings: Shards,
     perplexities: Shards,
+    sampling: DiverseSampling,
     *,
-    count: int,
-    num_clusters: int,
-    percentiles: tuple[float, float],
-    n_init: int,
-    minibatch_rows: int,
     seed: int,
-) -> Path:
-    """``count`` rows from ``num_clusters`` clusters of instructions (paper, section 2.1).
-
-    See :func:`sampling.cluster_embeddings` and :func:`sampling.sample_clusters`. Like the other
-    two, it returns the file of the chosen rows, beside which its mark counts them.
+) -> Experience:
+    """Some rows of every cluster of instructions (paper, section 2.1).
 
     Raises:
-        UserError: ``count`` is not the same number from every cluster, or no row can be chosen.
+        UserError: no row can be chosen, or the file of an earlier run was changed.
     """
-    rows_per_cluster, rest = divmod(count, num_clusters)
-    if rest:
-        raise UserError(
-            f"sample.count={count}: give a multiple of sample.num_clusters={num_clusters}, since "
-            "every cluster gives as many rows"
-        )
-    shares = {"num_clusters": num_clusters, "n_init": n_init, "minibatch_rows": minibatch_rows}
 
     def choose() -> tuple[list[int], dict[str, Any]]:
         usable, vectors = _load_embeddings(embeddings, perplexities)
         if usable.is_empty():
             return [], {}
-        clustering = cluster_embeddings(vectors, **shares, seed=seed)
+        clustering = cluster_embeddings(
+            vectors,
+            num_clusters=sampling.num_clusters,
+            n_init=sampling.n_init,
+            minibatch_rows=sampling.minibatch_rows,
+            seed=seed,
+        )
         chosen = sample_clusters(
             clustering.labels,
             usable["perplexity"].to_numpy(),
-            rows_per_cluster=rows_per_cluster,
-            percentiles=percentiles,
+            rows_per_cluster=sampling.rows_per_cluster,
+            percentiles=sampling.percentiles,
         )
         sizes = np.unique(clustering.labels, return_counts=True)[1]
         facts = {
             "num_candidates": usable.height,
             "num_clusters": clustering.num_clusters,
-            "num_small_clusters": int((sizes < rows_per_cluster).sum()),
+            "num_small_clusters": int((sizes < sampling.rows_per_cluster).sum()),
             "method": clustering.method,
         }
         return usable["row"].gather(chosen).to_list(), facts
@@ -113,15 +141,19 @@ def sample_diverse(
     settings = {
         "embeddings": embeddings.fingerprint,
         "perplexities": perplexities.fingerprint,
-        "rows_per_cluster": rows_per_cluster,
-        "percentiles": list(percentiles),
-        **shares,
+        "rows_per_cluster": sampling.rows_per_cluster,
+        "percentiles": list(sampling.percentiles),
+        "num_clusters": sampling.num_clusters,
+        "n_init": sampling.n_init,
+        "minibatch_rows": sampling.minibatch_rows,
         "seed": seed,
     }
     return _sample(run_dir, rows, Sampling.kmeans, settings, choose)
 
 
-def sample_most_difficult(run_dir: Path, rows: Shards, scores_dir: Path, *, count: int) -> Path:
+def sample_most_difficult(
+    run_dir: Path, rows: Shards, scores_dir: Path, *, count: int
+) -> Experience:
     """The ``count`` usable rows with the highest IFD in ``scores_dir``, the base model's.
 
     Raises:
@@ -145,7 +177,7 @@ def sample_most_difficult(run_dir: Path, rows: Shards, scores_dir: Path, *, coun
     return _sample(run_dir, rows, Sampling.difficulty, settings, choose)
 
 
-def sample_any(run_dir: Path, rows: Shards, *, count: int, seed: int) -> Path:
+def sample_any(run_dir: Path, rows: Shards, *, count: int, seed: int) -> Experience:
     """``count`` rows at random."""
 
     def choose() -> tuple[list[int], dict[str, Any]]:
@@ -178,12 +210,13 @@ def _sample(
     strategy: Sampling,
     settings: dict[str, Any],
     choose: Callable[[], tuple[list[int], dict[str, Any]]],
-) -> Path:
+) -> Experience:
     name = f"{strategy.value}-{fingerprint({'schema_version': SCHEMA_VERSION, **settings})}"
     target = run_dir / "experience" / name / "experience.json"
-    if is_ours(target):
+    mark = read_mark(target)
+    if mark is not None:
         log.info("%s: sampled before, nothing to do", target)
-        return target
+        return Experience(target, mark["rows"], mark["counts"])
     chosen, facts = choose()
     if not chosen:
         raise UserError("no row can be sampled; the summary of `score` counts the reasons")
@@ -192,4 +225,4 @@ def _sample(
     origin = {"rows": chosen, "settings": settings, "versions": installed_versions()}
     with marked_file(target, {MADE_BY: "sample", "counts": counts, **origin}) as path:
         write_records(records, path, target)
-    return target
+    return Experience(target, chosen, counts)

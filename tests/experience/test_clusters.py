@@ -2,20 +2,33 @@
 
 import random
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from sklearn.metrics import adjusted_rand_score
 
 from cherry_vllm.experience.clusters import (
+    Clustering,
     cluster_embeddings,
     sample_clusters,
     sample_difficult,
     sample_random,
 )
 
+Vectors = NDArray[np.float32]
 
-def cluster(embeddings, *, num_clusters=4, n_init=1, minibatch_rows=10**9, seed=0):
+
+def cluster(
+    embeddings: Vectors,
+    *,
+    num_clusters: int = 4,
+    n_init: int = 1,
+    minibatch_rows: int = 10**9,
+    seed: int = 0,
+) -> Clustering:
     return cluster_embeddings(
         embeddings,
         num_clusters=num_clusters,
@@ -25,7 +38,12 @@ def cluster(embeddings, *, num_clusters=4, n_init=1, minibatch_rows=10**9, seed=
     )
 
 
-def sample(labels, perplexities, rows_per_cluster=10, percentiles=(25, 75)):
+def sample(
+    labels: Sequence[int],
+    perplexities: Sequence[float],
+    rows_per_cluster: int = 10,
+    percentiles: tuple[float, float] = (25, 75),
+) -> Any:
     chosen = sample_clusters(
         np.asarray(labels, dtype=np.int32),
         np.asarray(perplexities, dtype=np.float64),
@@ -36,7 +54,9 @@ def sample(labels, perplexities, rows_per_cluster=10, percentiles=(25, 75)):
     return chosen.tolist()
 
 
-def blobs(num_blobs=4, rows_each=50, width=8, seed=0):
+def blobs(
+    num_blobs: int = 4, rows_each: int = 50, width: int = 8, seed: int = 0
+) -> tuple[Vectors, NDArray[np.int64]]:
     """Points close around centres far apart, shuffled, with the centre of each."""
     source = np.random.default_rng(seed)
     truth = source.permutation(np.repeat(np.arange(num_blobs), rows_each))
@@ -44,7 +64,7 @@ def blobs(num_blobs=4, rows_each=50, width=8, seed=0):
     return points.astype(np.float32), truth
 
 
-def noise(rows, width=8, seed=0):
+def noise(rows: int, width: int = 8, seed: int = 0) -> Vectors:
     return np.random.default_rng(seed).normal(size=(rows, width)).astype(np.float32)
 
 
@@ -54,7 +74,9 @@ def noise(rows, width=8, seed=0):
 @pytest.mark.parametrize(
     ("minibatch_rows", "method"), [(201, "kmeans"), (200, "minibatch"), (1, "minibatch")]
 )
-def test_blobs_are_found_and_the_method_switches_at_the_stated_size(minibatch_rows, method):
+def test_blobs_are_found_and_the_method_switches_at_the_stated_size(
+    minibatch_rows: int, method: str
+) -> None:
     points, truth = blobs()
     found = cluster(points, n_init=3, minibatch_rows=minibatch_rows)
     assert found.method == method
@@ -67,7 +89,7 @@ METHODS = pytest.mark.parametrize("minibatch_rows", [10**9, 1], ids=["kmeans", "
 
 
 @METHODS
-def test_a_seed_decides_the_labels(minibatch_rows):
+def test_a_seed_decides_the_labels(minibatch_rows: int) -> None:
     points = noise(300)
     first = cluster(points, minibatch_rows=minibatch_rows, seed=1).labels
     assert first.tolist() == cluster(points, minibatch_rows=minibatch_rows, seed=1).labels.tolist()
@@ -75,21 +97,23 @@ def test_a_seed_decides_the_labels(minibatch_rows):
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 99, 100])
-def test_no_more_rows_than_clusters_are_a_cluster_each(rows):
+def test_no_more_rows_than_clusters_are_a_cluster_each(rows: int) -> None:
     found = cluster(noise(rows), num_clusters=100)
     assert sorted(found.labels.tolist()) == list(range(rows))
     assert found.num_clusters == rows
 
 
 @pytest.mark.parametrize("rows", [1, 5, 99])
-def test_fewer_rows_than_clusters_in_mini_batches_make_at_most_a_cluster_each(rows):
+def test_fewer_rows_than_clusters_in_mini_batches_make_at_most_a_cluster_each(rows: int) -> None:
     found = cluster(noise(rows), num_clusters=100, minibatch_rows=1)
     assert 1 <= found.num_clusters == len(set(found.labels.tolist())) <= rows
 
 
 @METHODS
 @pytest.mark.parametrize("distinct", [1, 3])
-def test_repeated_embeddings_make_fewer_clusters_and_no_warning(minibatch_rows, distinct):
+def test_repeated_embeddings_make_fewer_clusters_and_no_warning(
+    minibatch_rows: int, distinct: int
+) -> None:
     points = np.tile(noise(distinct), (20, 1))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -99,7 +123,7 @@ def test_repeated_embeddings_make_fewer_clusters_and_no_warning(minibatch_rows, 
 
 
 @METHODS
-def test_the_embeddings_are_read_and_not_changed(minibatch_rows):
+def test_the_embeddings_are_read_and_not_changed(minibatch_rows: int) -> None:
     points = noise(300) + np.float32(1e3)
     before = points.copy()
     points.flags.writeable = False
@@ -109,7 +133,7 @@ def test_the_embeddings_are_read_and_not_changed(minibatch_rows):
 
 @METHODS
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_value_that_is_not_finite_is_refused(minibatch_rows, value):
+def test_a_value_that_is_not_finite_is_refused(minibatch_rows: int, value: float) -> None:
     points = noise(20)
     points[7, 3] = value
     with pytest.raises(ValueError, match=r"NaN|infinity"):
@@ -117,7 +141,7 @@ def test_a_value_that_is_not_finite_is_refused(minibatch_rows, value):
 
 
 @METHODS
-def test_no_row_is_refused(minibatch_rows):
+def test_no_row_is_refused(minibatch_rows: int) -> None:
     with pytest.raises(ValueError, match="0"):
         cluster(noise(0), minibatch_rows=minibatch_rows)
 
@@ -125,7 +149,7 @@ def test_no_row_is_refused(minibatch_rows):
 # --- rows of each cluster ----------------------------------------------------------------------
 
 
-def percentile(values, percent):
+def percentile(values: Sequence[float], percent: float) -> float:
     """Linear between the two nearest ranks, ranks counted from 0 to len - 1."""
     ordered = sorted(values)
     rank = (len(ordered) - 1) * percent / 100
@@ -135,7 +159,7 @@ def percentile(values, percent):
     return ordered[below] + (rank - below) * (ordered[below + 1] - ordered[below])
 
 
-def by_the_reference(labels, perplexities):
+def by_the_reference(labels: Sequence[int], perplexities: Sequence[float]) -> list[int]:
     """Ten rows a cluster from the middle half, from the document's words alone."""
     chosen = []
     for label in sorted(set(labels)):
@@ -154,7 +178,7 @@ def by_the_reference(labels, perplexities):
     return chosen
 
 
-def random_case(seed):
+def random_case(seed: int) -> tuple[list[int], list[float]]:
     """Labels (with gaps) and perplexities (with ties) of 1 to 400 rows in 1 to 12 clusters."""
     source = random.Random(seed)
     rows = source.choice([1, 2, 9, 10, 11, 19, 25, 60, 150, 400])
@@ -164,7 +188,7 @@ def random_case(seed):
     return labels, [round(source.lognormvariate(1, 1), digits) for _ in range(rows)]
 
 
-def test_the_references_rule_is_kept():
+def test_the_references_rule_is_kept() -> None:
     for seed in range(400):
         labels, perplexities = random_case(seed)
         expected = by_the_reference(labels, perplexities)
@@ -172,7 +196,7 @@ def test_the_references_rule_is_kept():
         assert sample(labels, perplexities) == expected, seed
 
 
-def test_the_references_rule_is_kept_in_one_cluster_of_any_size():
+def test_the_references_rule_is_kept_in_one_cluster_of_any_size() -> None:
     for rows in range(1, 100):
         perplexities = random.Random(rows).sample(range(1000), rows)
         expected = by_the_reference([3] * rows, perplexities)
@@ -188,37 +212,37 @@ def test_the_references_rule_is_kept_in_one_cluster_of_any_size():
         pytest.param(41, range(10, 30, 2), id="twenty-one-at-steps-of-two"),
     ],
 )
-def test_a_cluster_is_thinned_to_its_middle(rows, expected):
+def test_a_cluster_is_thinned_to_its_middle(rows: int, expected: Sequence[int]) -> None:
     assert sample([0] * rows, range(rows)) == list(expected)
 
 
-def test_equal_perplexities_all_lie_in_the_band():
+def test_equal_perplexities_all_lie_in_the_band() -> None:
     assert sample([0] * 45, [2.5] * 45) == list(range(0, 40, 4))
 
 
-def test_both_ends_of_the_band_belong_to_it():
+def test_both_ends_of_the_band_belong_to_it() -> None:
     assert sample([0] * 5, [9, 1, 3, 7, 5], rows_per_cluster=3) == [2, 3, 4]
     assert sample([0] * 5, [9, 1, 3, 7, 5], 5, percentiles=(0, 100)) == [0, 1, 2, 3, 4]
     assert sample([0] * 5, [9, 1, 3, 7, 5], 1, percentiles=(100, 100)) == [0]
 
 
-def test_clusters_come_in_order_and_positions_within_them():
+def test_clusters_come_in_order_and_positions_within_them() -> None:
     assert sample([7, 0, 2, 7, 0, 2, 7], [1] * 7) == [1, 4, 2, 5, 0, 3, 6]
 
 
-def test_the_perplexity_band_is_each_clusters_own():
+def test_the_perplexity_band_is_each_clusters_own() -> None:
     perplexities = [1, 100, 2, 200, 3, 300, 4, 400, 5, 500]
     assert sample([0, 1] * 5, perplexities, rows_per_cluster=3) == [2, 4, 6, 3, 5, 7]
 
 
-def test_no_row_gives_no_position():
+def test_no_row_gives_no_position() -> None:
     assert sample([], []) == []
     assert sample_random(0, 5, seed=0).tolist() == []
     assert sample_difficult(np.array([]), 5).tolist() == []
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_perplexity_that_is_not_finite_is_refused(value):
+def test_a_perplexity_that_is_not_finite_is_refused(value: float) -> None:
     with pytest.raises(ValueError, match="perplexities must be finite"):
         sample([0] * 20, [1.0] * 19 + [value])
 
@@ -226,7 +250,7 @@ def test_a_perplexity_that_is_not_finite_is_refused(value):
 # --- random and difficult ----------------------------------------------------------------------
 
 
-def test_random_positions_are_distinct_ascending_and_the_seeds_own():
+def test_random_positions_are_distinct_ascending_and_the_seeds_own() -> None:
     chosen = sample_random(1000, 100, seed=1).tolist()
     assert chosen == sorted(set(chosen))
     assert len(chosen) == 100
@@ -235,17 +259,17 @@ def test_random_positions_are_distinct_ascending_and_the_seeds_own():
     assert chosen != sample_random(1000, 100, seed=2).tolist()
 
 
-def test_a_larger_random_sample_holds_the_smaller():
+def test_a_larger_random_sample_holds_the_smaller() -> None:
     assert set(sample_random(50, 10, seed=3)) < set(sample_random(50, 20, seed=3))
 
 
-def test_random_reaches_every_position():
+def test_random_reaches_every_position() -> None:
     seen = {tuple(sample_random(5, 2, seed=seed)) for seed in range(200)}
     assert len(seen) == 10
 
 
 @pytest.mark.parametrize("count", [5, 6, 100])
-def test_a_count_beyond_the_rows_takes_them_all(count):
+def test_a_count_beyond_the_rows_takes_them_all(count: int) -> None:
     assert sample_random(5, count, seed=0).tolist() == [0, 1, 2, 3, 4]
     assert sample_difficult(np.array([0.3, 0.1, 0.9, 0.2, 0.5]), count).tolist() == [0, 1, 2, 3, 4]
 
@@ -253,7 +277,9 @@ def test_a_count_beyond_the_rows_takes_them_all(count):
 @pytest.mark.parametrize(
     ("count", "expected"), [(1, [2]), (2, [2, 5]), (3, [0, 2, 5]), (4, [0, 2, 3, 5])]
 )
-def test_difficult_rows_have_the_highest_ifd_the_earlier_of_equals_first(count, expected):
+def test_difficult_rows_have_the_highest_ifd_the_earlier_of_equals_first(
+    count: int, expected: Sequence[int]
+) -> None:
     ifd = np.array([0.7, 0.2, 1.0, 0.7, 0.7, 0.9])
     chosen = sample_difficult(ifd, count)
     assert chosen.dtype == np.int64

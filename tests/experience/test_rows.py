@@ -1,0 +1,267 @@
+"""Embeddings, perplexities and the rows of the brief experience."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from sklearn.metrics import adjusted_rand_score
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+from cherry_vllm.commands.inputs import Job
+from cherry_vllm.commands.pipeline import run as run_pipeline
+from cherry_vllm.commands.sample import sample
+from cherry_vllm.config import compose, executor_settings, prompt_of
+from cherry_vllm.engines.checkpoint import Checkpoint, read_checkpoint
+from cherry_vllm.engines.settings import HfSettings
+from cherry_vllm.errors import UserError
+from cherry_vllm.experience import rows as experience
+from cherry_vllm.experience.clusters import cluster_embeddings
+from cherry_vllm.experience.rows import DiverseSampling
+from cherry_vllm.options import DataFormat
+from cherry_vllm.sources import Columns
+from cherry_vllm.sources.shards import read_row_shards
+from cherry_vllm.store.marks import mark_path
+from cherry_vllm.store.shards import Shards
+from cherry_vllm.workers.run import ModelUse
+from tests import fakes
+from tests.conftest import ROWS, TOKENIZER, Cli
+
+USE = ModelUse(
+    prompt=prompt_of(compose("prompt=wizardlm")),
+    max_length=64,
+    engine=HfSettings(name="hf", dtype="float32", device="cpu", batch_tokens=512),
+    executor=executor_settings(compose().executor),
+    trust_remote_code=False,
+)
+# The fake engine embeds the end of a prompt, which must differ from row to row.
+FAKE_USE = replace(
+    USE,
+    prompt=replace(USE.prompt, without_input="{instruction}", with_input="{input} {instruction}"),
+)
+KMEANS = DiverseSampling(
+    count=6, num_clusters=3, percentiles=(25.0, 75.0), n_init=10, minibatch_rows=10_000
+)
+
+
+def read(run_dir: Path, file: Path = ROWS) -> Shards:
+    return read_row_shards(
+        run_dir,
+        [file],
+        data_format=DataFormat.auto,
+        columns=Columns("instruction", "input", "output"),
+        refusals=[],
+        shard_rows=10,
+    )
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checkpoint:
+    """A model of the fake engine's, which every command of the test uses."""
+    fakes.install(monkeypatch)
+    return read_checkpoint(fakes.write_checkpoint(tmp_path / "model"))
+
+
+@pytest.fixture
+def rows(tmp_path: Path, model: Checkpoint) -> Shards:  # noqa: ARG001 - it reads the rows inline
+    return read(tmp_path)
+
+
+@pytest.fixture
+def shards(tmp_path: Path, rows: Shards, model: Checkpoint) -> tuple[Shards, Shards]:
+    """Embeddings and perplexities."""
+    return (
+        experience.embed(tmp_path, rows, model, FAKE_USE),
+        experience.measure_perplexity(tmp_path, rows, model, FAKE_USE),
+    )
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model whose attention heads are wide enough for vLLM."""
+    folder = tmp_path_factory.mktemp("wide") / "wide"
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.2,
+    )
+    make_model: Any = AutoModelForCausalLM.from_config
+    make_model(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.engine
+@pytest.mark.process
+def test_both_engines_give_what_a_plain_forward_pass_gives(
+    wide: Path, cli: Cli, tmp_path: Path
+) -> None:
+    rows = read(tmp_path)
+    arguments = (tmp_path, rows, read_checkpoint(wide))
+    embeddings = experience.embed(*arguments, USE)
+    perplexities = experience.measure_perplexity(*arguments, USE)
+    frames = (rows.scan(), embeddings.scan(), perplexities.scan())
+    assert_plain_forward_pass(wide, *(frame.collect() for frame in frames))
+    done = cli(
+        "embed",
+        f"data.path={ROWS}",
+        f"model.path={wide}",
+        f"run_dir={tmp_path / 'vllm'}",
+        "prompt=wizardlm",
+        "engine=vllm_eager",
+        "engine.dtype=float32",
+        "max_length=64",
+        "shard_rows=10",
+    )
+    assert done.returncode == 0, done.stderr
+    embedded, measured = (
+        pl.concat([pl.read_parquet(path) for path in sorted(found)])
+        for name in ("embeddings", "perplexities")
+        if (found := list((tmp_path / "vllm" / name).glob("*/part-*.parquet")))
+    )
+    expected = embeddings.scan().collect()
+    assert embedded["drop_reason"].equals(expected["drop_reason"])
+    one, other = (frame["embedding"].drop_nulls().to_numpy() for frame in (expected, embedded))
+    np.testing.assert_allclose(one, other, atol=5e-3)
+    labels = [
+        cluster_embeddings(vectors, num_clusters=4, n_init=10, minibatch_rows=10_000, seed=0).labels
+        for vectors in (one, other)
+    ]
+    assert adjusted_rand_score(*labels) == 1
+    wanted = perplexities.scan().collect()["perplexity"].drop_nulls()
+    np.testing.assert_allclose(measured["perplexity"].drop_nulls(), wanted, rtol=1e-3)
+
+
+def assert_plain_forward_pass(
+    checkpoint: Path, source: pl.DataFrame, embedded: pl.DataFrame, measured: pl.DataFrame
+) -> None:
+    model: Any = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    assert source["row"].equals(embedded["row"])
+    assert source["row"].equals(measured["row"])
+    seen = 0
+    for row, (instruction, extra) in enumerate(source.select("instruction", "input").iter_rows()):
+        if source["drop_reason"][row]:
+            assert embedded["drop_reason"][row] == source["drop_reason"][row]
+            assert embedded["embedding"][row] is None
+            continue
+        template = USE.prompt.with_input if extra else USE.prompt.without_input
+        ids = tokenizer(template.format(instruction=instruction, input=extra))["input_ids"]
+        if len(ids) >= 64:
+            assert embedded["drop_reason"][row] == measured["drop_reason"][row] == "prompt_too_long"
+            assert measured["perplexity"][row] is None
+            continue
+        seen += 1
+        with torch.no_grad():
+            output = model(
+                torch.tensor([ids]), labels=torch.tensor([ids]), output_hidden_states=True
+            )
+        mean = output.hidden_states[-1][0].mean(0)
+        np.testing.assert_allclose(embedded["embedding"][row].to_numpy(), mean, atol=2e-3)
+        assert measured["perplexity"][row] == pytest.approx(float(output.loss.exp()), rel=1e-3)
+        assert measured["num_prompt_tokens"][row] == len(ids)
+    assert seen > 15
+
+
+def test_a_lost_shard_alone_is_made_again(
+    tmp_path: Path, model: Checkpoint, rows: Shards, shards: tuple[Shards, Shards]
+) -> None:
+    embeddings, _ = shards
+    before = embeddings.path(1).read_bytes()
+    kept = embeddings.path(0).stat().st_mtime_ns
+    embeddings.path(1).unlink()
+    again = experience.embed(tmp_path, rows, model, FAKE_USE)
+    assert again.fingerprint == embeddings.fingerprint
+    assert again.path(1).read_bytes() == before
+    assert again.path(0).stat().st_mtime_ns == kept
+
+
+def test_a_sample_holds_the_records_and_says_where_from(
+    tmp_path: Path, rows: Shards, shards: tuple[Shards, Shards]
+) -> None:
+    found = experience.sample_diverse(tmp_path, rows, *shards, KMEANS, seed=0)
+    mark = json.loads(mark_path(found.artifact).read_text())
+    records = json.loads(found.artifact.read_text(encoding="utf-8"))
+    lines = ROWS.read_text(encoding="utf-8").splitlines()
+    assert records == [json.loads(lines[row]) for row in found.rows]
+    assert (mark["rows"], mark["counts"]) == (found.rows, found.facts)
+    assert found.facts["num_sampled"] == len(records) <= 6
+    assert found.facts["num_clusters"] == 3
+    usable = shards[0].scan().filter(pl.col("drop_reason").is_null()).collect()["row"]
+    assert found.facts["num_candidates"] == len(usable)
+    assert set(found.rows) <= set(usable)
+    stamp = found.artifact.stat().st_mtime_ns
+    again = experience.sample_diverse(tmp_path, rows, *shards, KMEANS, seed=0)
+    assert again == found
+    assert again.artifact.stat().st_mtime_ns == stamp
+
+
+def test_a_sample_that_was_changed_is_refused(
+    tmp_path: Path, rows: Shards, shards: tuple[Shards, Shards]
+) -> None:
+    found = experience.sample_diverse(tmp_path, rows, *shards, KMEANS, seed=0)
+    found.artifact.write_text("[]")
+    with pytest.raises(
+        UserError, match=r"experience\.json: exists and is not what cherry-vllm wrote"
+    ):
+        experience.sample_diverse(tmp_path, rows, *shards, KMEANS, seed=0)
+
+
+def test_fewer_rows_than_clusters_and_equal_instructions_are_counted(
+    tmp_path: Path, model: Checkpoint
+) -> None:
+    file = tmp_path / "same.jsonl"
+    file.write_text('{"instruction": "Say hello.", "output": "Hello."}\n' * 4)
+    rows = read(tmp_path, file)
+    shards = (
+        experience.embed(tmp_path, rows, model, FAKE_USE),
+        experience.measure_perplexity(tmp_path, rows, model, FAKE_USE),
+    )
+    sampling = DiverseSampling(
+        count=20, num_clusters=10, percentiles=(25.0, 75.0), n_init=10, minibatch_rows=10_000
+    )
+    found = experience.sample_diverse(tmp_path, rows, *shards, sampling, seed=0)
+    assert found.facts["num_candidates"] == 4
+    assert found.facts["num_clusters"] == 1
+    assert 1 <= found.facts["num_sampled"] <= 4
+
+
+def test_random_and_difficult_samples(rows: Shards, tmp_path: Path) -> None:
+    found = experience.sample_any(tmp_path, rows, count=5, seed=1)
+    assert found.rows == sorted(set(found.rows))
+    assert found.facts["num_sampled"] == 5
+    with pytest.raises(UserError, match=r"scores\.parquet: no such file.*cherry-vllm score"):
+        experience.sample_most_difficult(tmp_path, rows, tmp_path, count=5)
+
+
+@pytest.mark.parametrize("command", [sample, run_pipeline])
+def test_a_count_that_clusters_cannot_share_is_refused_before_any_work(
+    command: Any, model: Checkpoint, tmp_path: Path
+) -> None:
+    places = (f"data.path={ROWS}", f"model.path={model.folder}", f"run_dir={tmp_path / 'run'}")
+    config = compose(*places, "sample.num_clusters=3", "sample.count=7")
+    with pytest.raises(UserError, match=r"sample\.count=7: give a multiple of .*num_clusters=3"):
+        command(config, Job(tmp_path, is_sweep=False))
+    assert not (tmp_path / "run").exists()
+
+
+def test_nothing_to_sample_from_is_refused(model: Checkpoint, tmp_path: Path) -> None:
+    file = tmp_path / "blank.jsonl"
+    file.write_text('{"instruction": "Say nothing.", "output": " "}\n')
+    rows = read(tmp_path, file)
+    shards = (
+        experience.embed(tmp_path, rows, model, FAKE_USE),
+        experience.measure_perplexity(tmp_path, rows, model, FAKE_USE),
+    )
+    with pytest.raises(UserError, match="no row can be sampled"):
+        experience.sample_diverse(tmp_path, rows, *shards, KMEANS, seed=0)
