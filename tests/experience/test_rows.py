@@ -206,15 +206,14 @@ def test_a_sample_holds_the_records_and_says_where_from(
     assert again.artifact.stat().st_mtime_ns == stamp
 
 
-def test_a_sample_that_was_changed_is_refused(
-    tmp_path: Path, rows: Shards, shards: tuple[Shards, Shards]
+def test_a_sample_that_was_edited_is_neither_used_nor_replaced(
+    tmp_path: Path, rows: Shards
 ) -> None:
-    found = experience.sample_diverse(tmp_path, rows, *shards, KMEANS, seed=0)
-    found.artifact.write_text("[]")
-    with pytest.raises(
-        UserError, match=r"experience\.json: exists and is not what cherry-vllm wrote"
-    ):
-        experience.sample_diverse(tmp_path, rows, *shards, KMEANS, seed=0)
+    found = experience.sample_any(tmp_path, rows, count=5, seed=1)
+    found.artifact.write_text("[]", encoding="utf-8")
+    with pytest.raises(UserError, match="choose another output or move it"):
+        experience.sample_any(tmp_path, rows, count=5, seed=1)
+    assert found.artifact.read_text(encoding="utf-8") == "[]"
 
 
 def test_fewer_rows_than_clusters_and_equal_instructions_are_counted(
