@@ -39,6 +39,12 @@ def score_command(checkpoint: Path, folder: Path, engine: str = "hf") -> list[st
     ]
 
 
+def mistakes(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """The lines that say what is wrong, between those of progress."""
+    lines = capsys.readouterr().err.splitlines()
+    return [line for line in lines if line.startswith("cherry-vllm: ")]
+
+
 def test_every_input_row_ends_scored_or_dropped(run_dir: Path) -> None:
     scores = pl.read_parquet(run_dir / "scores.parquet")
     num_rows = len(ROWS.read_text(encoding="utf-8").splitlines())
@@ -57,7 +63,7 @@ def test_a_second_run_does_nothing_and_a_changed_setting_mixes_with_nothing(
     assert "scored before" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*.parquet")} == before
     assert main([*score_command(tiny, run_dir), "-m", "max_length=64"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = mistakes(capsys)
     assert "other settings" in line
     assert len(list((run_dir / "logprobs").iterdir())) == 1
 
@@ -101,7 +107,7 @@ def test_what_a_run_cannot_give_costs_one_line(
     run_dir: Path, capsys: pytest.CaptureFixture[str], argv: list[str], words: list[str]
 ) -> None:
     assert main(["select", f"run_dir={run_dir}", *argv]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = mistakes(capsys)
     assert all(word in line for word in words)
 
 
@@ -116,7 +122,7 @@ def test_what_a_model_cannot_do_costs_one_line(
     }.items():
         run_dir = f"run_dir={tmp_path / 'run'}"
         assert main(["score", f"data.path={ROWS}", run_dir, "engine=hf", *argv]) == 2
-        (line,) = capsys.readouterr().err.splitlines()
+        (line,) = mistakes(capsys)
         assert all(word in line for word in words)
 
 
@@ -154,7 +160,7 @@ def test_two_runs_on_one_folder_are_refused(
         while first.poll() is None and not list(folder.glob("rows/*/complete.json")):
             time.sleep(0.05)
         assert main(score_command(tiny, folder)) == 2
-        (line,) = capsys.readouterr().err.splitlines()
+        (line,) = mistakes(capsys)
         assert "in use by another run" in line
         assert str(first.pid) in line
     finally:
