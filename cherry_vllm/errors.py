@@ -6,3 +6,7 @@ class UserError(Exception):
 
     The command line prints it without a traceback and exits with code 2.
     """
+
+
+class DamagedFileError(UserError, ValueError):
+    """A file of a run that is no longer what was written."""

@@ -40,6 +40,29 @@ def score_with(
     config: Config, job: Job, files: Sequence[Path], checkpoint: Checkpoint, scores_dir: Path
 ) -> Outcome:
     """Scores ``files`` with ``checkpoint`` and leaves the scores in ``scores_dir``."""
+    scores = score_files(config, files, checkpoint, scores_dir, may_replace=not job.is_sweep)
+    if scores is None:
+        share = config.share
+        print(f"share {share.index} of {share.count} scored; the last to end aggregates")
+        return Outcome(scores_dir / SCORES, {})
+    _print(scores)
+    return Outcome(scores_dir / SCORES, count_outcomes(scores.frame))
+
+
+def score_files(
+    config: Config,
+    files: Sequence[Path],
+    checkpoint: Checkpoint,
+    scores_dir: Path,
+    *,
+    may_replace: bool,
+) -> Scores | None:
+    """The scores of ``files``; None if other processes still have shares of them to score.
+
+    Raises:
+        UserError: the input or the model cannot be used, or ``scores_dir`` holds scores of other
+        settings and ``may_replace`` is False.
+    """
     prompt, run_dir = find_prompt(config, checkpoint), Path(config.run_dir)
     with hold_share(config) as share:
         rows = read_input(config, files)
@@ -50,18 +73,16 @@ def score_with(
             rows,
             checkpoint,
             model_use(config, prompt),
-            may_replace=not job.is_sweep,
+            may_replace=may_replace,
             keep_logprobs=config.score.keep_logprobs,
             share=share,
         )
         if not logprobs.is_complete():
-            print(f"share {share.index} of {share.count} scored; the last to end aggregates")
-            return Outcome(logprobs.folder, {})
+            return None
         with changing_scores(scores_dir):
             scores = aggregate(scores_dir, rows, logprobs)
             draw(scores)
-    _print(scores)
-    return Outcome(scores_dir / SCORES, count_outcomes(scores.frame))
+    return scores
 
 
 def draw(scores: Scores) -> None:

@@ -15,6 +15,8 @@ from typing import Any
 
 import polars as pl
 
+from cherry_vllm.errors import DamagedFileError
+
 ROW_GROUP_ROWS = 20_000
 
 OS_ERROR = re.compile(r"\(os error (\d+)\)")
@@ -152,6 +154,17 @@ def write_json(target: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object that :func:`write_json` wrote."""
-    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return value
+    """The object that :func:`write_json` wrote.
+
+    Raises:
+        DamagedFileError: the file holds something else. Where it can be made again, catch it.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # of the JSON, or of its encoding
+        reason = str(error)
+    else:
+        if isinstance(value, dict):
+            return value
+        reason = "not a JSON object"
+    raise DamagedFileError(f"{path}: damaged ({reason}); delete it and run the command again")

@@ -184,8 +184,11 @@ class Shards:
             (self.folder / COMPLETE).unlink(missing_ok=True)
 
     def is_begun(self) -> bool:
-        """Whether the settings are on record."""
-        return (self.folder / SETTINGS).is_file()
+        """Whether the settings are on record, and still readable."""
+        try:
+            return read_json(self.folder / SETTINGS) == self._settings
+        except (FileNotFoundError, ValueError):
+            return False
 
     def is_closed(self) -> bool:
         """Whether all shards were written once."""

@@ -1,7 +1,8 @@
 """A model over all rows: what scoring, embedding and measuring perplexity have in common."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ import polars as pl
 
 from cherry_vllm.engines.checkpoint import Checkpoint
 from cherry_vllm.engines.settings import EngineSettings
-from cherry_vllm.errors import UserError
+from cherry_vllm.errors import DamagedFileError, UserError
 from cherry_vllm.prompts.prompt import Prompt
 from cherry_vllm.prompts.spans import open_span_builder
 from cherry_vllm.schema import SCHEMA_VERSION, DropReason
@@ -166,8 +167,8 @@ class ModelRun:
     def _refuse_changed_input(self) -> None:
         """Raises a UserError if a file was scored here when it had other contents."""
         files = _files_of(self._rows.folder)
-        for begun in sorted(self.target.folder.parent.glob("*/settings.json")):
-            before = _files_of(self._rows.folder.parent / read_json(begun)["rows"])
+        for _, settings in self._begun():
+            before = _files_of(self._rows.folder.parent / str(settings.get("rows")))
             for file in files.keys() & before.keys():
                 if files[file] != before[file]:
                     raise UserError(
@@ -177,16 +178,21 @@ class ModelRun:
 
     def _tell_of_other_days(self) -> None:
         """Says how to go on with a run whose prompts hold another date, and nothing else."""
-        for begun in sorted(self.target.folder.parent.glob("*/settings.json")):
-            before = read_json(begun)
+        for folder, before in self._begun():
             date = before["prompt"].get("date")
             if date and _without_date(before) == _without_date(self._settings):
                 log.warning(
                     "%s: begun with prompt.date=%s, which goes on with it; another date begins "
                     "a new run",
-                    begun.parent,
+                    folder,
                     date,
                 )
+
+    def _begun(self) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """The folders of runs that began beside this one, and their settings, if still readable."""
+        for path in sorted(self.target.folder.parent.glob("*/settings.json")):
+            with suppress(DamagedFileError):
+                yield path.parent, read_json(path)
 
 
 def _without_date(settings: dict[str, Any]) -> dict[str, Any]:
@@ -197,11 +203,12 @@ def _without_date(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _files_of(rows: Path) -> dict[Path, Any]:
     """The input files of a folder of row shards, and what its settings say of each."""
-    closed = rows / "complete.json"
-    if not closed.is_file():
+    try:
+        summary = read_json(rows / "complete.json")
+        found = zip(map(Path, summary["files"]), summary["settings"]["files"], strict=True)
+        named = list(found)
+    except (FileNotFoundError, ValueError, KeyError):
         return {}
-    summary = read_json(closed)
-    named = zip(map(Path, summary["files"]), summary["settings"]["files"], strict=True)
     # Of a relative path nobody knows any more which folder it was in.
     return {file.resolve(): content for file, content in named if file.is_absolute()}
 

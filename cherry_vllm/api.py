@@ -1,0 +1,93 @@
+"""The Python functions, for notebooks: score rows, and select from the scores.
+
+scores = cherry_vllm.score("alpaca.json", "path/to/model", "prompt=chat")
+cherry = cherry_vllm.select(scores, fraction=0.1)
+"""
+
+import json
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from cherry_vllm.commands.inputs import find_input, find_model
+from cherry_vllm.commands.score import score_files
+from cherry_vllm.config import compose
+from cherry_vllm.errors import UserError
+from cherry_vllm.options import Strategy
+from cherry_vllm.selection.choice import Choice
+from cherry_vllm.selection.ranking import select_rows
+
+
+def score(
+    data: str | Path | Iterable[Mapping[str, Any]],
+    model: str | Path,
+    *settings: str,
+    run_dir: str | Path | None = None,
+) -> pl.DataFrame:
+    """Scores rows by their Instruction-Following Difficulty (paper, section 2.2).
+
+    ``data`` is a file, a glob or an ``hf://`` path, or the records themselves; ``model`` is a
+    folder or a hub id. ``settings`` are those of the command line, as in "prompt=chat" or
+    "engine=hf". A killed run resumes if it is called again with the same ``run_dir``; without one
+    nothing is kept.
+
+    Returns one line per row, in the order of the input, with the columns of
+    :data:`schema.SCORES`: the scores in nats per token, and ``drop_reason``, which is null for a
+    usable row.
+
+    Raises:
+        UserError: a setting, the data or the model cannot be used.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        config = compose("run_dir=runs/unused", *settings)
+        if config.share.count != 1:
+            raise UserError("share.count: score() scores all rows; use the command line for shares")
+        config.data.path = _find_data(data, folder)
+        config.model.path = str(model)
+        config.run_dir = config.scores_dir = str(run_dir or folder / "run")
+        place = Path(config.scores_dir)
+        files, checkpoint = find_input(config), find_model(config)
+        scores = score_files(config, files, checkpoint, place, may_replace=True)
+    if scores is None:
+        raise RuntimeError("a run over all shards ended without scores")
+    return scores.frame
+
+
+def select(
+    scores: pl.DataFrame,
+    *,
+    fraction: float | None = None,
+    count: int | None = None,
+    num_tokens: int | None = None,
+    strategy: str = "cherry",
+    seed: int = 0,
+) -> pl.DataFrame:
+    """The lines of ``scores`` that a strategy chooses, in the order of the input.
+
+    ``row`` is the position of a record in the input. See :class:`selection.choice.Choice` for the
+    arguments; ``strategy`` is one of "cherry", "low_ifd", "high_conditioned", "longest", "random".
+
+    Raises:
+        UserError: the number of rows is none, or more than are usable; or there is no such
+        strategy.
+    """
+    known = [item.value for item in Strategy if item is not Strategy.rating]
+    if strategy not in known:
+        raise UserError(f"strategy={strategy}: choose from {', '.join(known)}")
+    sizes = {"fraction": fraction, "count": count, "num_tokens": num_tokens}
+    return select_rows(scores, Choice(strategy=Strategy(strategy), seed=seed, **sizes))  # type: ignore[arg-type]
+
+
+def _find_data(data: str | Path | Iterable[Mapping[str, Any]], folder: Path) -> str:
+    """The path of the data; records are written to ``folder`` first."""
+    if isinstance(data, str | Path):
+        return str(data)
+    file = folder / "records.jsonl"
+    with file.open("w", encoding="utf-8") as lines:
+        for record in data:
+            lines.write(json.dumps(record, ensure_ascii=False) + "\n")
+    return str(file)

@@ -1,0 +1,62 @@
+"""The Python functions, on a real engine and on the fake one."""
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+import cherry_vllm
+from cherry_vllm.errors import UserError
+from tests.fakes import install, write_checkpoint
+
+RECORDS = [
+    {"instruction": f"Name {number} fruits.", "output": "A cherry, " * (number + 1)}
+    for number in range(8)
+]
+
+
+@pytest.fixture
+def scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pl.DataFrame:
+    install(monkeypatch)
+    model = write_checkpoint(tmp_path / "model")
+    return cherry_vllm.score(RECORDS, model, "max_length=128", "engine=hf")
+
+
+def test_records_become_one_line_each(scores: pl.DataFrame) -> None:
+    assert scores["row"].to_list() == list(range(8))
+    assert scores["ifd"].null_count() == 0
+
+
+def test_a_path_scores_as_its_records_do(
+    scores: pl.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch)
+    path, model = tmp_path / "rows.parquet", write_checkpoint(tmp_path / "model")
+    pl.DataFrame(RECORDS).write_parquet(path)
+    again = cherry_vllm.score(path, model, "max_length=128", "engine=hf", run_dir=tmp_path / "run")
+    assert again.equals(scores)
+    assert (tmp_path / "run" / "scores.parquet").is_file()
+
+
+def test_a_selection_holds_the_highest_ifd(scores: pl.DataFrame) -> None:
+    usable = scores.filter(pl.col("drop_reason").is_null())
+    chosen = cherry_vllm.select(scores, count=3)
+    assert set(chosen["row"]) == set(usable.sort("ifd", descending=True)["row"][:3])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"strategy": "best", "count": 1}, "choose from cherry"), ({}, "select.fraction: not given")],
+)
+def test_a_mistake_is_one_line(
+    scores: pl.DataFrame, settings: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        cherry_vllm.select(scores, **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.engine
+def test_records_are_scored_by_a_real_engine(tiny: Path) -> None:
+    scores = cherry_vllm.score(RECORDS, tiny, "max_length=128", "engine=hf")
+    assert scores["conditioned_score"].is_between(0, 20).all()
+    assert cherry_vllm.select(scores, fraction=1.0).height == scores["drop_reason"].null_count()
