@@ -186,7 +186,7 @@ class Shards:
     def is_begun(self) -> bool:
         """Whether the settings are on record, and still readable."""
         try:
-            return read_json(self.folder / SETTINGS) == self._settings
+            return fingerprint(read_json(self.folder / SETTINGS)) == self.fingerprint
         except (FileNotFoundError, ValueError):
             return False
 

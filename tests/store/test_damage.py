@@ -1,4 +1,4 @@
-"""Files of a run that are no longer what was written: one line, or made again; never a traceback."""
+"""Files of a run that are no longer what was written: one line, or made again."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from cherry_vllm.store.shards import Shards
 def test_damaged_json_costs_one_line(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "complete.json"
     path.write_bytes(content)
-    with pytest.raises(UserError, match="complete.json: damaged") as told:
+    with pytest.raises(UserError, match=r"complete\.json: damaged") as told:
         read_json(path)
     assert isinstance(told.value, DamagedFileError)
     assert "\n" not in str(told.value)
