@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from cherry_vllm.checks import LIMIT, Limit
+from cherry_vllm.checks import LIMIT, Limit, Named
 from cherry_vllm.config import CONF, Config, register
 
 SCHEMA = "_schema"  # ends the name of what only conf/ refers to
@@ -89,6 +89,6 @@ def is_open(key: str) -> bool:
     """Whether a key lies in a dictionary that takes any names, as ``judge.parameters`` does."""
     parent, _, _ = key.rpartition(".")
     found = known_keys().get(parent)
-    return (found is not None and get_origin(found.kind) is dict) or (
-        bool(parent) and is_open(parent)
-    )
+    if found is None:
+        return bool(parent) and is_open(parent)
+    return get_origin(found.kind) is dict or isinstance(found.limit, Named)

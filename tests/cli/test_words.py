@@ -80,6 +80,8 @@ def test_home_is_found_in_every_path(monkeypatch: pytest.MonkeyPatch) -> None:
         r"data.path=a\,b.json",
         "judge.parameters.stop=[a,b]",
         "+judge.parameters.seed=1",
+        "+prompt.template_kwargs.enable_thinking=false",
+        "prompt.template_kwargs={enable_thinking: false}",
         "hydra.sweep.dir=runs/x",
         "select.fraction=0.1",
         "data=question_answer",
