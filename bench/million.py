@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from cherry_vllm.config import compose, plain, prompt_of
+from cherry_vllm.config import arguments_of, compose, prompt_of
 from cherry_vllm.options import Strategy
 from cherry_vllm.schema import LOGPROBS, ROWS
 from cherry_vllm.scoring.run import aggregate
@@ -72,7 +72,7 @@ def open_shards(run_dir: Path) -> tuple[Shards, Shards]:
     settings = {
         "max_length": config.max_length,
         "prompt": prompt_of(config).as_json(),
-        "engine": plain(config.engine),
+        "engine": arguments_of(config.engine),
     }
     return Shards(run_dir / "rows", {}), Shards(run_dir / "logprobs", settings)
 

@@ -33,7 +33,7 @@ from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, Trainin
 
 from bench.agreement import MODEL
 from bench.throughput import measure_ceiling
-from cherry_vllm.config import compose, plain, prompt_of
+from cherry_vllm.config import arguments_of, compose, prompt_of
 from cherry_vllm.engines.checkpoint import load_tokenizer, read_checkpoint
 from cherry_vllm.prompts.spans import AnswerSpans, open_span_builder
 from cherry_vllm.runtime.processes import preload_malloc
@@ -149,7 +149,7 @@ def train_ours(
     *,
     overrides: Sequence[str],
 ) -> None:
-    recipe = plain(compose("train.num_epochs=2", "train.save_steps=1000", *overrides).train)
+    recipe = arguments_of(compose("train.num_epochs=2", "train.save_steps=1000", *overrides).train)
     for key in ("name", "scorer_dtype", "num_probe_rows"):
         recipe.pop(key)
     recipe |= {"global_batch_size": len(examples)}

@@ -335,7 +335,7 @@ class Config:
     demo: DemoConfig = field(default_factory=DemoConfig)
 
 
-def plain(
+def arguments_of(
     group: EngineConfig | ExecutorConfig | SampleConfig | TrainConfig,
 ) -> dict[str, Any]:
     """A group as keyword arguments of the component that it configures."""
@@ -348,14 +348,14 @@ def engine_settings(engine: EngineConfig) -> "EngineSettings":
     from cherry_vllm.engines.settings import HfSettings, VllmSettings
 
     settings_class = VllmSettings if isinstance(engine, VllmConfig) else HfSettings
-    return settings_class(**plain(engine))
+    return settings_class(**arguments_of(engine))
 
 
 def executor_settings(executor: ExecutorConfig) -> "ExecutorSettings":
     """The executor's settings, as the rooms take them."""
     from cherry_vllm.workers.settings import ExecutorSettings, RaySettings
 
-    settings = plain(executor)
+    settings = arguments_of(executor)
     del settings["name"]  # the class says it
     return (
         RaySettings(**settings) if isinstance(executor, RayConfig) else ExecutorSettings(**settings)

@@ -1,4 +1,4 @@
-"""The command `report`: takes the typed configuration apart and hands plain arguments on."""
+"""``cherry-vllm report``: a run to one page and its pictures."""
 
 from pathlib import Path
 

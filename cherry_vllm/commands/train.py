@@ -15,7 +15,7 @@ from cherry_vllm.commands.inputs import (
     read_input,
     warn_of_misfits,
 )
-from cherry_vllm.config import Config, TrainConfig, plain
+from cherry_vllm.config import Config, TrainConfig, arguments_of
 from cherry_vllm.engines.checkpoint import Checkpoint
 from cherry_vllm.prompts.prompt import Prompt
 from cherry_vllm.runtime.text import printable
@@ -56,7 +56,7 @@ def train_on(
 
 def training_settings(config: Config, group: TrainConfig, prompt: Prompt) -> Training:
     """The settings of one training, as the room takes them."""
-    values = plain(group)
+    values = arguments_of(group)
     return Training(
         name=group.name,
         prompt=prompt,

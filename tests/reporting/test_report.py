@@ -15,7 +15,7 @@ import pytest
 
 from cherry_vllm.commands.inputs import Job
 from cherry_vllm.commands.report import report
-from cherry_vllm.config import compose, plain, prompt_of
+from cherry_vllm.config import arguments_of, compose, prompt_of
 from cherry_vllm.errors import UserError
 from cherry_vllm.evaluation import aspects, pairwise
 from cherry_vllm.evaluation.pairwise import Judged
@@ -99,7 +99,7 @@ def write_scores(run_dir: Path, instructions: list[str], ifds: list[float | None
     config = compose()
     settings = {
         "prompt": prompt_of(config).as_json(),
-        "engine": plain(config.engine),
+        "engine": arguments_of(config.engine),
         "max_length": config.max_length,
     }
     scored = Shards(run_dir / "logprobs", settings)
