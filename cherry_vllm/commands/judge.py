@@ -28,7 +28,8 @@ from cherry_vllm.runtime.text import printable
 from cherry_vllm.store.files import file_sha256
 from cherry_vllm.store.locks import exclusive
 from cherry_vllm.store.marks import check_replaceable, marked_file
-from cherry_vllm.store.run_folder import name_data, name_scores, read_scores, scan_rows
+from cherry_vllm.store.run_folder import File, name_data
+from cherry_vllm.store.scores import open_scores
 
 log = logging.getLogger(__name__)
 
@@ -126,19 +127,21 @@ def _rate_aspects(config: Config, job: Job) -> Outcome:
     settings, run_dir, scores_dir = config.judge, Path(config.run_dir), Path(config.scores_dir)
     _refuse_answers(settings, "the rows of a scored run")
     request = _request_settings(settings)
-    scores = read_scores(scores_dir)
-    sides = aspects.highest_and_lowest(scores, fraction=settings.fraction, count=settings.count)
+    scores = open_scores(scores_dir)
+    sides = aspects.highest_and_lowest(
+        scores.frame, fraction=settings.fraction, count=settings.count
+    )
     requests = AspectRequests(request, settings.aspects)
     endpoint = Endpoint(_endpoint_settings(settings))
-    results, picture = aspects.find_results(job.output_dir), job.output_dir / "aspects.png"
+    results, picture = aspects.find_results(job.output_dir), job.output_dir / File.ASPECT_PICTURE
     results.check([])
     check_replaceable(picture)
     with exclusive(run_dir):
-        texts = scan_rows(scores_dir).select("row", "instruction", "input")
+        texts = scores.open_rows().scan().select("row", "instruction", "input")
         rows = sides.lazy().join(texts, on="row", maintain_order="left").collect()
         rated = aspects.rate(run_dir, rows, requests, endpoint)
         summary = aspects.summarize(rated.ratings, requests.aspects)
-        made_from = {"scores": name_scores(scores_dir), "aspects": settings.aspects}
+        made_from = {"scores": scores.fingerprint, "aspects": settings.aspects}
         made_from |= _describe(request, endpoint)
         aspects.write(results, rated, summary, settings=made_from)
         with marked_file(picture, {"drawn_from": results.summary.name}) as path:

@@ -34,6 +34,7 @@ from cherry_vllm.runtime.text import printable
 from cherry_vllm.runtime.versions import installed_versions
 from cherry_vllm.store.files import write_json
 from cherry_vllm.store.marks import check_replaceable, own_file
+from cherry_vllm.store.run_folder import File, Folder
 from cherry_vllm.store.scores import open_scores
 from cherry_vllm.training.probe import measure_gain
 from cherry_vllm.training.run import TunedModel
@@ -70,7 +71,7 @@ def run(config: Config, job: Job) -> Outcome:
     diverse_sampling(config)  # before any work
     files, base = find_input(config), find_model(config)
     config = _with_date(config, base)
-    manifest, scores = Manifest(job, config), Path(config.run_dir) / "scores"
+    manifest, scores = Manifest(job, config), Path(config.run_dir) / Folder.SCORES
     if not has_experience(config):
         scored = manifest.run("score", score_with, config, job, files, base, scores / "base")
     else:
@@ -111,7 +112,7 @@ class Manifest:
     """``pipeline.json``: what was run, with which settings and versions, and what was made."""
 
     def __init__(self, job: Job, config: Config) -> None:
-        self.path = job.output_dir / "pipeline.json"
+        self.path = job.output_dir / File.PIPELINE_MANIFEST
         check_replaceable(self.path, COMMAND)
         self._content: dict[str, Any] = {
             "config": _to_json(asdict(config)),

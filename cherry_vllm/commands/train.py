@@ -20,6 +20,7 @@ from cherry_vllm.engines.checkpoint import Checkpoint
 from cherry_vllm.prompts.prompt import Prompt
 from cherry_vllm.runtime.text import printable
 from cherry_vllm.store.locks import exclusive
+from cherry_vllm.store.run_folder import Inner
 from cherry_vllm.training import run as training
 from cherry_vllm.training.recipe import Machine, Recipe
 from cherry_vllm.training.run import Training, TunedModel
@@ -49,7 +50,7 @@ def train_on(
         tuned = training.train(run_dir, rows, checkpoint, settings)
     if tuned is not None:
         print(report.describe(f"train={group.name}", tuned.facts))
-        picture = tuned.artifact / "losses.png"
+        picture = tuned.artifact / Inner.LOSS_PICTURE
         print(printable(f"model: {tuned.model.folder}  picture: {picture}"))
     return tuned
 

@@ -21,6 +21,7 @@ from cherry_vllm.evaluation.results import Results
 from cherry_vllm.schema import Schema
 from cherry_vllm.selection.extremes import Side, mark_sides
 from cherry_vllm.selection.ranking import take_share
+from cherry_vllm.store.run_folder import File
 
 SIDES = ("top", "least")  # highest IFD, lowest IFD
 COUNTS = ("rows", "rated", "unparsed", "failed")
@@ -100,7 +101,7 @@ def summarize(ratings: pl.DataFrame, aspects: Sequence[str]) -> dict[str, dict[s
 
 
 def find_results(output_dir: Path) -> Results:
-    return Results(output_dir / "aspects.parquet", output_dir / "aspects.json")
+    return Results(output_dir / File.ASPECTS, output_dir / File.ASPECT_SUMMARY)
 
 
 def write(

@@ -21,6 +21,7 @@ from cherry_vllm.engines.settings import EngineSettings
 from cherry_vllm.prompts.spans import SpanBuilder
 from cherry_vllm.schema import REASON, DropReason, Schema
 from cherry_vllm.store.marks import marked_file, read_mark
+from cherry_vllm.store.run_folder import Folder
 from cherry_vllm.store.shards import Shards
 from cherry_vllm.workers.run import ModelRun, ModelUse
 
@@ -55,7 +56,7 @@ def answer(
     """
     drawn = {"seed": seed} if decoding.temperature else {}
     parameters = {**asdict(decoding), **drawn}
-    answering = ModelRun(run_dir / "answers", questions, checkpoint, use, decoding=parameters)
+    answering = ModelRun(run_dir / Folder.ANSWERS, questions, checkpoint, use, decoding=parameters)
     return answering.run(
         "answering",
         partial(_open_generator, decoding=decoding),

@@ -24,6 +24,7 @@ from cherry_vllm.evaluation.results import Results
 from cherry_vllm.evaluation.reviews import read_reviews
 from cherry_vllm.evaluation.tally import Tally, tally_groups
 from cherry_vllm.evaluation.verdicts import Judgement, decide, read_verdicts
+from cherry_vllm.store.run_folder import File
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ def read_others(file: Path) -> pl.DataFrame:
 
 
 def find_results(output_dir: Path) -> Results:
-    return Results(output_dir / "verdicts.parquet", output_dir / "judge.json")
+    return Results(output_dir / File.VERDICTS, output_dir / File.VERDICT_SUMMARY)
 
 
 def conclude(

@@ -20,6 +20,7 @@ from cherry_vllm.evaluation.replies import Reply
 from cherry_vllm.evaluation.requests import ask_about_rows
 from cherry_vllm.evaluation.results import Results
 from cherry_vllm.schema import Schema
+from cherry_vllm.store.run_folder import File
 
 # One line per input row: ratings.parquet.
 RATINGS: Schema = {
@@ -69,7 +70,7 @@ def _read_rating(drop_reason: str | None, reply: Reply | None) -> tuple[float | 
 
 
 def find_results(output_dir: Path) -> Results:
-    return Results(output_dir / "ratings.parquet", output_dir / "ratings.json")
+    return Results(output_dir / File.RATINGS, output_dir / File.RATING_SUMMARY)
 
 
 def write(

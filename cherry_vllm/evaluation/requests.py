@@ -12,6 +12,7 @@ from cherry_vllm.evaluation.prompts import Request
 from cherry_vllm.evaluation.replies import Replies, Reply
 from cherry_vllm.runtime.progress import progress_bar
 from cherry_vllm.store.files import fingerprint
+from cherry_vllm.store.run_folder import File
 
 MAX_FAILURES_IN_A_ROW = 20  # then the endpoint is down, and the rest would only wait for nothing
 
@@ -38,7 +39,7 @@ def ask_all(run_dir: Path, requests: Mapping[str, Request], endpoint: Endpoint) 
     Raises:
         UserError: the endpoint refuses the settings or is down, or no request has a reply.
     """
-    with Replies(run_dir / "replies.jsonl") as stored:
+    with Replies(run_dir / File.REPLIES) as stored:
         missing = {name: body for name, body in requests.items() if stored.get(name) is None}
         if missing:
             stored.warn_of_old_lines()

@@ -10,6 +10,7 @@ from cherry_vllm.errors import UserError
 from cherry_vllm.evaluation.answers import check_text, read_text
 from cherry_vllm.schema import REASON, SCHEMA_VERSION, Schema
 from cherry_vllm.store.files import file_sha256
+from cherry_vllm.store.run_folder import Folder
 from cherry_vllm.store.shards import Shards
 
 # One line per question.
@@ -50,7 +51,7 @@ def read(
         "columns": columns._asdict(),
         "shard_questions": shard_questions,
     }
-    shards = Shards(run_dir / "questions", settings)
+    shards = Shards(run_dir / Folder.QUESTIONS, settings)
     with shards.changing():
         if not shards.is_complete():
             parts = list(questions.iter_slices(shard_questions))

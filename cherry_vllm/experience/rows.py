@@ -33,6 +33,7 @@ from cherry_vllm.schema import SCHEMA_VERSION
 from cherry_vllm.selection.export import find_records, write_records
 from cherry_vllm.store.files import fingerprint
 from cherry_vllm.store.marks import MADE_BY, marked_file, read_mark
+from cherry_vllm.store.run_folder import Folder, Inner
 from cherry_vllm.store.scores import SCORES, open_scores
 from cherry_vllm.store.shards import Shards
 from cherry_vllm.workers.run import WHOLE, ModelRun, ModelUse, Share
@@ -83,7 +84,7 @@ def embed(
     Raises:
         UserError: the model cannot be used, or cannot take ``max_length`` tokens.
     """
-    return ModelRun(run_dir / "embeddings", rows, checkpoint, use).run(
+    return ModelRun(run_dir / Folder.EMBEDDINGS, rows, checkpoint, use).run(
         "embedding", build_embedder, "embed", embed_shard, done="embedded", share=share
     )
 
@@ -92,7 +93,7 @@ def measure_perplexity(
     run_dir: Path, rows: Shards, checkpoint: Checkpoint, use: ModelUse, share: Share = WHOLE
 ) -> Shards:
     """Row shards to shards of :data:`schema.PERPLEXITIES`; see :func:`embed`."""
-    return ModelRun(run_dir / "perplexities", rows, checkpoint, use).run(
+    return ModelRun(run_dir / Folder.PERPLEXITIES, rows, checkpoint, use).run(
         "perplexity", build_engine, "logprobs", measure_shard, done="measured", share=share
     )
 
@@ -212,7 +213,7 @@ def _sample(
     choose: Callable[[], tuple[list[int], dict[str, Any]]],
 ) -> Experience:
     name = f"{strategy.value}-{fingerprint({'schema_version': SCHEMA_VERSION, **settings})}"
-    target = run_dir / "experience" / name / "experience.json"
+    target = run_dir / Folder.EXPERIENCE / name / Inner.EXPERIENCE
     mark = read_mark(target)
     if mark is not None:
         log.info("%s: sampled before, nothing to do", target)

@@ -13,6 +13,7 @@ from cherry_vllm.selection.choice import Choice
 from cherry_vllm.selection.ranking import select_rows
 from cherry_vllm.selection.ratings import add_ratings, read_ratings
 from cherry_vllm.store.files import file_sha256, read_json
+from cherry_vllm.store.run_folder import File, Folder, Inner
 from cherry_vllm.store.scores import Scores
 from cherry_vllm.store.shards import Shards
 
@@ -41,7 +42,9 @@ def _read_all(paths: Iterable[Path], *keys: str) -> dict[Path, dict[str, Any]]:
 
 def find_manifests(run_dir: Path) -> list[dict[str, Any]]:
     """The manifests of the run itself and of the jobs below it, in this order."""
-    paths = sorted(run_dir.rglob("pipeline.json"), key=lambda path: (len(path.parts), path))
+    paths = sorted(
+        run_dir.rglob(File.PIPELINE_MANIFEST.value), key=lambda path: (len(path.parts), path)
+    )
     found = _read_all(paths, "config", "stages").values()
     return [one for one in found if "run_dir" in one["config"]]
 
@@ -72,7 +75,7 @@ def find_scores(run_dir: Path, scores_dir: Path) -> list[Path]:
     Raises:
         UserError: the folder asked for has none.
     """
-    if (scores_dir / "scores.parquet").is_file():
+    if (scores_dir / File.SCORES).is_file():
         return [scores_dir]
     if scores_dir != run_dir:
         raise UserError(
@@ -93,7 +96,7 @@ def find_selection(mark: Path, scores: pl.DataFrame, fingerprint: str) -> Select
     if facts is None or facts["scores"] != fingerprint:
         return None
     if "ratings" in facts:
-        near = (folder / "ratings.parquet" for folder in mark.parents)
+        near = (folder / File.RATINGS for folder in mark.parents)
         ratings = {file_sha256(path): path for path in near if path.is_file()}
         found = ratings.get(facts["ratings"])
         if found is None:
@@ -105,7 +108,9 @@ def find_selection(mark: Path, scores: pl.DataFrame, fingerprint: str) -> Select
 
 def find_aspects(run_dir: Path, fingerprint: str) -> dict[str, Any] | None:
     """Both sides of the first ``aspects.json`` that was made from these scores."""
-    found = _read_all(sorted(run_dir.rglob("aspects.json")), "settings", "sides").values()
+    found = _read_all(
+        sorted(run_dir.rglob(File.ASPECT_SUMMARY.value)), "settings", "sides"
+    ).values()
     same = (one["sides"] for one in found if one["settings"].get("scores") == fingerprint)
     return next(same, None)
 
@@ -115,7 +120,7 @@ def find_embeddings(run_dir: Path, scores: Scores) -> pl.LazyFrame | None:
     # Scores of the whole method lie below its run folder, and so may the job that is shown.
     parents = dict.fromkeys([run_dir, *run_dir.resolve().parents[:2]])
     for parent in parents:
-        for summary in sorted((parent / "embeddings").glob("*/complete.json")):
+        for summary in sorted((parent / Folder.EMBEDDINGS).glob(f"*/{Inner.COMPLETE}")):
             shards = Shards(summary.parents[1], read_json(summary)["settings"])
             if (
                 shards.summary["settings"]["rows"] == scores.rows_fingerprint
@@ -135,15 +140,17 @@ def find_losses(run_dir: Path) -> pl.DataFrame:
     manifests = find_manifests(run_dir)
     stages = ("train pre-experienced", "train cherry")
     named = [path for stage in stages for path in find_artifacts(manifests, run_dir, stage)]
-    folders = named or sorted(path.parent for path in run_dir.glob("models/*/losses.csv"))
+    folders = named or sorted(
+        path.parent for path in run_dir.glob(f"{Folder.MODELS}/*/{Inner.LOSSES}")
+    )
     frames = [
-        pl.read_csv(folder / "losses.csv", glob=False).select(
+        pl.read_csv(folder / Inner.LOSSES, glob=False).select(
             pl.lit(folder.name).alias("model"),
             "step",
             pl.col("loss", "learning_rate").cast(pl.Float64),
         )
         for folder in folders
-        if (folder / "losses.csv").is_file()
+        if (folder / Inner.LOSSES).is_file()
     ]
     schema = {"model": pl.String, "step": pl.Int64, "loss": pl.Float64, "learning_rate": pl.Float64}
     return pl.concat(frames) if frames else pl.DataFrame(schema=schema)
@@ -160,7 +167,9 @@ def find_jobs(run_dir: Path, mark_name: str) -> list[Job]:
     # Answers may be called as a selection is, and have a mark of their own.
     marks = {folder: mark for folder, mark in found.items() if "num_selected" in mark}
     judged: dict[Path, dict[str, dict[str, Any]]] = {folder: {} for folder in marks}
-    for path, judgement in _read_all(sorted(run_dir.rglob("judge.json")), "figures").items():
+    for path, judgement in _read_all(
+        sorted(run_dir.rglob(File.VERDICT_SUMMARY.value)), "figures"
+    ).items():
         within = [folder for folder in (path.parent, *path.parent.parents) if folder in marks]
         owner = within[0] if within else path.parent
         name = path.parent.relative_to(run_dir).as_posix()

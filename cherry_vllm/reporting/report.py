@@ -32,6 +32,7 @@ from cherry_vllm.runtime.progress import progress_bar
 from cherry_vllm.scoring.ifd import count_outcomes
 from cherry_vllm.selection.extremes import mark_sides
 from cherry_vllm.store.marks import check_replaceable, own_file, own_folder
+from cherry_vllm.store.run_folder import File, Folder
 from cherry_vllm.store.scores import open_scores
 
 log = logging.getLogger(__name__)
@@ -123,7 +124,7 @@ def _write(page: Page, output_dir: Path) -> Path:
 
 def _find_targets(output_dir: Path) -> tuple[Path, Path]:
     """The page, and the folder of its pictures."""
-    return output_dir / "report.html", output_dir / "report"
+    return output_dir / File.REPORT, output_dir / Folder.REPORT
 
 
 def _load(run_dir: Path, folder: Path, page: Page, mark_name: str) -> Scored:

@@ -9,6 +9,7 @@ from cherry_vllm.engines.checkpoint import Checkpoint
 from cherry_vllm.errors import UserError
 from cherry_vllm.scoring.ifd import aggregate_logprobs, count_outcomes
 from cherry_vllm.scoring.shard import score_shard, sum_shard
+from cherry_vllm.store.run_folder import Folder
 from cherry_vllm.store.scores import (
     Scores,
     check_scores_dir,
@@ -40,7 +41,9 @@ def score_rows(
         user are where the scores would be; or scores of other settings lie in ``scores_dir``, and
         ``may_replace`` is False.
     """
-    scoring = ModelRun(run_dir / "logprobs", rows, checkpoint, use, keep_logprobs=keep_logprobs)
+    scoring = ModelRun(
+        run_dir / Folder.LOGPROBS, rows, checkpoint, use, keep_logprobs=keep_logprobs
+    )
     check_scores_dir(scores_dir)
     held = scores_fingerprint(scores_dir)
     if not may_replace and held not in (None, scoring.target.fingerprint):

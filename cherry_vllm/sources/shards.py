@@ -15,6 +15,7 @@ from cherry_vllm.runtime.progress import progress_bar
 from cherry_vllm.schema import SCHEMA_VERSION
 from cherry_vllm.sources import Columns, read_rows
 from cherry_vllm.store.files import file_sha256
+from cherry_vllm.store.run_folder import Folder
 from cherry_vllm.store.shards import Shards
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ def read_row_shards(
         "max_rows": max_rows,
         "shard_rows": shard_rows,
     }
-    rows = Shards(run_dir / "rows", settings)
+    rows = Shards(run_dir / Folder.ROWS, settings)
     with rows.changing():
         # Shards of a folder that was never closed may be of a file that changed while it was read.
         missing = rows.missing(range(rows.num_shards)) if rows.is_closed() else None

@@ -1,27 +1,67 @@
-"""What a run folder holds, and where."""
+"""What a run folder holds, and where: the only place that knows these names."""
 
 import logging
 import re
 from contextlib import suppress
+from enum import StrEnum
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
 from cherry_vllm.schema import SCHEMA_VERSION
 from cherry_vllm.store.files import fingerprint, read_json
-from cherry_vllm.store.scores import open_scores
-from cherry_vllm.store.shards import COMPLETE, SETTINGS
 
 log = logging.getLogger(__name__)
 
+
+class Folder(StrEnum):
+    """Folders of a run folder. All but the last two hold one folder for each fingerprint."""
+
+    ROWS = "rows"
+    LOGPROBS = "logprobs"
+    EMBEDDINGS = "embeddings"
+    PERPLEXITIES = "perplexities"
+    QUESTIONS = "questions"
+    ANSWERS = "answers"
+    EXPERIENCE = "experience"
+    MODELS = "models"
+    SCORES = "scores"  # of `pipeline`: one scores_dir for each scorer
+    REPORT = "report"  # figures
+
+
+class File(StrEnum):
+    """Files of a run folder, of a scores_dir or of a job's folder."""
+
+    SCORES = "scores.parquet"
+    SCORE_MANIFEST = "score.json"
+    IFD_PICTURE = "ifd.png"
+    PIPELINE_MANIFEST = "pipeline.json"
+    REPORT = "report.html"
+    REPLIES = "replies.jsonl"
+    VERDICTS = "verdicts.parquet"
+    VERDICT_SUMMARY = "judge.json"
+    RATINGS = "ratings.parquet"
+    RATING_SUMMARY = "ratings.json"
+    ASPECTS = "aspects.parquet"
+    ASPECT_SUMMARY = "aspects.json"
+    ASPECT_PICTURE = "aspects.png"
+
+
+class Inner(StrEnum):
+    """Files of a folder that is named by a fingerprint."""
+
+    SETTINGS = "settings.json"  # of shards, written first
+    COMPLETE = "complete.json"  # of shards, written last
+    FAILURES = "failures.log"  # of shards: the engine's
+    EXPERIENCE = "experience.json"
+    TRAINING = "train.json"  # of a model, written last
+    TUNING = "tuned.json"  # of a model, between its training and its copies
+    LOSSES = "losses.csv"
+    LOSS_PICTURE = "losses.png"
+
+
 MARK = ".lock"  # that every run folder has
-FOLDERS = {"rows", "logprobs", "embeddings", "perplexities", "experience", "models"}
-FOLDERS |= {"questions", "answers"}
-FILES = {"score.json", "scores.parquet", "pipeline.json", "judge.json", "verdicts.parquet"}
-FILES |= {"aspects.json", "aspects.parquet", "ratings.json", "ratings.parquet", "replies.jsonl"}
-RESERVED = FOLDERS | FILES | {"scores", "report", "report.html", "ifd.png", "aspects.png"}
+NAMED = frozenset(Folder) - {Folder.SCORES, Folder.REPORT}  # by a fingerprint, inside
 NAMED_BY_FINGERPRINT = re.compile(r"(.+-)?[0-9a-f]{16}")
 
 
@@ -30,8 +70,8 @@ def is_run_file(file: Path) -> bool:
     for folder in file.absolute().parents:
         if (folder / MARK).exists():
             parts = file.absolute().relative_to(folder).parts
-            return file.name in FILES or any(
-                name in FOLDERS and NAMED_BY_FINGERPRINT.fullmatch(below) is not None
+            return file.name in frozenset(File) or any(
+                name in NAMED and NAMED_BY_FINGERPRINT.fullmatch(below) is not None
                 for name, below in pairwise(parts)
             )
     return False
@@ -44,10 +84,10 @@ def warn_of_earlier_release(run_dir: Path) -> None:
     """
     found = set[int]()
     for path in run_dir.glob("*/*/*.json"):
-        if path.parts[-3] in FOLDERS and path.name in (SETTINGS, COMPLETE):
+        if path.parts[-3] in NAMED and path.name in (Inner.SETTINGS, Inner.COMPLETE):
             with suppress(OSError, ValueError, KeyError, TypeError):
                 content = read_json(path)
-                settings = content if path.name == SETTINGS else content["settings"]
+                settings = content if path.name == Inner.SETTINGS else content["settings"]
                 found.add(settings["schema_version"])
     if found and max(found) < SCHEMA_VERSION:
         log.warning(
@@ -64,28 +104,9 @@ def is_reserved(path: Path, run_dir: Path) -> bool:
     if not real.is_relative_to(folder) or real == folder:
         return False
     first = real.relative_to(folder).parts[0].casefold()
-    return first in RESERVED or first.startswith(".")
-
-
-def read_scores(scores_dir: Path) -> pl.DataFrame:
-    """The scores (:data:`schema.SCORES`) that a run left."""
-    return open_scores(scores_dir).frame
-
-
-def name_scores(scores_dir: Path) -> str:
-    """The fingerprint of what the scores of a folder were made from."""
-    return open_scores(scores_dir).fingerprint
-
-
-def scan_rows(scores_dir: Path) -> pl.LazyFrame:
-    """The input rows (:data:`schema.ROWS`) that ``scores_dir/scores.parquet`` is about."""
-    return open_scores(scores_dir).open_rows().scan()
+    return first in {*Folder, *File} or first.startswith(".")
 
 
 def name_data(settings: dict[str, Any]) -> str:
     """Names the data that row numbers count in, by the settings of its row shards."""
     return fingerprint({"files": settings["files"]})
-
-
-def rows_folder(scores_dir: Path) -> Path:
-    return open_scores(scores_dir).rows_folder

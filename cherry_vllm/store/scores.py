@@ -21,9 +21,10 @@ from cherry_vllm.errors import UserError
 from cherry_vllm.schema import SCHEMA_VERSION
 from cherry_vllm.store.files import ROW_GROUP_ROWS, atomic_path, file_sha256, read_json, write_json
 from cherry_vllm.store.locks import changing
+from cherry_vllm.store.run_folder import File, Folder
 from cherry_vllm.store.shards import Shards
 
-SCORES, MANIFEST, PICTURE = "scores.parquet", "score.json", "ifd.png"
+SCORES, MANIFEST, PICTURE = File.SCORES, File.SCORE_MANIFEST, File.IFD_PICTURE
 MAX_TRIES = 5  # of a reader, while a run writes
 
 
@@ -50,7 +51,7 @@ class Scores:
         """The row shards that were scored, also after the run folder has moved."""
         real, name = self.folder.resolve(), self.rows_fingerprint
         above = (self.folder.absolute(), *self.folder.absolute().parents, *real.parents)
-        places = [real / self.manifest["rows"], *(folder / "rows" / name for folder in above)]
+        places = [real / self.manifest["rows"], *(folder / Folder.ROWS / name for folder in above)]
         found: Path = next((place for place in places if place.is_dir()), places[0])
         return found.resolve()
 

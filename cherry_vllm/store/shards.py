@@ -23,10 +23,11 @@ from cherry_vllm.store.files import (
     write_json,
 )
 from cherry_vllm.store.locks import changing
+from cherry_vllm.store.run_folder import Inner
 
 log = logging.getLogger(__name__)
 
-SETTINGS, COMPLETE = "settings.json", "complete.json"
+SETTINGS, COMPLETE = Inner.SETTINGS, Inner.COMPLETE
 
 
 class Shards:

@@ -30,6 +30,7 @@ from cherry_vllm.runtime.processes import ChildError, isolate, preload_malloc
 from cherry_vllm.runtime.versions import installed_versions
 from cherry_vllm.schema import SCHEMA_VERSION
 from cherry_vllm.store.files import atomic_path, fingerprint, read_json, write_json
+from cherry_vllm.store.run_folder import Folder, Inner
 from cherry_vllm.store.shards import Shards
 from cherry_vllm.training.examples import Example, build_examples
 from cherry_vllm.training.probe import BASE, TUNED, Probe, probe_losses, warn_of_lost_gain
@@ -96,8 +97,8 @@ def train(
             trained before has been changed.
     """
     settings = training.settings(rows.fingerprint, checkpoint.fingerprint)
-    folder = run_dir / "models" / f"{training.name}-{fingerprint(settings)}"
-    if (folder / "train.json").is_file():
+    folder = run_dir / Folder.MODELS / f"{training.name}-{fingerprint(settings)}"
+    if (folder / Inner.TRAINING).is_file():
         log.info("%s: trained before, nothing to do", folder)
         return open_tuned(folder) if is_first_process() else None
     check_trackers(training.machine.report_to)
@@ -132,15 +133,15 @@ def train(
         warn_of_lost_gain("the copy in bfloat16", *probe.losses.values())
     facts = {
         **_measure(examples, dropped),
-        **read_json(folder / "tuned.json"),
+        **read_json(folder / Inner.TUNING),
         "probe": probe.to_json(),
         "checkpoints": {name: copy.fingerprint for name, copy in copies.items()},
         "settings": settings,
         "machine": asdict(training.machine),
         "versions": installed_versions(),
     }
-    write_json(folder / "train.json", facts)
-    (folder / "tuned.json").unlink()
+    write_json(folder / Inner.TRAINING, facts)
+    (folder / Inner.TUNING).unlink()
     return open_tuned(folder)
 
 
@@ -150,7 +151,7 @@ def open_tuned(folder: Path) -> TunedModel:
     Raises:
         UserError: a checkpoint in the folder is not the one that training left.
     """
-    facts = read_json(folder / "train.json")
+    facts = read_json(folder / Inner.TRAINING)
     copies = {name: read_checkpoint(folder / name) for name in facts["checkpoints"]}
     for name, copy in copies.items():
         if copy.fingerprint != facts["checkpoints"][name]:
@@ -207,7 +208,7 @@ def _tune(
     training: Training,
 ) -> None:
     """Leaves ``model/``, the loss curve and, once these are there, ``tuned.json``."""
-    if not (folder / "tuned.json").is_file():
+    if not (folder / Inner.TUNING).is_file():
         from cherry_vllm.training.tuning import fine_tune
 
         started = time.monotonic()
@@ -228,7 +229,7 @@ def _tune(
             return
         seconds = round(time.monotonic() - started, 1)
         _write_losses(losses, folder)
-        write_json(folder / "tuned.json", {"num_steps": len(losses), "seconds": seconds})
+        write_json(folder / Inner.TUNING, {"num_steps": len(losses), "seconds": seconds})
     if is_first_process():
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
@@ -275,9 +276,9 @@ def _write_losses(losses: list[dict[str, float]], folder: Path) -> None:
     from cherry_vllm.figures.models import draw_losses
 
     table = pl.DataFrame(losses)
-    with atomic_path(folder / "losses.csv") as path:
+    with atomic_path(folder / Inner.LOSSES) as path:
         table.write_csv(path)
-    with atomic_path(folder / "losses.png") as path:
+    with atomic_path(folder / Inner.LOSS_PICTURE) as path:
         save_png(path, draw_losses(table.with_columns(model=pl.lit(folder.name))))
 
 

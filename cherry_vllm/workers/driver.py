@@ -14,6 +14,7 @@ import polars as pl
 from cherry_vllm.errors import UserError
 from cherry_vllm.runtime.progress import progress_bar
 from cherry_vllm.schema import DropReason
+from cherry_vllm.store.run_folder import Inner
 from cherry_vllm.workers import Executor, Worker, WorkerError
 from cherry_vllm.workers.schedule import Schedule
 from cherry_vllm.workers.work import Made, Piece, Task
@@ -202,7 +203,7 @@ class Driver:
 
     @property
     def _failures(self) -> Path:
-        return self._task.target.folder / "failures.log"
+        return self._task.target.folder / Inner.FAILURES
 
     def _record(self, piece: Piece, lost: WorkerError) -> None:
         rows = self._task.source.read(piece.index)["row"]

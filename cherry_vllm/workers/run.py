@@ -17,6 +17,7 @@ from cherry_vllm.prompts.prompt import Prompt
 from cherry_vllm.prompts.spans import open_span_builder
 from cherry_vllm.schema import SCHEMA_VERSION, DropReason
 from cherry_vllm.store.files import read_json
+from cherry_vllm.store.run_folder import Inner
 from cherry_vllm.store.shards import Shards
 from cherry_vllm.workers import build_executor
 from cherry_vllm.workers.driver import Driver
@@ -204,7 +205,7 @@ def _without_date(settings: dict[str, Any]) -> dict[str, Any]:
 def _files_of(rows: Path) -> dict[Path, Any]:
     """The input files of a folder of row shards, and what its settings say of each."""
     try:
-        summary = read_json(rows / "complete.json")
+        summary = read_json(rows / Inner.COMPLETE)
         found = zip(map(Path, summary["files"]), summary["settings"]["files"], strict=True)
         named = list(found)
     except (FileNotFoundError, ValueError, KeyError):

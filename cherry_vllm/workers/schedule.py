@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from cherry_vllm.errors import UserError
+from cherry_vllm.store.run_folder import Inner
 from cherry_vllm.workers.work import Piece
 
 MAX_FAILED_LOADS = 2  # in a row
@@ -94,7 +95,7 @@ class Schedule:
         again = replace(piece, num_timeouts=piece.num_timeouts + 1)
         if again.num_timeouts == MAX_TIMEOUTS or self._timeouts >= self._max_timeouts:
             raise UserError(
-                f"the engine {reason}, which was not the first time (see failures.log); raise "
+                f"the engine {reason}, which was not the first time (see {Inner.FAILURES}); raise "
                 "executor.timeout_s, and the same command goes on"
             )
         self._waiting.append(again)

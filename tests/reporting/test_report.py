@@ -37,7 +37,6 @@ from cherry_vllm.selection.choice import Choice
 from cherry_vllm.selection.extremes import Side, mark_sides
 from cherry_vllm.selection.run import select_records
 from cherry_vllm.store.files import read_json, write_json
-from cherry_vllm.store.run_folder import name_scores, read_scores
 from cherry_vllm.store.scores import open_scores
 from cherry_vllm.store.shards import Shards
 from tests.browser import PHONE_WIDTH, Tab, find_browser, open_tab
@@ -129,14 +128,14 @@ def write_verdicts(folder: Path) -> None:
 def write_aspects(run_dir: Path, folder: Path) -> None:
     """Ratings of the run's rows: 8 and 2 throughout, by a judge that nobody asked."""
     names = list(compose("judge=aspects").judge.aspects)
-    sides = aspects.highest_and_lowest(read_scores(run_dir), fraction=0.05, count=None)
+    sides = aspects.highest_and_lowest(open_scores(run_dir).frame, fraction=0.05, count=None)
     high = pl.col("side") == "top"
     ratings = sides.with_columns(
         pl.lit(None, pl.String).alias("reason"),
         *(pl.when(high).then(8.0).otherwise(2.0).alias(name) for name in names),
     )
     summary = aspects.summarize(ratings, names)
-    settings = {"scores": name_scores(run_dir)}
+    settings = {"scores": open_scores(run_dir).fingerprint}
     rated = Rated(ratings, Counter(), rows_with_markers=[])
     aspects.write(aspects.find_results(folder), rated, summary, settings=settings)
 
@@ -453,11 +452,11 @@ def test_a_selection_by_rating_is_found_with_its_ratings_alone(tmp_path: Path) -
     write_scores(tmp_path, ["a", "b", "c", "d"], [0.1, 0.5, 0.9, 0.3])
     ratings = tmp_path / "ratings.parquet"
     pl.DataFrame({"row": [0, 1, 2, 3], "rating": [5.0, 2.0, 4.5, None]}).write_parquet(ratings)
-    scores = read_scores(tmp_path)
+    scores = open_scores(tmp_path).frame
     job = tmp_path / "job"
     choice = Choice(strategy=Strategy.rating, threshold=4.5)
     select_records(tmp_path, job / "cherry.json", choice, ratings=ratings)
-    meta, fingerprint = job / "cherry.json.meta.json", name_scores(tmp_path)
+    meta, fingerprint = job / "cherry.json.meta.json", open_scores(tmp_path).fingerprint
     found = find_selection(meta, scores, fingerprint)
     assert found
     assert found.rows["row"].to_list() == [0, 2]
@@ -488,7 +487,7 @@ def test_answers_called_cherry_are_no_selection(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_aspects_of_other_scores_are_not_shown(run_dir: Path) -> None:
-    found = find_aspects(run_dir, name_scores(run_dir))
+    found = find_aspects(run_dir, open_scores(run_dir).fingerprint)
     assert found
     assert {side: set(found[side]["means"].values()) for side in found} == {
         "top": {8.0},
