@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from cherry_vllm.commands.inputs import model_use
-from cherry_vllm.config import compose, plain, prompt_of
+from cherry_vllm.config import arguments_of, compose, prompt_of
 from cherry_vllm.engines.checkpoint import Checkpoint
 from cherry_vllm.store.files import fingerprint
 from cherry_vllm.workers.run import ModelRun
@@ -63,4 +63,4 @@ RECIPES = {
 
 @pytest.mark.parametrize(("overrides", "expected"), RECIPES.items())
 def test_recipe(overrides: tuple[str, ...], expected: str) -> None:
-    assert fingerprint(plain(compose(*overrides).train)) == expected
+    assert fingerprint(arguments_of(compose(*overrides).train)) == expected
