@@ -132,13 +132,18 @@ def train_models(run_dir: Path, comparison: Comparison, seed: int) -> None:
         seed,
         "select.strategy=random",
         f"select.num_tokens={num_tokens}",
-        f"hydra.sweep.subdir={folder}/random by tokens",
+        f"hydra.sweep.subdir={folder}/random-by-tokens",
     )
 
 
 def find_manifests(folder: Path) -> dict[str, dict[str, Any]]:
     """The finished pipelines of a comparison and a seed, by what they selected."""
-    return {file.parent.name: read_json(file) for file in sorted(folder.glob("*/pipeline.json"))}
+    found = {}
+    for file in sorted(folder.glob("*/pipeline.json")):
+        manifest = read_json(file)
+        choice = manifest["config"]["select"]
+        found[choice["strategy"] + (" by tokens" if choice["num_tokens"] else "")] = manifest
+    return found
 
 
 def answer_spans(

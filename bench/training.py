@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from itertools import islice
@@ -33,13 +34,14 @@ from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, Trainin
 
 from bench.agreement import MODEL
 from bench.throughput import measure_ceiling
-from cherry_vllm.config import arguments_of, compose, prompt_of
+from cherry_vllm.commands.train import training_settings
+from cherry_vllm.config import compose, prompt_of
 from cherry_vllm.engines.checkpoint import load_tokenizer, read_checkpoint
 from cherry_vllm.prompts.spans import AnswerSpans, open_span_builder
-from cherry_vllm.runtime.processes import preload_malloc
 from cherry_vllm.training import tuning
 from cherry_vllm.training.batches import NO_LOSS, collate
 from cherry_vllm.training.examples import Example
+from cherry_vllm.training.run import child_environment
 from cherry_vllm.training.trainer import AnswerTrainer
 
 MAX_LENGTH = 512
@@ -149,10 +151,8 @@ def train_ours(
     *,
     overrides: Sequence[str],
 ) -> None:
-    recipe = arguments_of(compose("train.num_epochs=2", "train.save_steps=1000", *overrides).train)
-    for key in ("name", "scorer_dtype", "num_probe_rows"):
-        recipe.pop(key)
-    recipe |= {"global_batch_size": len(examples)}
+    config = compose("train.num_epochs=2", "train.save_steps=1000", *overrides)
+    settings = training_settings(config, config.train, prompt_of(config))
     whole = AnswerTrainer.train
 
     def train(trainer: AnswerTrainer, **keywords: Any) -> Any:
@@ -165,7 +165,8 @@ def train_ours(
         examples,
         tokenizer,
         Path(folder),
-        **recipe,
+        recipe=replace(settings.recipe, global_batch_size=len(examples)),
+        machine=settings.machine,
         seed=0,
         trust_remote_code=False,
     )
@@ -230,7 +231,7 @@ def run_apart(setup: str) -> dict[str, float]:
         start += ["-m", "torch.distributed.run", f"--nproc-per-node={num_cores}"]
     command = [*start, "-m", "bench.training", *sys.argv[1:], "--setup", setup]
     # As the command line has it.
-    ours = {"THP_MEM_ALLOC_ENABLE": "1", **preload_malloc()} if "cherry" in setup else {}
+    ours = {"THP_MEM_ALLOC_ENABLE": "1", **child_environment()} if "cherry" in setup else {}
     done = subprocess.run(
         command, check=True, capture_output=True, text=True, env={**os.environ, **ours}
     )

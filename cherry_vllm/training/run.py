@@ -236,18 +236,25 @@ def _tune(
 
 def _run_apart(work: Callable[[], list[dict[str, float]]]) -> list[dict[str, float]]:
     """What ``work`` returns, from a process of its own that gives all its memory back."""
-    import torch
-
-    environment = {} if torch.cuda.is_available() else preload_malloc()
-    # Threads that spin while they wait for each other cost a shared core most of its time.
-    environment.setdefault("OMP_WAIT_POLICY", os.environ.get("OMP_WAIT_POLICY", "PASSIVE"))
     try:
-        return isolate(work, environment=environment)
+        return isolate(work, environment=child_environment())
     except ChildError as lost:
         raise UserError(
             f"training: its process {lost}; the same command resumes, and needs less memory "
             "with a lower train.micro_batch_tokens"
         ) from None
+
+
+def child_environment() -> dict[str, str]:
+    """What the process that trains finds in its environment; the user's own settings win.
+
+    Its threads sleep while they wait for each other: spinning, they would take a core that is
+    shared from whoever they wait for.
+    """
+    import torch
+
+    waiting = {} if "OMP_WAIT_POLICY" in os.environ else {"OMP_WAIT_POLICY": "PASSIVE"}
+    return waiting if torch.cuda.is_available() else {**waiting, **preload_malloc()}
 
 
 def _measure(examples: Sequence[Example | None], dropped: Counter[str]) -> dict[str, Any]:

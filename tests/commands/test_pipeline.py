@@ -4,7 +4,8 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,44 +48,48 @@ def stages_of(manifest: Path) -> dict[str, dict[str, Any]]:
     return {stage["stage"]: stage for stage in stages}
 
 
-@pytest.fixture(scope="module")
-def run_dir(tiny: Path, cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run, which was killed on its way, in the middle of a stage."""
-    folder = tmp_path_factory.mktemp("method") / "run"
-    command = ["pipeline", *settings(tiny, folder), *KMEANS]
-    process = start(*command)
-    while process.poll() is None and not list(folder.glob("models/pre_*/tuned.json")):
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()  # returns once no process that the run started holds its pipes
-    assert not (folder / "cherry.json").exists()
-    done = cli(*command)
-    assert done.returncode == 0, done.stderr
-    assert "cherry model:" in done.stdout
-    return folder
-
-
-@pytest.fixture
-def pipeline(
-    tiny: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., dict[str, dict[str, Any]]]:
-    """Runs a job of a sweep over the finished run, all stages in this process."""
+@contextmanager
+def stages_in_this_process() -> Iterator[None]:
+    """Saves a new interpreter for each stage and each worker."""
 
     def run_here(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
         keywords.pop("environment", None)
         return function(*arguments, **keywords)
 
-    for room in ("commands.pipeline", "sources.shards", "training.run"):
-        monkeypatch.setattr(f"cherry_vllm.{room}.isolate", run_here)
     inline = fakes.InlineExecutor()
-    monkeypatch.setattr("cherry_vllm.workers.run.build_executor", lambda *_, **__: inline)
+    with pytest.MonkeyPatch.context() as patch:
+        for room in ("commands.pipeline", "sources.shards", "training.run"):
+            patch.setattr(f"cherry_vllm.{room}.isolate", run_here)
+        patch.setattr("cherry_vllm.workers.run.build_executor", lambda *_, **__: inline)
+        yield
+
+
+@pytest.fixture(scope="module")
+def run_dir(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, which was killed on its way, in the middle of a stage."""
+    folder = tmp_path_factory.mktemp("method") / "run"
+    chosen = [*settings(tiny, folder), *KMEANS]
+    process = start("pipeline", *chosen)
+    while process.poll() is None and not list(folder.glob("models/pre_*/tuned.json")):
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()  # returns once no process that the run started holds its pipes
+    assert not (folder / "cherry.json").exists()
+    with stages_in_this_process():
+        run(compose(*chosen), Job(folder, is_sweep=False))
+    return folder
+
+
+@pytest.fixture
+def pipeline(tiny: Path, run_dir: Path) -> Iterator[Callable[..., dict[str, dict[str, Any]]]]:
+    """Runs a job of a sweep over the finished run."""
 
     def run_job(name: str, *more: str) -> dict[str, dict[str, Any]]:
         config = compose(*settings(tiny, run_dir), *more)
-        outcome = run(config, Job(run_dir / name, is_sweep=True))
-        return stages_of(outcome.artifact)
+        return stages_of(run(config, Job(run_dir / name, is_sweep=True)).artifact)
 
-    return run_job
+    with stages_in_this_process():
+        yield run_job
 
 
 @pytest.mark.engine
