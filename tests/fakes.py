@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 from numpy.typing import NDArray
 
 from cherry_vllm.engines import Continuation, Span
 from cherry_vllm.engines.checkpoint import Checkpoint
+from cherry_vllm.schema import REASON
+from cherry_vllm.store.shards import Shards
 from cherry_vllm.workers import WorkerError
 from cherry_vllm.workers.failures import EngineError
 from cherry_vllm.workers.work import Made, Piece, Task, Work
@@ -179,6 +182,29 @@ class InlineWorker:
 
     def close(self) -> None:
         """See :class:`cherry_vllm.workers.Worker`."""
+
+
+SCORED = {"row": pl.Int64, "logprob": pl.Float32, "drop_reason": REASON}
+
+
+def make_shard(
+    rows: pl.DataFrame, on_scored: Callable[[int], None], *, builder: Any, model: Any
+) -> pl.DataFrame:
+    """A shard function as simple as can be: one token a row, which is the row's number."""
+    assert builder is None
+    logprobs = model([Span([1, row], 1) for row in rows["row"]], on_scored)
+    values = [float(found[0]) for found in logprobs]
+    frame = pl.DataFrame({"row": rows["row"], "logprob": values, "drop_reason": None})
+    return frame.cast(SCORED)  # type: ignore[arg-type]
+
+
+def write_row_shards(shards: Shards, num_shards: int, shard_rows: int) -> Shards:
+    """Shards of rows for :func:`make_shard`."""
+    for index in range(num_shards):
+        first = index * shard_rows
+        rows = pl.DataFrame({"row": range(first, first + shard_rows)}, {"row": pl.Int64})
+        shards.write(index, rows)
+    return shards
 
 
 def install(

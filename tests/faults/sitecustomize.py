@@ -4,16 +4,12 @@ FAULT says how, on rows whose answer begins with the token FAULT_TOKEN:
 
 kill  its process dies
 row   it raises if the row is alone, and dies otherwise
-busy  it computes for six seconds without a sign of life
-hang  it does nothing for a minute
-type  it raises what every row would meet
 load  the process dies as the engine is loaded, whatever the rows
 none  nothing
 """
 
 import os
 import signal
-import time
 from functools import wraps
 
 from cherry_vllm import engines
@@ -27,17 +23,9 @@ def die():
 
 
 def fail(spans):
-    if fault == "busy":
-        end = time.monotonic() + 6
-        while time.monotonic() < end:
-            pass
-    elif fault == "hang":
-        time.sleep(60)
-    elif fault == "type":
-        raise TypeError("forward() got an unexpected keyword argument 'logits_to_keep'")
-    elif fault == "row" and len(spans) == 2:
+    if fault == "row" and len(spans) == 2:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
-    elif fault != "none":
+    if fault != "none":
         die()
 
 

@@ -9,31 +9,25 @@ from typing import Any
 import polars as pl
 import pytest
 
-from cherry_vllm.engines import Span
 from cherry_vllm.engines.checkpoint import Checkpoint, read_checkpoint
 from cherry_vllm.errors import UserError
-from cherry_vllm.schema import REASON
 from cherry_vllm.store.shards import Shards
 from cherry_vllm.workers import WorkerError
 from cherry_vllm.workers.driver import Driver
 from cherry_vllm.workers.schedule import MAX_TIMEOUTS
 from cherry_vllm.workers.work import Made, Piece, Task
-from tests.fakes import FakeEngine, Faults, InlineExecutor, InlineWorker
+from tests.fakes import (
+    SCORED,
+    FakeEngine,
+    Faults,
+    InlineExecutor,
+    InlineWorker,
+    make_shard,
+    write_row_shards,
+)
 
 SHARD_ROWS, NUM_SHARDS = 4, 6
 DEADLY = 9
-SCORED = {"row": pl.Int64, "logprob": pl.Float32, "drop_reason": REASON}
-
-
-def score(
-    rows: pl.DataFrame, on_scored: Callable[[int], None], *, builder: Any, model: Any
-) -> pl.DataFrame:
-    """A shard function as simple as can be: one token a row, which is the row's number."""
-    assert builder is None
-    logprobs = model([Span([1, row], 1) for row in rows["row"]], on_scored)
-    values = [float(found[0]) for found in logprobs]
-    frame = pl.DataFrame({"row": rows["row"], "logprob": values, "drop_reason": None})
-    return frame.cast(SCORED)  # type: ignore[arg-type]
 
 
 @dataclass
@@ -45,10 +39,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.source = Shards(self.folder / "rows", {})
-        for index in range(NUM_SHARDS):
-            first = index * SHARD_ROWS
-            rows = pl.DataFrame({"row": range(first, first + SHARD_ROWS)}, {"row": pl.Int64})
-            self.source.write(index, rows)
+        write_row_shards(self.source, NUM_SHARDS, SHARD_ROWS)
         self.target = Shards(self.folder / "scores", {})
         self.model = self.folder / "model"
         self.model.mkdir(exist_ok=True)
@@ -64,7 +55,13 @@ class Run:
 
         builder: Any = None  # token ids are made up
         return Task(
-            self.source, self.target, checkpoint, lambda: builder, open_model, "logprobs", score
+            self.source,
+            self.target,
+            checkpoint,
+            lambda: builder,
+            open_model,
+            "logprobs",
+            make_shard,
         )
 
     def drive(self, executor: InlineExecutor, *, recycle_shards: int = 200) -> None:

@@ -1,6 +1,5 @@
 """A model over all rows: what is made, what is refused, and when the folder is closed."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,31 +8,17 @@ import pytest
 
 from cherry_vllm.commands.inputs import model_use
 from cherry_vllm.config import compose, prompt_of
-from cherry_vllm.engines import Span
 from cherry_vllm.engines.checkpoint import Checkpoint, read_checkpoint
 from cherry_vllm.errors import UserError
-from cherry_vllm.schema import REASON
 from cherry_vllm.store.shards import Shards
 from cherry_vllm.workers import WorkerError
 from cherry_vllm.workers.driver import Driver
 from cherry_vllm.workers.run import WHOLE, ModelRun, Share
 from cherry_vllm.workers.work import Piece
-from tests.fakes import FakeEngine, Faults, InlineExecutor
+from tests.fakes import FakeEngine, Faults, InlineExecutor, make_shard, write_row_shards
 
 SHARD_ROWS, NUM_SHARDS = 4, 6
 DEADLY = 9
-SCORED = {"row": pl.Int64, "logprob": pl.Float32, "drop_reason": REASON}
-
-
-def score(
-    rows: pl.DataFrame, on_scored: Callable[[int], None], *, builder: Any, model: Any
-) -> pl.DataFrame:
-    """One token a row, which is the row's number."""
-    assert builder is None
-    logprobs = model([Span([1, row], 1) for row in rows["row"]], on_scored)
-    values = [float(found[0]) for found in logprobs]
-    frame = pl.DataFrame({"row": rows["row"], "logprob": values, "drop_reason": None})
-    return frame.cast(SCORED)  # type: ignore[arg-type]
 
 
 class Runs:
@@ -42,10 +27,7 @@ class Runs:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self.model, self.faults = folder, folder / "model", Faults()
         self.rows = Shards(folder / "rows", {"files": ["hash"]})
-        for index in range(NUM_SHARDS):
-            first = index * SHARD_ROWS
-            rows = pl.DataFrame({"row": range(first, first + SHARD_ROWS)}, {"row": pl.Int64})
-            self.rows.write(index, rows)
+        write_row_shards(self.rows, NUM_SHARDS, SHARD_ROWS)
         self.rows.close(NUM_SHARDS, files=["/data/rows.jsonl"])
         self.model.mkdir()
         (self.model / "config.json").write_text("{}")
@@ -63,7 +45,9 @@ class Runs:
         use = model_use(config, prompt_of(config))
         checkpoint = read_checkpoint(self.model)
         run = ModelRun(self.folder / "scores", self.rows, checkpoint, use)
-        return run.run("scoring", self.open_model, "logprobs", score, done="scored", share=share)
+        return run.run(
+            "scoring", self.open_model, "logprobs", make_shard, done="scored", share=share
+        )
 
     def open_model(self, _engine: Any, checkpoint: Checkpoint, **_limits: Any) -> FakeEngine:
         return FakeEngine(checkpoint, self.faults)

@@ -159,51 +159,6 @@ def test_an_engine_that_dies_while_it_loads_is_no_rows_fault(
     assert stamps(tmp_path / "run") == {}
 
 
-def test_a_row_that_computes_for_long_without_a_sign_is_scored(
-    *,
-    data: Path,
-    tiny: Path,
-    cli: Cli,
-    undisturbed: Path,
-    faulty: Callable[[str], None],
-    tmp_path: Path,
-) -> None:
-    faulty("busy")  # for six seconds
-    done = cli(*command(data, tiny, tmp_path, "executor.timeout_s=1.5"))
-    assert done.returncode == 0, done.stderr
-    assert "the engine gave no sign of life" not in done.stderr
-    assert "but the engine computes: waiting" in done.stderr
-    assert_same(tmp_path, undisturbed)
-
-
-def test_a_row_that_only_ever_hangs_ends_the_run_and_is_scored_by_the_next(
-    *,
-    data: Path,
-    tiny: Path,
-    cli: Cli,
-    undisturbed: Path,
-    faulty: Callable[[str], None],
-    tmp_path: Path,
-) -> None:
-    faulty("hang")
-    done = cli(*command(data, tiny, tmp_path, "executor.timeout_s=0.7"))
-    assert_refused(done, "gave no sign of life for 2.8 s", "raise executor.timeout_s")
-    assert len(stamps(tmp_path)) == NUM_SHARDS - 1
-    faulty("none")
-    again = cli(*command(data, tiny, tmp_path))
-    assert again.returncode == 0, again.stderr
-    assert_same(tmp_path, undisturbed)
-
-
-def test_an_engine_that_no_row_can_use_ends_the_run_in_one_line(
-    data: Path, tiny: Path, cli: Cli, faulty: Callable[[str], None], tmp_path: Path
-) -> None:
-    faulty("type")
-    done = cli(*command(data, tiny, tmp_path))
-    assert_refused(done, "TypeError: forward() got an unexpected", "engine=vllm", "failures.log")
-    assert done.stderr.count("the engine failed") == 2  # a warning, and the last line
-
-
 def test_vllms_process_killed_under_its_parent_by_a_row_of_its_own(
     tiny: Path, cli: Cli, faulty: Callable[[str], None], tmp_path: Path
 ) -> None:
