@@ -53,7 +53,7 @@ def find_model(config: Config) -> Checkpoint:
     """The checkpoint of ``model.path``."""
     if not config.model.path:
         raise UserError("model.path: not given; add model.path=... (a model folder or a hub id)")
-    return find_checkpoint(config.model.path)
+    return find_checkpoint(config.model.path, trust_remote_code=config.model.trust_remote_code)
 
 
 def read_input(config: Config, files: Sequence[Path], *, is_made_here: bool = False) -> Shards:

@@ -27,6 +27,8 @@ from vllm.platforms import current_platform
 from vllm.tasks import PoolingTask
 from vllm.v1.pool.metadata import PoolingMetadata
 
+from cherry_vllm.errors import UserError
+
 TASK: PoolingTask = "token_classify"
 START, LAST = "start", "last"  # in a request's extra_kwargs: where its answer starts, how it ends
 HEAD_ROWS = 1024  # enough for a fast product, few enough that their logits are no burden
@@ -48,6 +50,7 @@ def answer_model(causal_lm: type[Any]) -> type[Any]:
 
         def __init__(self, *, vllm_config: Any, prefix: str = "", **kwargs: Any) -> None:
             super().__init__(vllm_config=vllm_config, prefix=prefix, **kwargs)
+            self._is_quantized = vllm_config.quant_config is not None
             is_eager = vllm_config.model_config.enforce_eager
             in_one_pass = slice_by_slice if is_eager else compiled_one_pass
             self.pooler = AnswerPooler(self.compute_logits, partial(target_logprobs, in_one_pass))
@@ -56,8 +59,27 @@ def answer_model(causal_lm: type[Any]) -> type[Any]:
                     if type(getattr(module, "quant_method", None)) is UnquantizedLinearMethod:
                         module.quant_method = TorchLinearMethod()
 
+        def load_weights(self, weights: Any) -> Any:
+            loaded = super().load_weights(weights)
+            # A quantized model has parameters that no file holds.
+            if loaded is not None and not self._is_quantized:
+                refuse_unloaded({name for name, _ in self.named_parameters()} - loaded)
+            return loaded
+
     AnswerModel.__name__ = f"Answer{causal_lm.__name__}"
     return AnswerModel
+
+
+def refuse_unloaded(names: Set[str]) -> None:
+    """Raises a UserError for parameters that vLLM's model got no weights for.
+
+    vLLM itself looks at some layers only, and leaves the others uninitialised.
+    """
+    if names:
+        raise UserError(
+            f"vLLM found no weights for {', '.join(sorted(names)[:3])}"
+            f"{' and more' if len(names) > 3 else ''}; use engine=hf, and report it to vLLM"
+        )
 
 
 class TorchLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc]

@@ -1,16 +1,19 @@
 """A model on disk: found, checked and fingerprinted before anything heavy is loaded."""
 
+import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cherry_vllm.engines.hub import CODE, TEMPLATES, TOKENIZER_FILES, download_model
+from cherry_vllm.engines.weights import WEIGHTS, find_weights, read_settings, refuse_adapter
 from cherry_vllm.errors import UserError
-from cherry_vllm.store.files import fingerprint, read_json
+from cherry_vllm.store.files import fingerprint
 from cherry_vllm.store.hashes import Stamp, read_stamp, stamped_sha256
 
-WEIGHTS = "*.safetensors"
-# The files that decide a score: weights, architecture, tokenizer.
-SCORED_BY = (WEIGHTS, "*.json", "*.jinja", "*.model", "*.txt", "*.py")
+# The files that decide a score: weights, architecture, tokenizer, code.
+SCORED_BY = (WEIGHTS, *TOKENIZER_FILES, *TEMPLATES, CODE)
 
 
 @dataclass(frozen=True)
@@ -59,24 +62,38 @@ class Limits(NamedTuple):
     max_length: int | None
 
 
-def find_checkpoint(path: str) -> Checkpoint:
-    """The checkpoint at ``path``, fetched from the hub if ``path`` is not a local folder.
+def find_checkpoint(path: str, *, trust_remote_code: bool = False) -> Checkpoint:
+    """The checkpoint at ``path``, fetched from the hub if that is not a local folder.
 
     Raises:
-        UserError: there is no such model, or it lacks its configuration or weights.
+        UserError: there is no such model; it lacks its configuration or weights, or has two sets
+            of these; it is an adapter; or its code would come from another place.
     """
     folder = Path(path).expanduser()
     if not folder.exists():
-        folder = _download(path)
+        folder = download_model(path, with_code=trust_remote_code)
+    refuse_adapter(folder)
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no config.json; model.path takes a Hugging Face model folder")
-    if not any(folder.glob(WEIGHTS)):
-        raise UserError(
-            f"{folder}: no {WEIGHTS} weights; save the model with save_pretrained, "
-            "or fetch what is missing"
-        )
-    _check_weights(folder)
+    find_weights(folder)
+    if trust_remote_code:
+        _refuse_code_elsewhere(folder)
     return read_checkpoint(folder)
+
+
+def _refuse_code_elsewhere(folder: Path) -> None:
+    """Raises a UserError for code that transformers would fetch from another repository.
+
+    Nobody would notice a change of it.
+    """
+    for file in (folder / "config.json", folder / "tokenizer_config.json"):
+        named = json.dumps(read_settings(file).get("auto_map")) if file.is_file() else ""
+        found = re.search(r'"([^"]+)--', named)
+        if found:
+            raise UserError(
+                f"{file}: auto_map takes code from the repository {found[1]}, where it may change; "
+                f"copy its *.py files to {folder} and remove '{found[1]}--' from auto_map"
+            )
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
@@ -89,41 +106,16 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 
 def _scoring_files(folder: Path) -> dict[str, Path]:
-    return {file.name: file for pattern in SCORED_BY for file in folder.glob(pattern)}
-
-
-def _check_weights(folder: Path) -> None:
-    """Raises a UserError for weights that are cut short, or of which a file is missing."""
-    from safetensors import SafetensorError, safe_open
-
-    index = folder / "model.safetensors.index.json"
-    listed = set(read_json(index)["weight_map"].values()) if index.is_file() else set()
-    for name in sorted(listed | {file.name for file in folder.glob(WEIGHTS)}):
-        try:
-            with safe_open(folder / name, framework="numpy"):
-                pass
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{folder / name}: damaged or missing ({error}); fetch it") from None
-
-
-def _download(path: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    if path.startswith((".", "/", "~")) or path.count("/") != 1:
-        raise UserError(f"{path}: no such folder; check model.path")
-    try:
-        return Path(snapshot_download(path, allow_patterns=list(SCORED_BY)))
-    except (OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"{path}: neither a folder nor to be had from the hub ({reason}); check model.path, "
-            "the network and HF_TOKEN"
-        ) from None
+    return {
+        file.relative_to(folder).as_posix(): file
+        for pattern in SCORED_BY
+        for file in folder.glob(pattern)
+    }
 
 
 def checkpoint_dtype(folder: Path) -> str:
     """The floating-point type that a checkpoint says its weights have, such as "bfloat16"."""
-    config = read_json(folder / "config.json")
+    config = read_settings(folder / "config.json")
     text = config.get("text_config", {})
     found = (config | text).get("dtype") or (config | text).get("torch_dtype")
     return str(found or "float32")
@@ -169,7 +161,7 @@ def read_stop_ids(folder: Path, tokenizer: Any, *, trust_remote_code: bool) -> l
     text = config.get_text_config()
     settings = folder / "generation_config.json"
     named = [tokenizer.eos_token_id, text.eos_token_id]
-    named += [read_json(settings).get("eos_token_id")] if settings.is_file() else []
+    named += [read_settings(settings).get("eos_token_id")] if settings.is_file() else []
     lists = [name if isinstance(name, list) else [name] for name in named]
     found = {token for tokens in lists for token in tokens if token is not None}
     return sorted(token for token in found if token < text.vocab_size)

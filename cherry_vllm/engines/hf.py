@@ -1,17 +1,50 @@
 """The reference engine: a transformers forward pass, batched by length."""
 
 from collections.abc import Callable, Iterator, Sequence
+from inspect import signature
 from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from cherry_vllm.engines import Continuation, Decoding, Span, until_stop
 from cherry_vllm.engines.checkpoint import Checkpoint
 from cherry_vllm.engines.settings import HfSettings
+from cherry_vllm.engines.weights import check_report, check_weights
+from cherry_vllm.errors import UserError
 from cherry_vllm.runtime.progress import hide_transformers_bars
+
+
+def load_model(checkpoint: Checkpoint, *, trust_remote_code: bool, **options: Any) -> Any:
+    """The checkpoint's causal language model; ``options`` go to ``from_pretrained``.
+
+    Raises:
+        UserError: the weights do not fit the model, or it is none of transformers'.
+    """
+    check_weights(checkpoint.folder, trust_remote_code=trust_remote_code)
+    hide_transformers_bars()
+    auto: Any = AutoModelForCausalLM
+    try:
+        model, report = auto.from_pretrained(
+            checkpoint.folder,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            **options,
+        )
+    except ValueError as error:
+        if "Unrecognized configuration class" not in str(error):
+            raise
+        raise UserError(
+            f"{checkpoint.folder}: transformers {transformers.__version__} has no causal language "
+            "model of this type; try engine=vllm"
+        ) from None
+    if getattr(model.config, "quantization_config", None) is None:
+        check_report(checkpoint.folder, {**report, "unexpected_keys": ()})
+    return model
 
 
 class HfModel:
@@ -29,14 +62,10 @@ class HfModel:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self._batch_tokens = settings.batch_tokens
-        hide_transformers_bars()
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            checkpoint.folder,
-            dtype=settings.dtype,
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-        )
+        model = load_model(checkpoint, dtype=settings.dtype, trust_remote_code=trust_remote_code)
         self._model = model.to(device).eval()
+        # Older models, and many with code of their own, return the logits of all positions.
+        self._can_keep_logits = "logits_to_keep" in signature(model.forward).parameters
 
     def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
         """Indices of sequences of like length, longest first, so that memory peaks at once."""
@@ -78,10 +107,9 @@ class HfEngine(HfModel):
     def _score(self, batch: list[Span]) -> Iterator[NDArray[np.float32]]:
         ids, mask = self._pad([span.token_ids for span in batch])
         # Logits are needed from the position before the earliest answer on, and nowhere else.
-        first = min(span.start for span in batch) - 1
-        logits = self._model(
-            input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=ids.shape[1] - first
-        ).logits
+        first = min(span.start for span in batch) - 1 if self._can_keep_logits else 0
+        kept = {"logits_to_keep": ids.shape[1] - first} if self._can_keep_logits else {}
+        logits = self._model(input_ids=ids, attention_mask=mask, use_cache=False, **kept).logits
         for row, span in enumerate(batch):
             targets = ids[row, span.start : len(span.token_ids)]
             rows = logits[row, span.start - 1 - first : len(span.token_ids) - 1 - first].float()

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,8 +15,8 @@ from tqdm import tqdm
 from cherry_vllm.engines import Continuation, Decoding, Span, until_stop
 from cherry_vllm.engines.checkpoint import Checkpoint, checkpoint_dtype
 from cherry_vllm.engines.settings import VllmSettings
+from cherry_vllm.engines.weights import check_weights, read_settings
 from cherry_vllm.errors import UserError
-from cherry_vllm.store.files import read_json
 
 
 class VllmEngine:
@@ -201,13 +202,15 @@ def _load(
     trust_remote_code: bool,
 ) -> Any:
     """The engine in this process; ``use`` gives the arguments for what it is to do."""
+    check_weights(checkpoint.folder, trust_remote_code=trust_remote_code)
     _set_environment()
     from vllm import LLM
     from vllm.platforms import current_platform
 
     is_on_cpu = current_platform.is_cpu()
-    return LLM(
+    arguments: dict[str, Any] = dict(
         model=str(checkpoint.folder),
+        config_format="hf",  # vLLM prefers Mistral's own files where they lie beside
         max_model_len=max_model_len,
         # vLLM's own "auto" rounds an fp32 checkpoint.
         dtype=checkpoint_dtype(checkpoint.folder) if settings.dtype == "auto" else settings.dtype,
@@ -222,6 +225,37 @@ def _load(
         trust_remote_code=trust_remote_code,
         **use(checkpoint),
     )
+    try:
+        return LLM(**arguments)
+    except ValueError as error:
+        _explain(error, checkpoint)
+        raise
+
+
+def _explain(error: ValueError, checkpoint: Checkpoint) -> None:
+    """Raises a UserError with the cause if vLLM cannot run a model of this architecture."""
+    import vllm
+    from vllm.model_executor.models import ModelRegistry
+
+    architecture = _architecture(checkpoint)
+    if "failed to be inspected" in str(error):
+        try:
+            ModelRegistry.models[architecture].load_model_cls()
+        except ImportError as cause:
+            raise UserError(
+                f"{checkpoint.folder}: vLLM's {architecture} cannot be imported here ({cause}); "
+                "use engine=hf"
+            ) from None
+    if re.search("rchitectures? .* not supported|no vLLM implementation", str(error)):
+        raise UserError(
+            f"{checkpoint.folder}: vLLM {vllm.__version__} has no architecture {architecture}; "
+            "use engine=hf"
+        ) from None
+
+
+def _architecture(checkpoint: Checkpoint) -> str:
+    names = read_settings(checkpoint.folder / "config.json").get("architectures") or [""]
+    return str(names[0])
 
 
 def _generating(_checkpoint: Checkpoint) -> dict[str, Any]:
@@ -242,15 +276,20 @@ def _scoring_answers(checkpoint: Checkpoint) -> dict[str, Any]:
     from vllm.model_executor.models import ModelRegistry
     from vllm.platforms import current_platform
 
+    architecture = _architecture(checkpoint)
+    if architecture not in ModelRegistry.models:
+        raise UserError(
+            f"{checkpoint.folder}: vLLM {vllm.__version__} has no architecture {architecture}; "
+            "use engine=hf"
+        )
     try:
         from cherry_vllm.engines import answer_model
 
-        (architecture,) = read_json(checkpoint.folder / "config.json")["architectures"]
         known = ModelRegistry.models[architecture]
         wrapped = known.class_name  # by an engine before this one
         if known.module_name != answer_model.__name__:
             wrapped = f"{known.module_name}.{known.class_name}"
-    except (ImportError, AttributeError, KeyError, ValueError) as error:
+    except (ImportError, AttributeError) as error:
         raise UserError(
             f"engine=vllm_fused: does not fit vLLM {vllm.__version__} and {checkpoint.folder} "
             f"({type(error).__name__}: {error}); use engine=vllm"

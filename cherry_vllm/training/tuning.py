@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
-    AutoModelForCausalLM,
     GenerationConfig,
     PreTrainedTokenizerBase,
     PrinterCallback,
@@ -24,9 +23,10 @@ from transformers import (
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from cherry_vllm.engines import hf
 from cherry_vllm.engines.checkpoint import Checkpoint
 from cherry_vllm.errors import UserError
-from cherry_vllm.runtime.progress import hide_transformers_bars, progress_bar
+from cherry_vllm.runtime.progress import progress_bar
 from cherry_vllm.training.batches import LengthBatches, collate
 from cherry_vllm.training.examples import Example
 from cherry_vllm.training.recipe import Machine, Recipe
@@ -178,15 +178,14 @@ def load_model(checkpoint: Checkpoint, *, trust_remote_code: bool) -> Any:
     """The checkpoint's causal language model, in fp32 whatever it was saved in.
 
     Raises:
-        UserError: the files are no longer those that the checkpoint is known by.
+        UserError: the files are no longer those that the checkpoint is known by, or the weights
+            do not fit the model.
     """
-    hide_transformers_bars()
-    model = AutoModelForCausalLM.from_pretrained(
-        checkpoint.folder,
+    model = hf.load_model(
+        checkpoint,
         dtype=torch.float32,
         # On CPUs, plain attention trains faster than torch's fused one.
         attn_implementation=None if torch.cuda.is_available() else "eager",
-        use_safetensors=True,
         trust_remote_code=trust_remote_code,
     )
     checkpoint.verify()

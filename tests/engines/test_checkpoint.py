@@ -1,5 +1,6 @@
 """A model folder: what names it, what is noticed of a change, what is refused."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cherry_vllm.engines.checkpoint import find_checkpoint, read_checkpoint
+from cherry_vllm.engines.checkpoint import checkpoint_dtype, find_checkpoint, read_checkpoint
 from cherry_vllm.errors import UserError
 
 
@@ -63,3 +64,31 @@ def test_whatever_decides_a_score_is_in_the_fingerprint(folder: Path, name: str)
     before = read_checkpoint(folder).fingerprint
     overwrite(folder / name)
     assert read_checkpoint(folder).fingerprint != before
+
+
+def test_code_is_in_the_fingerprint(folder: Path) -> None:
+    before = read_checkpoint(folder)
+    (folder / "modeling_own.py").write_text("A = 1")
+    after = read_checkpoint(folder)
+    assert after.fingerprint != before.fingerprint
+    (folder / "modeling_own.py").write_text("A = 2")
+    with pytest.raises(UserError, match=r"modeling_own\.py: has changed since"):
+        after.verify()
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_code_from_another_repository_is_refused(folder: Path, name: str) -> None:
+    content = json.loads((folder / name).read_text())
+    content["auto_map"] = {"AutoTokenizer": ["org/code--own.Tokenizer", None]}
+    (folder / name).write_text(json.dumps(content))
+    find_checkpoint(str(folder))
+    with pytest.raises(
+        UserError, match=f"{name}: auto_map takes code from the repository org/code"
+    ):
+        find_checkpoint(str(folder), trust_remote_code=True)
+
+
+def test_a_damaged_configuration_is_one_line(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config\.json: damaged; fetch it again"):
+        checkpoint_dtype(folder)

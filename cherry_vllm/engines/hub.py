@@ -1,0 +1,48 @@
+"""Models from the Hugging Face Hub: the files that an engine reads, and no weights twice."""
+
+from glob import escape
+from pathlib import Path
+
+from cherry_vllm.engines.weights import INDEX, SINGLE, listed_files
+from cherry_vllm.errors import UserError
+
+TOKENIZER_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
+TEMPLATES = ("additional_chat_templates/*.jinja",)
+CODE = "*.py"
+
+
+def download_model(name: str, *, with_code: bool) -> Path:
+    """The folder of the model ``OWNER/NAME``, fetched where the hub's cache lacks it.
+
+    Of several sets of weights it gets the one in the index, or ``model.safetensors``: neither
+    variants (``fp16/``, ``onnx/``) nor the same weights in another format (``consolidated*``).
+
+    Raises:
+        UserError: there is no such model, or the hub cannot be reached.
+    """
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise UserError(f"{name}: no such folder; check model.path")
+    patterns = [*TOKENIZER_FILES, CODE] if with_code else list(TOKENIZER_FILES)
+    folder = _fetch(name, patterns, ignored=["*/*"])
+    weights = listed_files(folder / INDEX) if (folder / INDEX).is_file() else {SINGLE}
+    # Of the same commit, so that all files lie in one folder.
+    return _fetch(name, [*map(escape, sorted(weights)), *TEMPLATES], commit=folder.name)
+
+
+def _fetch(
+    name: str, patterns: list[str], *, ignored: list[str] | None = None, commit: str | None = None
+) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(
+                name, revision=commit, allow_patterns=patterns, ignore_patterns=ignored
+            )
+        )
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{name}: not found locally or on the Hugging Face Hub ({reason}); check model.path, "
+            "the network and HF_TOKEN"
+        ) from None

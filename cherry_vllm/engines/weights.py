@@ -1,0 +1,201 @@
+"""The weights of a model folder: one set of files, whole, and a tensor for every parameter.
+
+Engines choose files by rules of their own. transformers takes ``model.safetensors`` and then the
+files of the index; vLLM takes the files of the index and then all there are. Parameters without a
+tensor are left random by transformers and uninitialised by vLLM. A folder where this matters is
+refused here, before an engine loads it.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cherry_vllm.errors import UserError
+from cherry_vllm.store.files import read_json
+
+WEIGHTS = "*.safetensors"
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
+FETCH_AGAIN = "fetch the model again, all of its files, into an empty folder"
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """The object in a model's JSON file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        found = read_json(file)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"{file}: damaged; fetch it again")
+    return found
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Raises a UserError if the folder holds an adapter, with or without a model beside it."""
+    if not (folder / ADAPTER).is_file():
+        return
+    base = read_settings(folder / ADAPTER).get("base_model_name_or_path") or "an unnamed model"
+    remedy = "merge it (peft: merge_and_unload, save_pretrained) and take the merged model"
+    if (folder / SINGLE).is_file() or (folder / INDEX).is_file():
+        remedy = (
+            "transformers would apply it to the weights beside it; remove the adapter_* files if "
+            "it is merged into them, or else " + remedy
+        )
+    raise UserError(f"{folder / ADAPTER}: a LoRA adapter of {base}; {remedy}")
+
+
+def find_weights(folder: Path) -> list[Path]:
+    """The files that every engine loads.
+
+    Raises:
+        UserError: there are none, they are damaged, or two engines would load different ones.
+    """
+    present = {file.name for file in folder.glob(WEIGHTS)}
+    index = folder / INDEX
+    listed = listed_files(index) if index.is_file() else set()
+    if not listed and SINGLE not in present:
+        raise UserError(
+            f"{folder}: no {SINGLE} and no {INDEX}; save the model with save_pretrained, or fetch "
+            "what is missing"
+        )
+    by_transformers = {SINGLE} if SINGLE in present else listed
+    by_vllm = listed or present
+    if by_transformers != by_vllm:
+        others = sorted(by_vllm - by_transformers)
+        named = INDEX if listed else _list(others)
+        raise UserError(f"{folder}: two sets of weights, {SINGLE} and {named}; remove one of them")
+    files = [folder / name for name in sorted(by_vllm)]
+    _refuse_shared_names(files)
+    return files
+
+
+def listed_files(index: Path) -> set[str]:
+    """The names of the files that an index lists.
+
+    Raises:
+        UserError: the index is damaged.
+    """
+    files = read_settings(index).get("weight_map")
+    if not isinstance(files, dict) or not files:
+        raise UserError(f"{index}: damaged; fetch it again")
+    return {str(name) for name in files.values()}
+
+
+def _refuse_shared_names(files: Iterable[Path]) -> None:
+    """Raises a UserError for damaged files, and for a tensor that two files hold."""
+    seen: dict[str, Path] = {}
+    for file in files:
+        for name in read_shapes(file):
+            if name in seen:
+                raise UserError(
+                    f"{file}: holds {name}, as {seen[name].name} does: two sets of weights; save "
+                    "the model again into an empty folder, or fetch it again"
+                )
+            seen[name] = file
+
+
+def read_shapes(file: Path) -> dict[str, list[int]]:
+    """Names and shapes of a file's tensors, from its header.
+
+    Raises:
+        UserError: the file is damaged or missing.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy") as tensors:
+            return {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file}: damaged or missing ({error}); fetch it again") from None
+
+
+def check_weights(folder: Path, *, trust_remote_code: bool) -> None:
+    """Holds the names and shapes in the weights' headers against the model's parameters.
+
+    transformers builds the model without memory and reports what is left over, renamed and tied
+    tensors considered. Where it does not know the architecture, the engine has to.
+
+    Raises:
+        UserError: a parameter has no tensor or one of another shape, or a tensor no parameter.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shapes = [read_shapes(file) for file in find_weights(folder)]
+    auto: Any = AutoModelForCausalLM
+    with _quiet_transformers(), torch.device("meta"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        is_quantized = getattr(config, "quantization_config", None) is not None
+        if is_quantized:  # its names are compared with those of the plain model
+            del config.quantization_config
+        try:
+            model_class = type(auto.from_config(config, trust_remote_code=trust_remote_code))
+        except (ValueError, NotImplementedError):
+            return  # no causal language model of transformers', or none that can be built so
+        try:
+            _, report = model_class.from_pretrained(
+                None,
+                config=config,
+                state_dict={name: torch.empty(it[name]) for it in shapes for name in it},
+                device_map="meta",
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
+        except RuntimeError:  # experts that cannot be stacked
+            if is_quantized:
+                return
+            raise UserError(
+                f"{folder}: weights are missing or have another shape than config.json says; "
+                f"{FETCH_AGAIN}"
+            ) from None
+    if is_quantized:
+        missing = _without_packed(report["missing_keys"], report["unexpected_keys"])
+        report = {"missing_keys": missing, "unexpected_keys": (), "mismatched_keys": ()}
+    elif config.get_text_config() is not config:  # what it needs for images is not used here
+        report["unexpected_keys"] = ()
+    check_report(folder, report)
+
+
+def check_report(folder: Path, report: dict[str, Any]) -> None:
+    """Raises a UserError that names what transformers' report on loading weights calls wrong."""
+    for fault, names in (
+        ("no weights for", report["missing_keys"]),
+        ("weights without a parameter in the model:", report["unexpected_keys"]),
+        ("of another shape than config.json says:", [n for n, *_ in report["mismatched_keys"]]),
+    ):
+        if names:
+            raise UserError(f"{folder}: {fault} {_list(sorted(names))}; {FETCH_AGAIN}")
+
+
+def _without_packed(missing: Iterable[str], packed: Iterable[str]) -> set[str]:
+    """The parameters whose module has no tensor of another name, as quantized weights have."""
+    names = list(packed)
+    return {
+        name
+        for name in missing
+        if not any(other.startswith(name.rpartition(".")[0] + ".") for other in names)
+    }
+
+
+def _list(names: list[str]) -> str:
+    shown = ", ".join(names[:3])
+    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Keeps transformers' own report and bars from the terminal."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
