@@ -15,6 +15,7 @@ class DropReason(StrEnum):
     REFUSAL = "refusal"  # the answer holds a phrase of refusals.phrases
     OUT_OF_VOCABULARY = "out_of_vocabulary"  # the tokenizer made an id the model does not have
     PROMPT_TOO_LONG = "prompt_too_long"  # the prompt alone fills max_length
+    PROMPT_TOO_SHORT = "prompt_too_short"  # a single token, which has no perplexity; embedded still
     ENGINE_FAILED = "engine_failed"  # the engine died on it, alone, twice
     NON_FINITE = "non_finite"  # a log-probability or the IFD is not a finite number
     IFD_ABOVE_ONE = "ifd_above_one"  # scored; the instruction does not help (paper, section 2.3)

@@ -43,9 +43,10 @@ def measure_shard(
     """A frame of :data:`schema.ROWS` to one of :data:`schema.PERPLEXITIES`.
 
     The perplexity of a prompt of n tokens is the exponential of the mean negative log-likelihood
-    of all but the first. ``model`` is :meth:`engines.Engine.logprobs`.
+    of all but the first; of a single token there is none. ``model`` is
+    :meth:`engines.Engine.logprobs`.
     """
-    encoded = _encode_prompts(rows, builder)
+    encoded = _drop_single_tokens(_encode_prompts(rows, builder))
     prompts = encoded.filter(pl.col("token_ids").is_not_null())
     spans = [Span(token_ids, 1) for token_ids in prompts["token_ids"].to_list()]
     logprobs = model(spans, on_scored)
@@ -72,13 +73,11 @@ def _encode_prompts(rows: pl.DataFrame, builder: SpanBuilder) -> pl.DataFrame:
     """Columns ``row``, ``token_ids`` and ``drop_reason``, one of the last two null."""
     usable = rows.filter(pl.col("drop_reason").is_null())
     encoded = builder.encode_prompts(usable["instruction"].to_list(), usable["input"].to_list())
-    # A single token has nothing to be predicted from.
-    short = [DropReason.NON_FINITE if isinstance(x, list) and len(x) < 2 else x for x in encoded]
     found = pl.DataFrame(
         {
             "row": usable["row"],
-            "token_ids": [x if isinstance(x, list) else None for x in short],
-            "reason": [None if isinstance(x, list) else x.value for x in short],
+            "token_ids": [x if isinstance(x, list) else None for x in encoded],
+            "reason": [None if isinstance(x, list) else x.value for x in encoded],
         },
         schema={"row": pl.Int64, "token_ids": pl.List(pl.Int64), "reason": REASON},
     )
@@ -86,6 +85,16 @@ def _encode_prompts(rows: pl.DataFrame, builder: SpanBuilder) -> pl.DataFrame:
         rows.select("row", "drop_reason")
         .join(found, on="row", how="left", maintain_order="left")
         .select("row", "token_ids", pl.coalesce("drop_reason", "reason").alias("drop_reason"))
+    )
+
+
+def _drop_single_tokens(encoded: pl.DataFrame) -> pl.DataFrame:
+    is_single = pl.col("token_ids").list.len() == 1
+    return encoded.with_columns(
+        pl.when(~is_single).then("token_ids").alias("token_ids"),
+        drop_reason=pl.when(is_single)
+        .then(pl.lit(DropReason.PROMPT_TOO_SHORT.value, REASON))
+        .otherwise("drop_reason"),
     )
 
 
