@@ -31,7 +31,7 @@ def score(name: str, data: Path, model: Path, run_dir: Path) -> pl.DataFrame:
     engine, dtype = name.split("-")
     command = [sys.executable, "-m", "cherry_vllm", "score", f"data.path={data}"]
     command += [f"model.path={model}", f"run_dir={run_dir / name}", f"engine.dtype={dtype}"]
-    command += ["engine=vllm_eager" if engine == "vllm" else "engine=hf", "shard_rows=100"]
+    command += ["engine=vllm_fused_eager" if engine == "vllm" else "engine=hf", "shard_rows=100"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return pl.read_parquet(run_dir / name / "scores.parquet")
 

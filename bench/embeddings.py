@@ -47,7 +47,7 @@ def embed(name: str, data: Path, model: Path, num_rows: int) -> NDArray[np.float
     )
     texts = (rows[column].fill_null("").to_list() for column in ("instruction", "input"))
     prompts = [ids for ids in builder.encode_prompts(*texts) if isinstance(ids, list)]
-    option = "vllm_eager" if engine == "vllm" else engine
+    option = "vllm_fused_eager" if engine == "vllm" else engine
     embedder = build_embedder(
         engine_settings(compose(f"engine={option}", f"engine.dtype={dtype}").engine),
         checkpoint,

@@ -1,6 +1,6 @@
 """`cherry-vllm score` from end to end on generated rows: time, memory, disk.
 
-    python -m bench.score_million [--rows 50000 1000000] [--engine vllm_eager] [overrides ...]
+    python -m bench.score_million [--rows 50000 1000000] [--engine vllm_fused_eager] [overrides ...]
 
 The checkpoint is random, of one narrow layer and 512 tokens, so what is measured is what surrounds
 the model. Each number of rows is a run of its own; memory is each process's peak.
@@ -154,7 +154,7 @@ def _size(path: Path) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rows", type=int, nargs="+", default=[50_000, 1_000_000])
-    parser.add_argument("--engine", default="vllm_eager")
+    parser.add_argument("--engine", default="vllm_fused_eager")
     parser.add_argument("overrides", nargs="*", help="as `cherry-vllm score` takes them")
     arguments = parser.parse_args()
     print(f"engine={arguments.engine}, {os.cpu_count()} cores")

@@ -53,7 +53,7 @@ SETUPS = {
     "hf, larger batches": ("engine=hf", "engine.batch_tokens=4096"),
     "vllm, eager": ("engine=vllm", "engine.enforce_eager=true"),
     "vllm": ("engine=vllm",),
-    "vllm_fused, eager": ("engine=vllm_eager",),
+    "vllm_fused, eager": ("engine=vllm_fused_eager",),
     "vllm_fused, no prefix cache": ("engine=vllm_fused", "engine.enable_prefix_caching=false"),
     "vllm_fused": ("engine=vllm_fused",),
     "vllm_fused, one a core": ("engine=vllm_fused", *ONE_A_CORE),

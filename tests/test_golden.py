@@ -21,7 +21,7 @@ GOLDEN = {
     (): ("4cb2631d1a0b4ec5", "e8d1254f3cbdd99c"),
     ("engine=vllm", "prompt=vicuna", "max_length=1024"): ("ac944540298f9198", "e472a4baf282cd94"),
     ("engine=hf", "prompt=chat", "engine.dtype=float32"): ("958626fe56a700bd", "efcc071b3e0c87cd"),
-    ("engine=vllm_eager", "prompt=wizardlm"): ("4f183d6cc4dea281", "0045f58748d82c6e"),
+    ("engine=vllm_fused_eager", "prompt=wizardlm"): ("4f183d6cc4dea281", "0045f58748d82c6e"),
     ("engine=hf", "executor=ray", "executor.num_workers=2"): (
         "4fbef8c2f4398cce",
         "19e4c9250310d66f",

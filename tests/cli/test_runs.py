@@ -130,7 +130,7 @@ def test_what_a_model_cannot_do_costs_one_line(
 def test_kill_9_and_the_same_command_end_in_the_same_bytes(
     checkpoint: Path, cli: Cli, tmp_path: Path
 ) -> None:
-    whole, broken, engine = tmp_path / "whole", tmp_path / "broken", "vllm_eager"
+    whole, broken, engine = tmp_path / "whole", tmp_path / "broken", "vllm_fused_eager"
     done = cli(*score_command(checkpoint, whole, engine))
     assert done.returncode == 0, done.stderr
     process = start(*score_command(checkpoint, broken, engine))

@@ -223,7 +223,7 @@ def test_an_answer_is_what_a_plain_greedy_loop_writes(checkpoint: Path, run_dir:
 def test_vllm_writes_the_same_answers(
     checkpoint: Path, testset: Path, run_dir: Path, cli: Cli, tmp_path: Path
 ) -> None:
-    more = ("prompt=chat", "engine=vllm_eager", "engine.dtype=float32")
+    more = ("prompt=chat", "engine=vllm_fused_eager", "engine.dtype=float32")
     done = cli("generate", *options(checkpoint, testset, tmp_path, *more))
     assert done.returncode == 0, done.stderr
     assert lines_of(tmp_path) == lines_of(run_dir)

@@ -214,7 +214,7 @@ def test_what_was_learned_reaches_the_scores_of_vllm(
     for copy, dtype in [("bfloat16", "auto"), ("model", "bfloat16")]:
         scores_dir = tmp_path / copy
         more = [f"model.path={folder / copy}", f"scores_dir={scores_dir}", f"engine.dtype={dtype}"]
-        scored = cli("score", *places, "engine=vllm_eager", *more)
+        scored = cli("score", *places, "engine=vllm_fused_eager", *more)
         assert scored.returncode == 0, scored.stderr
         caplog.clear()
         scores = pl.read_parquet(scores_dir / "scores.parquet")

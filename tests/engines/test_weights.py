@@ -40,7 +40,8 @@ def save(tmp_path: Path) -> Callable[..., Path]:
     ) -> Path:
         torch.manual_seed(0)
         made = getattr(transformers, f"{kind}Config")(**SMALL, **settings)
-        transformers.AutoModelForCausalLM.from_config(made).save_pretrained(tmp_path)
+        auto: Any = transformers.AutoModelForCausalLM
+        auto.from_config(made).save_pretrained(tmp_path)
         file = tmp_path / "model.safetensors"
         tensors = load_file(file)
         change(tensors)

@@ -118,7 +118,7 @@ def test_both_engines_give_what_a_plain_forward_pass_gives(
         f"model.path={wide}",
         f"run_dir={tmp_path / 'vllm'}",
         "prompt=wizardlm",
-        "engine=vllm_eager",
+        "engine=vllm_fused_eager",
         "engine.dtype=float32",
         "max_length=64",
         "shard_rows=10",

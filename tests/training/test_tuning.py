@@ -216,7 +216,7 @@ def test_vllm_gives_the_log_probs_of_the_network_that_lora_trained(
 
 def score_in_vllm(model: Path, span: Span) -> NDArray[np.float32]:
     """A span's log-probs, from an engine of its own process."""
-    config = compose("engine=vllm_eager", "engine.dtype=float32", "engine.cpu_kv_cache_gib=1")
+    config = compose("engine=vllm_fused_eager", "engine.dtype=float32", "engine.cpu_kv_cache_gib=1")
     engine = build_engine(
         engine_settings(config.engine),
         read_checkpoint(model),

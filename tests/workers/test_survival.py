@@ -165,7 +165,7 @@ def test_vllms_process_killed_under_its_parent_by_a_row_of_its_own(
     data = write_rows(tmp_path / "rows.jsonl", [plain_answer(0), f"{DEADLY} {plain_answer(1)}"])
     faulty("kill")
     # Shards of one row, because an engine takes long to start.
-    more = ("engine=vllm_eager", "shard_rows=1")
+    more = ("engine=vllm_fused_eager", "shard_rows=1")
     done = cli(*command(data, tiny, tmp_path / "run", *more))
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("the engine was killed by SIGKILL") == 2

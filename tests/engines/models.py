@@ -1,0 +1,163 @@
+"""Small random models of several architectures, spans for them, and what the log-probs must be."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+
+from cherry_vllm.engines import Span
+
+VOCABULARY = 300
+MAX_LENGTH = 200
+SMALL = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 256,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 2,
+    "initializer_range": 0.2,
+}
+HEAD_32 = {"head_dim": 32}
+GPT2 = {"n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 256}
+# What is special about each: tied or untied heads, biases, normed queries, capped or scaled logits,
+# sliding windows, learned positions.
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "Qwen2": SMALL | {"tie_word_embeddings": True},
+    "Qwen3": SMALL | HEAD_32,
+    "Gemma2": SMALL | HEAD_32 | {"final_logit_softcapping": 2.0, "sliding_window": 32},
+    "Gemma3Text": SMALL | HEAD_32 | {"sliding_window": 32},
+    "Granite": SMALL | {"logits_scaling": 4.0},
+    "GPT2": GPT2 | {name: SMALL[name] for name in ("vocab_size", "bos_token_id", "eos_token_id")},
+    "Llama": SMALL,
+}
+
+
+def make_checkpoint(architecture: str, folder: Path) -> Path:
+    """A small random model; large weights, so that its predictions are far from even."""
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{architecture}Config")(**ARCHITECTURES[architecture])
+    auto: Any = transformers.AutoModelForCausalLM
+    auto.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def make_spans() -> list[Span]:
+    """Spans of all sorts: long, short, with a common prefix, the same twice, longer by a bit."""
+    generator = np.random.default_rng(0)
+
+    def tokens(count: int) -> list[int]:
+        return [int(token) for token in generator.integers(3, VOCABULARY, count)]
+
+    prefix, question = tokens(70), tokens(100)
+    spans = [
+        Span(tokens(length), start) for length, start in [(2, 1), (9, 8), (200, 1), (200, 199)]
+    ]
+    spans += [Span(prefix + tokens(30), start) for start in (70, 80, 40, 99)]
+    spans += [Span(question + prefix, 100)] * 2  # in the cache to the end, the second time
+    spans += [Span(question + prefix, 130), Span(question + prefix, 1)]
+    return spans + [Span(tokens(length), length // 2) for length in (48, 49, 96, 33, 32, 31)]
+
+
+def load(checkpoint: Path) -> Any:
+    """The model, in fp32, to compare with."""
+    auto: Any = transformers.AutoModelForCausalLM
+    return auto.from_pretrained(
+        checkpoint,
+        dtype=torch.float32,
+        attn_implementation="eager",  # others leave the cap of Gemma 2 out
+    ).eval()
+
+
+def expected_logprobs(checkpoint: Path, spans: list[Span]) -> list[NDArray[np.float32]]:
+    """By a plain forward pass, one span at a time."""
+    model = load(checkpoint)
+    results = []
+    for ids, start in spans:
+        with torch.no_grad():
+            logits = model(torch.tensor([ids])).logits[0]
+        chosen = logits.log_softmax(-1)[range(start - 1, len(ids) - 1), ids[start:]]
+        results.append(chosen.numpy())
+    return results
+
+
+def assert_close(spans: list[Span], found: Any, expected: Any) -> None:
+    for span, left, right in zip(spans, found, expected, strict=True):
+        assert left.shape == (span.num_answer_tokens,)
+        np.testing.assert_allclose(left, right, atol=2e-4)
+
+
+REMOTE = """
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutput
+
+
+class OwnConfig(PretrainedConfig):
+    model_type = "own"
+
+
+class OwnModel(PreTrainedModel):
+    config_class = OwnConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def forward(self, input_ids=None, attention_mask=None, use_cache=None):
+        return CausalLMOutput(logits=self.head(self.embedding(input_ids).cumsum(1).tanh()))
+"""
+
+
+def make_remote(folder: Path) -> Path:
+    """A model with code of its own, whose forward pass knows no ``logits_to_keep``."""
+    (folder / "own.py").write_text(REMOTE)
+    config = {
+        "architectures": ["OwnModel"],
+        "model_type": "own",
+        "dtype": "float32",
+        "vocab_size": VOCABULARY,
+        "hidden_size": 16,
+        "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    torch.manual_seed(0)
+    tensors = {"embedding.weight": torch.randn(VOCABULARY, 16)}
+    tensors["head.weight"] = torch.randn(VOCABULARY, 16)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def make_multimodal(folder: Path) -> Path:
+    """A model of texts and images."""
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    torch.manual_seed(0)
+    config = transformers.Gemma3Config(
+        text_config=ARCHITECTURES["Gemma3Text"],
+        vision_config=vision,
+        mm_tokens_per_image=4,
+        image_token_index=VOCABULARY - 1,
+        boi_token_index=VOCABULARY - 2,
+        eoi_token_index=VOCABULARY - 3,
+    )
+    transformers.Gemma3ForConditionalGeneration(config).save_pretrained(folder)
+    return folder

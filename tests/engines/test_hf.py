@@ -1,0 +1,155 @@
+"""transformers against plain forward passes and against the slow reference."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from cherry_vllm.config import compose, prompt_of
+from cherry_vllm.engines.checkpoint import read_checkpoint
+from cherry_vllm.engines.hf import HfEmbedder, HfEngine, load_model
+from cherry_vllm.engines.settings import HfSettings
+from cherry_vllm.errors import UserError
+from cherry_vllm.prompts.spans import SpanBuilder
+from cherry_vllm.prompts.templates import build_template
+from cherry_vllm.schema import REASON, DropReason
+from cherry_vllm.scoring.ifd import aggregate_logprobs
+from cherry_vllm.scoring.shard import score_shard
+from tests.engines.models import (
+    assert_close,
+    expected_logprobs,
+    load,
+    make_multimodal,
+    make_remote,
+    make_spans,
+)
+from tests.reference import reference_scores
+
+pytestmark = pytest.mark.engine
+ModelOf = Callable[[str], Path]
+SETTINGS = HfSettings(name="hf", dtype="float32", device="cpu", batch_tokens=1024)
+UNTRUSTED = {"trust_remote_code": False}
+
+
+def hf_engine(checkpoint: Path, batch_tokens: int, *, trust_remote_code: bool = False) -> HfEngine:
+    return HfEngine(
+        replace(SETTINGS, batch_tokens=batch_tokens),
+        read_checkpoint(checkpoint),
+        max_length=512,
+        trust_remote_code=trust_remote_code,
+    )
+
+
+def ignore(_count: int) -> None:
+    pass
+
+
+@pytest.mark.parametrize("architecture", ["Llama", "GPT2", "Gemma2"])
+def test_log_probs_are_those_of_a_plain_pass_and_batching_changes_nothing(
+    architecture: str, model_of: ModelOf
+) -> None:
+    checkpoint, spans = model_of(architecture), make_spans()
+    expected = expected_logprobs(checkpoint, spans)
+    for batch_tokens in (1, 1024):
+        done: list[int] = []
+        found = hf_engine(checkpoint, batch_tokens).logprobs(spans, done.append)
+        assert sum(done) == len(spans)
+        assert {floats.dtype for floats in found} == {np.dtype(np.float32)}
+        assert_close(spans, found, expected)
+
+
+def test_code_of_its_own_may_return_the_logits_of_all_positions(tmp_path: Path) -> None:
+    checkpoint, spans = make_remote(tmp_path), make_spans()
+    found = hf_engine(checkpoint, 1024, trust_remote_code=True).logprobs(spans, ignore)
+    auto: Any = AutoModelForCausalLM
+    model = auto.from_pretrained(checkpoint, trust_remote_code=True).eval()
+    for (ids, start), floats in zip(spans, found, strict=True):
+        with torch.no_grad():
+            logprobs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        expected = logprobs[range(start - 1, len(ids) - 1), ids[start:]]
+        np.testing.assert_allclose(floats, expected, atol=2e-4)
+
+
+def test_a_multimodal_model_is_scored_on_text_alone(tmp_path: Path) -> None:
+    checkpoint, spans = make_multimodal(tmp_path), make_spans()
+    found = hf_engine(checkpoint, 1024).logprobs(spans, ignore)
+    assert_close(spans, found, expected_logprobs(checkpoint, spans))
+    embedder = HfEmbedder(SETTINGS, read_checkpoint(checkpoint), max_length=9, **UNTRUSTED)
+    assert np.isfinite(embedder.embed([[5], [6, 7, 8]], ignore)).all()
+
+
+def test_embeddings_are_mean_hidden_states_also_of_one_token(model_of: ModelOf) -> None:
+    checkpoint, prompts = model_of("Llama"), [[5], [6, 7, 8], list(range(3, 200))]
+    embedder = HfEmbedder(SETTINGS, read_checkpoint(checkpoint), max_length=200, **UNTRUSTED)
+    found, model = embedder.embed(prompts, ignore), load(checkpoint)
+    for prompt, embedding in zip(prompts, found, strict=True):
+        with torch.no_grad():
+            states = model(torch.tensor([prompt]), output_hidden_states=True).hidden_states[-1][0]
+        np.testing.assert_allclose(embedding, states.mean(0), atol=1e-4)
+
+
+def test_no_model_is_loaded_without_some_weights(model_of: ModelOf, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(model_of("Llama"), tmp_path / "model"))
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"no weights for model\.norm\.weight"):
+        load_model(read_checkpoint(folder), trust_remote_code=False)
+
+
+def test_a_model_that_is_no_language_model_is_one_line(model_of: ModelOf, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(model_of("Llama"), tmp_path / "model"))
+    (folder / "config.json").write_text('{"model_type": "vit"}')
+    with pytest.raises(UserError, match=r"transformers \S+ has no causal language model of this"):
+        load_model(read_checkpoint(folder), trust_remote_code=False)
+
+
+@pytest.mark.checkpoint
+@pytest.mark.parametrize(
+    ("template", "max_length"),
+    [("alpaca", 512), ("alpaca", 80), ("wizardlm", 64), ("vicuna", 96), ("chat", 100)],
+)
+def test_scores_agree_with_the_slow_reference(
+    checkpoint: Path,
+    shipped_rows: list[dict[str, str]],
+    template: str,
+    max_length: int,
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    hf = hf_engine(checkpoint, 1024)
+    model = hf._model
+    prompt = build_template(tokenizer, prompt_of(compose(f"prompt={template}")))
+    builder = SpanBuilder(tokenizer, prompt, max_length=max_length, vocab_size=49152)
+    rows = pl.DataFrame(shipped_rows).rename({"output": "answer"}).with_row_index("row")
+    rows = rows.with_columns(pl.col("row").cast(pl.Int64), drop_reason=pl.lit(None, REASON))
+    scores = aggregate_logprobs(
+        score_shard(rows, ignore, builder=builder, model=hf.logprobs).lazy()
+    ).collect()
+    seen: list[Any] = []
+    for row, found in zip(shipped_rows, scores.iter_rows(named=True), strict=True):
+        fields = (row["instruction"], row["input"], row["output"])
+        expected = reference_scores(model, tokenizer, template, *fields, max_length)
+        if isinstance(expected, str):
+            assert found["drop_reason"] == expected
+            assert found["ifd"] is None
+            seen.append(expected)
+            continue
+        assert found["num_answer_tokens"] == expected["num_answer_tokens"]
+        assert found["truncated"] == expected["truncated"]
+        for name in ("conditioned_score", "direct_score", "ifd"):
+            assert found[name] == pytest.approx(expected[name], abs=1e-4)
+        above = DropReason.IFD_ABOVE_ONE.value if expected["ifd"] > 1 else None
+        assert found["drop_reason"] == above
+        seen.append(expected["truncated"])
+    assert False in seen
+    if max_length < 512:
+        assert True in seen
+        assert DropReason.PROMPT_TOO_LONG in seen

@@ -1,0 +1,145 @@
+"""vLLM's other ways: stock log-probs, embeddings, answers, and models that it cannot run."""
+
+import json
+import shutil
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from cherry_vllm.errors import UserError
+from tests.conftest import ROWS, Cli
+from tests.engines.models import assert_close, expected_logprobs, load, make_multimodal, make_spans
+from tests.engines.process import embed, generate, score, score_stock
+
+pytestmark = pytest.mark.engine
+Run = Callable[..., Any]
+ModelOf = Callable[[str], Path]
+
+
+def test_stock_log_probs_are_those_of_a_plain_forward_pass(
+    model_of: ModelOf, in_process: Run
+) -> None:
+    checkpoint, spans = model_of("Llama"), make_spans()
+    found = in_process(score_stock, checkpoint, spans)
+    assert_close(spans, found, expected_logprobs(checkpoint, spans))
+
+
+def test_embeddings_are_mean_hidden_states_also_of_one_token(
+    model_of: ModelOf, in_process: Run
+) -> None:
+    checkpoint, prompts = model_of("Llama"), [[5], [6, 7, 8], list(range(3, 200))]
+    found, model = in_process(embed, checkpoint, prompts), load(checkpoint)
+    for prompt, embedding in zip(prompts, found, strict=True):
+        with torch.no_grad():
+            states = model(torch.tensor([prompt]), output_hidden_states=True).hidden_states[-1][0]
+        np.testing.assert_allclose(embedding, states.mean(0), atol=1e-4)
+
+
+def test_answers_are_what_a_plain_greedy_loop_writes(model_of: ModelOf, in_process: Run) -> None:
+    checkpoint, prompts = model_of("Llama"), [[5], [6, 7, 8], list(range(3, 60))]
+    answers, model = in_process(generate, checkpoint, prompts), load(checkpoint)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        ids = list(prompt)
+        while len(ids) < len(prompt) + 8:
+            with torch.no_grad():
+                ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+            if ids[-1] == 1:
+                break
+        assert answer.token_ids == [token for token in ids[len(prompt) :] if token != 1]
+
+
+def rename(checkpoint: Path, folder: Path, architecture: str) -> Path:
+    """A copy that calls itself by the name of another architecture."""
+    shutil.copytree(checkpoint, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["architectures"] = [architecture]
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("run", [score, score_stock])
+def test_an_architecture_that_vllm_lacks_is_one_line(
+    run: Run, model_of: ModelOf, in_process: Run, tmp_path: Path
+) -> None:
+    checkpoint = rename(model_of("Llama"), tmp_path / "model", "OfTomorrowForCausalLM")
+    with pytest.raises(
+        UserError, match=r"^\S+: vLLM \S+ has no architecture OfTomorrowForCausalLM; use engine=hf$"
+    ):
+        in_process(run, checkpoint, make_spans())
+
+
+@pytest.mark.skipif(find_spec("torchvision") is not None, reason="vLLM needs torchvision for it")
+@pytest.mark.parametrize("run", [score, score_stock])
+def test_a_multimodal_model_tells_what_vllm_lacks(
+    run: Run, in_process: Run, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        UserError,
+        match=r"vLLM's Gemma3\S+ cannot be imported here \(.*torchvision.*\); use engine=hf",
+    ):
+        in_process(run, make_multimodal(tmp_path), make_spans())
+
+
+@pytest.mark.parametrize("run", [score, score_stock, embed, generate])
+def test_no_engine_of_vllms_takes_a_model_without_some_weights(
+    run: Run, model_of: ModelOf, in_process: Run, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(shutil.copytree(model_of("Llama"), tmp_path / "model"))
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.self_attn.k_proj.weight"]  # one of three in vLLM's parameter
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"no weights for model\.layers\.1\.self_attn\.k_proj"):
+        in_process(run, folder, [])
+
+
+# The embedded checkpoint through the command line: vLLM's own process, bf16 and fp32.
+
+
+@pytest.fixture(scope="module")
+def scored(checkpoint: Path, cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The shipped rows scored by each engine and type."""
+    folder = tmp_path_factory.mktemp("agreement")
+    scores = {}
+    for name in ("hf-float32", "vllm_fused_eager-float32", "vllm_fused_eager-bfloat16"):
+        engine, dtype = name.split("-")
+        done = cli(
+            "score",
+            f"data.path={ROWS}",
+            f"model.path={checkpoint}",
+            f"run_dir={folder / name}",
+            f"engine={engine}",
+            f"engine.dtype={dtype}",
+            "max_length=128",
+        )
+        assert done.returncode == 0, done.stderr
+        scores[name] = pl.read_parquet(folder / name / "scores.parquet")
+    return scores
+
+
+def spearman(left: pl.Series, right: pl.Series) -> float:
+    return float(np.corrcoef(left.rank(), right.rank())[0, 1])
+
+
+@pytest.mark.checkpoint
+@pytest.mark.parametrize(
+    ("dtype", "tolerance", "correlation"), [("float32", 1e-3, 0.9999), ("bfloat16", 0.15, 0.98)]
+)
+def test_vllm_agrees_with_hf(scored: Any, dtype: str, tolerance: float, correlation: float) -> None:
+    hf, vllm = scored["hf-float32"], scored[f"vllm_fused_eager-{dtype}"]
+    assert vllm["num_answer_tokens"].equals(hf["num_answer_tokens"])
+    assert vllm["ifd"].is_null().equals(hf["ifd"].is_null())
+    both = pl.DataFrame({"hf": hf["ifd"], "vllm": vllm["ifd"]}).drop_nulls()
+    assert both.height >= 20
+    assert both.select((pl.col("hf") - pl.col("vllm")).abs() < tolerance).to_series().all()
+    assert spearman(both["hf"], both["vllm"]) > correlation
+    # Only a row whose IFD is 1 to within the tolerance may be dropped by one and not the other.
+    differs = hf["drop_reason"].is_null() != vllm["drop_reason"].is_null()
+    assert ((hf.filter(differs)["ifd"] - 1).abs() < tolerance).all()
