@@ -94,12 +94,14 @@ def run_stage(stage: str, composed: DictConfig) -> Failure | None:
     # Imported here, so that a mistake in the command costs no wait.
     from cherry_vllm.cli.stages import STAGES
     from cherry_vllm.commands.inputs import Job
+    from cherry_vllm.runtime.console import set_verbose
     from cherry_vllm.runtime.signals import restore_handlers
 
     restore_handlers()  # polars has put one of its own in place
     settings = HydraConfig.get()
     try:
         config = typed(composed)
+        set_verbose(is_verbose=config.verbose)
         is_sweep = settings.mode is RunMode.MULTIRUN
         output_dir = settings.runtime.output_dir if is_sweep else config.run_dir
         command = shlex.join(["cherry-vllm", stage, *settings.overrides.task])

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from cherry_vllm.engines import Continuation, Decoding, Span, until_stop
 from cherry_vllm.engines.checkpoint import Checkpoint
 from cherry_vllm.engines.settings import HfSettings
-from cherry_vllm.engines.weights import check_report, check_weights
+from cherry_vllm.engines.weights import check_report, check_weights, read_settings
 from cherry_vllm.errors import UserError
 from cherry_vllm.runtime.progress import hide_transformers_bars
 
@@ -26,6 +26,8 @@ def load_model(checkpoint: Checkpoint, *, trust_remote_code: bool, **options: An
     """
     check_weights(checkpoint.folder, trust_remote_code=trust_remote_code)
     hide_transformers_bars()
+    if _caps_attention(checkpoint):  # which torch's fused attention leaves out
+        options["attn_implementation"] = "eager"
     auto: Any = AutoModelForCausalLM
     try:
         model, report = auto.from_pretrained(
@@ -45,6 +47,12 @@ def load_model(checkpoint: Checkpoint, *, trust_remote_code: bool, **options: An
     if getattr(model.config, "quantization_config", None) is None:
         check_report(checkpoint.folder, {**report, "unexpected_keys": ()})
     return model
+
+
+def _caps_attention(checkpoint: Checkpoint) -> bool:
+    """Whether the model caps the logits of its attention, as Gemma 2 does."""
+    config = read_settings(checkpoint.folder / "config.json")
+    return bool((config | config.get("text_config", {})).get("attn_logit_softcapping"))
 
 
 class HfModel:

@@ -1,6 +1,7 @@
 """vLLM, on GPU and CPU alike: scoring in two ways, mean pooling for embeddings, answers."""
 
 import io
+import logging
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from cherry_vllm.engines.checkpoint import Checkpoint, checkpoint_dtype
 from cherry_vllm.engines.settings import VllmSettings
 from cherry_vllm.engines.weights import check_weights, read_settings
 from cherry_vllm.errors import UserError
+from cherry_vllm.runtime.console import is_verbose, quiet_libraries
 
 
 class VllmEngine:
@@ -215,6 +217,7 @@ def _load(
         # vLLM's own "auto" rounds an fp32 checkpoint.
         dtype=checkpoint_dtype(checkpoint.folder) if settings.dtype == "auto" else settings.dtype,
         load_format="safetensors",
+        use_tqdm_on_load=is_verbose(),
         tensor_parallel_size=settings.tensor_parallel_size,
         gpu_memory_utilization=settings.gpu_memory_utilization,
         kv_cache_memory_bytes=int(settings.cpu_kv_cache_gib * 2**30) if is_on_cpu else None,
@@ -225,6 +228,8 @@ def _load(
         trust_remote_code=trust_remote_code,
         **use(checkpoint),
     )
+    if not is_verbose():  # it logs a traceback where an error follows
+        logging.getLogger("vllm.model_executor.models.registry").setLevel(logging.CRITICAL)
     try:
         return LLM(**arguments)
     except ValueError as error:
@@ -308,8 +313,7 @@ def _scoring_answers(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _set_environment() -> None:
     """What vLLM takes from the environment only; what the user has set stays."""
-    # Its warnings are about serving; they go, with all it says, where they disturb no result.
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    quiet_libraries()
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
     # With the engine in this process all requests are queued before the first step, so batches,
     # and with them the low bits of the scores, are the same in every run.

@@ -19,6 +19,7 @@ from threading import Lock
 from typing import Any, TypeVar
 
 from cherry_vllm.errors import UserError
+from cherry_vllm.runtime.console import is_verbose, quiet_libraries
 from cherry_vllm.runtime.imports import safe_environment
 from cherry_vllm.runtime.liveness import Pulse, cpu_seconds_of
 from cherry_vllm.runtime.signals import descendants, interrupt, kill_all
@@ -168,6 +169,9 @@ def run_child(descriptor: str, parent: str) -> None:
     wire = Wire(int(descriptor))
     logging.getLogger().addHandler(QueueHandler(wire))  # type: ignore[arg-type]
     logging.getLogger("cherry_vllm").setLevel(logging.INFO)
+    quiet_libraries()
+    if not is_verbose():
+        logging.getLogger().setLevel(logging.ERROR)
     with suppress(EOFError):
         function, arguments = wire.recv()
         function(wire, *arguments)

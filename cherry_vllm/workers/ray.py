@@ -11,6 +11,7 @@ from typing import Any
 from cherry_vllm.checks import whole
 from cherry_vllm.engines.settings import EngineSettings
 from cherry_vllm.errors import UserError
+from cherry_vllm.runtime.console import quiet_libraries
 from cherry_vllm.runtime.imports import make_environment_safe
 from cherry_vllm.runtime.liveness import Pulse, cpu_seconds_of
 from cherry_vllm.workers import WorkerError
@@ -109,6 +110,7 @@ class Actor:
 
     def __init__(self, folder: str, task: Task) -> None:
         os.chdir(folder)  # paths may be relative
+        quiet_libraries()
         self._task, self._num_units = task, 0
 
     def load(self) -> None:

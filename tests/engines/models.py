@@ -34,7 +34,9 @@ GPT2 = {"n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 256}
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "Qwen2": SMALL | {"tie_word_embeddings": True},
     "Qwen3": SMALL | HEAD_32,
-    "Gemma2": SMALL | HEAD_32 | {"final_logit_softcapping": 2.0, "sliding_window": 32},
+    "Gemma2": SMALL
+    | HEAD_32
+    | {"final_logit_softcapping": 2.0, "attn_logit_softcapping": 1.0, "sliding_window": 32},
     "Gemma3Text": SMALL | HEAD_32 | {"sliding_window": 32},
     "Granite": SMALL | {"logits_scaling": 4.0},
     "GPT2": GPT2 | {name: SMALL[name] for name in ("vocab_size", "bos_token_id", "eos_token_id")},
