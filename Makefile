@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-pipeline demo-judge test-fast test test-exhaustive lint bench clean
+.PHONY: help setup docs demo demo-pipeline demo-judge test-fast test test-exhaustive lint bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(firstword $(MAKEFILE_LIST)) | \
@@ -38,7 +38,7 @@ demo-judge: demo-pipeline ## then base against cherry model, judged by a local s
 
 # What a test needs is in its markers (pyproject.toml).
 test-fast: $(READY) ## the tests without engine, network, browser and other processes
-	$(BIN)/python -m pytest -n 2 -m "not (checkpoint or engine or process or browser or exhaustive)"
+	$(BIN)/python -m pytest -n 2 -m "not (checkpoint or engine or process or browser or slow or exhaustive)"
 
 test: $(READY) ## every test but the exhaustive ones
 	$(BIN)/cherry-vllm fetch-demo
@@ -47,6 +47,9 @@ test: $(READY) ## every test but the exhaustive ones
 test-exhaustive: $(READY) ## the long tests: many kills, thousands of inputs
 	$(BIN)/cherry-vllm fetch-demo
 	$(BIN)/python -m pytest -m exhaustive
+
+docs: $(READY) ## write docs/usage.md from conf/ and the schema
+	$(BIN)/python docs/generate_usage.py
 
 lint: $(READY) ## ruff, mypy --strict and the layers contract
 	$(BIN)/ruff check .

@@ -1,0 +1,54 @@
+"""The documentation is as true as what it is generated from, and its links lead somewhere."""
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("usage", ROOT / "docs" / "generate_usage.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_tables_of_keys_are_fresh() -> None:
+    written = (ROOT / "docs" / "usage.md").read_text(encoding="utf-8")
+    assert generator().render() == written, "stale: run `make docs`"
+
+
+def test_every_key_is_explained() -> None:
+    rows = re.findall(r"^\| `[\w.]+` \|.*\|([^|]*)\|$", generator().render(), flags=re.MULTILINE)
+    assert len(rows) > 80
+    assert all(meaning.strip() for meaning in rows)
+
+
+def anchors(file: Path) -> set[str]:
+    """What a repository browser calls the headings of a page."""
+    titles = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        if target.startswith("http"):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{page.name}: {target}"
+        if anchor:
+            assert anchor in anchors(file), f"{page.name}: {target}"
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 130
