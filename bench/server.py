@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 START_S = 400
+# JSON without blanks between its parts: a small model would fill its reply with them.
+STRUCTURED_OUTPUTS = '{"backend": "xgrammar", "disable_any_whitespace": true}'
 
 
 class ServerError(Exception):
@@ -32,8 +34,7 @@ def serve(model: Path, log: Path, *, name: str = "judge", max_length: int = 1024
     command += ["--model", str(model), "--served-model-name", name]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     command += ["--enforce-eager", "--max-model-len", str(max_length), "--max-num-seqs", "4"]
-    # A small model would fill a JSON reply with blanks.
-    command += ["--structured-outputs-config", '{"disable_any_whitespace": true}']
+    command += ["--structured-outputs-config", STRUCTURED_OUTPUTS]
     cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
     defaults = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": cores}
     with log.open("w") as output:
