@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from cherry_vllm.errors import UserError
-from tests.conftest import ROWS, Cli
+from tests.conftest import ROWS, TOKENIZER, Cli
 from tests.engines.models import assert_close, expected_logprobs, load, make_multimodal, make_spans
 from tests.engines.process import embed, generate, score, score_stock
 
@@ -31,9 +31,12 @@ def test_stock_log_probs_are_those_of_a_plain_forward_pass(
 
 
 def test_embeddings_are_mean_hidden_states_also_of_one_token(
-    model_of: ModelOf, in_process: Run
+    model_of: ModelOf, in_process: Run, tmp_path: Path
 ) -> None:
-    checkpoint, prompts = model_of("Llama"), [[5], [6, 7, 8], list(range(3, 200))]
+    # vLLM's embedding wants a tokenizer, though it is given token ids.
+    checkpoint = shutil.copytree(model_of("Llama"), tmp_path / "model")
+    shutil.copytree(TOKENIZER, checkpoint, dirs_exist_ok=True)
+    prompts = [[5], [6, 7, 8], list(range(3, 200))]
     found, model = in_process(embed, checkpoint, prompts), load(checkpoint)
     for prompt, embedding in zip(prompts, found, strict=True):
         with torch.no_grad():
