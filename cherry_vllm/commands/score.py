@@ -44,7 +44,7 @@ def score_with(
     if scores is None:
         share = config.share
         print(f"share {share.index} of {share.count} scored; the last to end aggregates")
-        return Outcome(scores_dir / SCORES, {})
+        return Outcome(Path(config.run_dir), {})
     _print(scores)
     return Outcome(scores_dir / SCORES, count_outcomes(scores.frame))
 

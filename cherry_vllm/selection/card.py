@@ -98,7 +98,9 @@ def _count_rows(manifest: Mapping[str, Any], num_selected: int) -> dict[str, int
     """What became of the rows read: selected, not selected and dropped make up all."""
     outcomes = manifest["outcomes"]
     dropped = {
-        f"dropped: {reason.value}": outcomes[reason] for reason in DropReason if outcomes[reason]
+        f"dropped: {reason.value}": outcomes[reason.value]
+        for reason in DropReason
+        if outcomes.get(reason.value)  # a run of an earlier release knows fewer reasons
     }
     kept = {"selected": num_selected, "usable, not selected": outcomes["usable"] - num_selected}
     return {"rows read": manifest["num_rows"], **kept, **dropped}
