@@ -1,4 +1,4 @@
-"""What a result may depend on besides its settings."""
+"""The installed versions that a result may depend on."""
 
 from functools import cache
 from importlib.metadata import distributions
