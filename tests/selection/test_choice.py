@@ -28,7 +28,7 @@ def test_a_threshold_is_a_finite_number() -> None:
         Choice(strategy=Strategy.rating, threshold=math.nan)
 
 
-@pytest.mark.parametrize("strategy", set(Strategy) - {Strategy.rating})
+@pytest.mark.parametrize("strategy", [each for each in Strategy if each is not Strategy.rating])
 def test_a_size_is_needed_but_for_ratings(strategy: Strategy) -> None:
     with pytest.raises(UserError, match=r"select\.fraction: not given"):
         Choice(strategy=strategy)
