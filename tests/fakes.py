@@ -73,7 +73,10 @@ class Faults:
 class FakeEngine:
     """Engine, embedder and generator in one, without a model."""
 
-    def __init__(self, checkpoint: Checkpoint, faults: Faults | None = None) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, faults: Faults | None = None, *, with_code: bool = False
+    ) -> None:
+        """``with_code`` says that the model's own code runs, which makes another model of it."""
         self._faults = faults or Faults()
         self._faults.loads += 1
         if self._faults.load_error:
@@ -81,7 +84,7 @@ class FakeEngine:
         digest = hashlib.sha256()
         for file in sorted(checkpoint.folder.glob("*.safetensors")):
             digest.update(file.read_bytes())
-        self._salt = int.from_bytes(digest.digest()[:4])
+        self._salt = int.from_bytes(digest.digest()[:4]) + with_code
 
     def logprobs(
         self, spans: Sequence[Span], on_scored: Callable[[int], None]
@@ -215,8 +218,8 @@ def install(
     """Makes every command of the test's process use the fakes, reading the input inline too."""
     inline = executor or InlineExecutor()
 
-    def build(_engine: Any, checkpoint: Checkpoint, **_settings: Any) -> FakeEngine:
-        return FakeEngine(checkpoint, faults)
+    def build(_engine: Any, checkpoint: Checkpoint, **settings: Any) -> FakeEngine:
+        return FakeEngine(checkpoint, faults, with_code=settings.get("trust_remote_code", False))
 
     def run_here(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
         keywords.pop("environment", None)

@@ -199,13 +199,14 @@ def test_an_answer_is_what_a_plain_greedy_loop_writes(checkpoint: Path, run_dir:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    model.eval()
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     for line in lines_of(run_dir):
         if line["drop_reason"]:
             continue
         message = "\n\n".join(filter(None, [line["question"], line["input"]]))
-        ids = tokenizer.apply_chat_template(
+        ids: Any = tokenizer.apply_chat_template(
             [{"role": "user", "content": message}], add_generation_prompt=True, return_dict=False
         )
         written: list[int] = []

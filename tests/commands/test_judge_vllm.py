@@ -62,7 +62,8 @@ def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
     model, log = folder / "model", folder / "log.txt"
     # Heads as wide as vLLM's attention on CPU takes them.
     config = AutoConfig.from_pretrained(tiny, max_position_embeddings=MAX_LENGTH, head_dim=32)
-    AutoModelForCausalLM.from_config(config).save_pretrained(model)
+    made = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    made.save_pretrained(model)
     AutoTokenizer.from_pretrained(tiny).save_pretrained(model)
     try:
         with serve(model, log, max_length=MAX_LENGTH) as address:

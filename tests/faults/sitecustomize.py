@@ -10,19 +10,23 @@ none  nothing
 
 import os
 import signal
+from collections.abc import Callable, Sequence
 from functools import wraps
+from typing import Any, NoReturn
 
 from cherry_vllm import engines
+from cherry_vllm.engines import Span
 
 original = engines.build_engine
 token, fault = int(os.environ["FAULT_TOKEN"]), os.environ["FAULT"]
 
 
-def die():
+def die() -> NoReturn:
     os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("still alive")
 
 
-def fail(spans):
+def fail(spans: Sequence[Span]) -> None:
     if fault == "row" and len(spans) == 2:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
     if fault != "none":
@@ -30,13 +34,13 @@ def fail(spans):
 
 
 @wraps(original)
-def build_engine(*arguments, **settings):
+def build_engine(*arguments: Any, **settings: Any) -> Any:
     if fault == "load":
         die()
-    engine = original(*arguments, **settings)
+    engine: Any = original(*arguments, **settings)
     logprobs = engine.logprobs
 
-    def fragile(spans, on_scored):
+    def fragile(spans: Sequence[Span], on_scored: Callable[[int], None]) -> Any:
         if any(span.token_ids[span.start] == token for span in spans):
             fail(spans)
         return logprobs(spans, on_scored)

@@ -13,6 +13,8 @@ import pytest
 
 from tests.conftest import ROWS
 
+pytestmark = pytest.mark.process
+
 FIND = "import sys; from cherry_vllm.sources import find_files; print(*find_files(sys.argv[1:]))"
 REVISION = "0123456789" * 4
 
