@@ -38,7 +38,7 @@ def dies_at_step(number: int, act: Callable[[], object]) -> bool:
         for name in STEPS:
             setattr(os, name, stepping(getattr(os, name)))
         files._swap = stepping(files._swap)
-        files._sync = lambda path: None  # takes long, and a killed process needs none
+        files._sync = lambda path: None  # noqa: ARG005 - takes long, and a killed process needs none
         act()
         status = 0
     finally:

@@ -19,6 +19,11 @@ class EngineSettings:
         """How many GPUs one engine computes on, where there are some."""
         return 1
 
+    @property
+    def usual_start(self) -> str:
+        """How long loading usually takes, in words."""
+        return "a few seconds"
+
     def identity(self) -> dict[str, Any]:
         """The settings that decide a score, as fingerprints hash them."""
         items = asdict(self).items()
@@ -41,6 +46,13 @@ class VllmSettings(EngineSettings):
     def num_devices(self) -> int:
         """See :attr:`EngineSettings.num_devices`."""
         return self.tensor_parallel_size
+
+    @property
+    def usual_start(self) -> str:
+        """See :attr:`EngineSettings.usual_start`."""
+        if self.enforce_eager:
+            return "half a minute"
+        return "one or two minutes, because vLLM compiles it; the next time, half a minute"
 
 
 @dataclass(frozen=True, kw_only=True)

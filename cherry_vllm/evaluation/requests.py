@@ -10,7 +10,7 @@ from cherry_vllm.errors import UserError
 from cherry_vllm.evaluation.endpoint import Endpoint, RefusedError, RequestError
 from cherry_vllm.evaluation.prompts import Request
 from cherry_vllm.evaluation.replies import Replies, Reply
-from cherry_vllm.runtime.progress import progress_bar
+from cherry_vllm.runtime.progress import Progress
 from cherry_vllm.store.files import fingerprint
 from cherry_vllm.store.run_folder import File
 
@@ -87,7 +87,7 @@ async def _ask_missing(
                     ) from None
             bar.update()
 
-    with progress_bar("judging", total=total, initial=total - len(missing)) as bar:
+    with Progress("judging", unit="requests", total=total, initial=total - len(missing)) as bar:
         try:
             async with endpoint, asyncio.TaskGroup() as workers:
                 for _ in range(min(endpoint.concurrency, len(missing))):

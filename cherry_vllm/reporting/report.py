@@ -28,7 +28,7 @@ from cherry_vllm.reporting.artifacts import (
 from cherry_vllm.reporting.extremes import count_first_words, find_samples, find_texts
 from cherry_vllm.reporting.landscape import find_dominated, survey
 from cherry_vllm.reporting.page import Page, render
-from cherry_vllm.runtime.progress import progress_bar
+from cherry_vllm.runtime.progress import Progress
 from cherry_vllm.scoring.ifd import count_outcomes
 from cherry_vllm.selection.extremes import mark_sides
 from cherry_vllm.store.marks import check_replaceable, own_file, own_folder
@@ -111,7 +111,7 @@ def report(
 def _write(page: Page, output_dir: Path) -> Path:
     target, pictures = _find_targets(output_dir)
     with (
-        progress_bar("drawing", unit=" figures", total=len(page.figures)) as bar,
+        Progress("drawing", unit="figures", total=len(page.figures)) as bar,
         own_folder(pictures, COMMAND) as folder,
     ):
         for name, figure in page.figures.items():

@@ -11,7 +11,7 @@ import polars as pl
 from cherry_vllm.errors import UserError
 from cherry_vllm.options import DataFormat
 from cherry_vllm.runtime.processes import ChildError, isolate
-from cherry_vllm.runtime.progress import progress_bar
+from cherry_vllm.runtime.progress import Progress
 from cherry_vllm.schema import SCHEMA_VERSION
 from cherry_vllm.sources import Columns, read_rows
 from cherry_vllm.store.files import file_sha256
@@ -107,7 +107,7 @@ def write_rows(
         warnings.append(line)
 
     num_rows = num_shards = 0
-    with progress_bar("reading") as bar:
+    with Progress("reading") as bar:
         for frame in frames(tell=tell):
             if wanted is None or num_shards in wanted:
                 rows.discard(num_shards)

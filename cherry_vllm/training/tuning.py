@@ -26,7 +26,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from cherry_vllm.engines import hf
 from cherry_vllm.engines.checkpoint import Checkpoint
 from cherry_vllm.errors import UserError
-from cherry_vllm.runtime.progress import progress_bar
+from cherry_vllm.runtime.progress import Progress
 from cherry_vllm.training.batches import LengthBatches, collate
 from cherry_vllm.training.examples import Example
 from cherry_vllm.training.recipe import Machine, Recipe
@@ -89,7 +89,7 @@ def fine_tune(
         args=arguments,
         # Without a pad token any id serves: padding is masked and carries no loss.
         data_collator=partial(collate, pad_token_id=0 if pad_token_id is None else pad_token_id),
-        callbacks=[Progress(), Divergence()],
+        callbacks=[StepProgress(), Divergence()],
     )
     trainer.remove_callback(PrinterCallback)
     # It warns of another save_steps than the checkpoint's, which decides no weight.
@@ -145,22 +145,22 @@ def training_arguments(
     return arguments
 
 
-class Progress(TrainerCallback):
+class StepProgress(TrainerCallback):
     """A bar over optimizer steps, on the first process."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        self._bar = progress_bar(
-            "training", unit=" steps", total=state.max_steps, initial=state.global_step
+        self._progress = Progress(
+            "training", unit="steps", total=state.max_steps, initial=state.global_step
         )
+        self._progress.start()
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         logs = kwargs["logs"]
         if "loss" in logs:
-            self._bar.set_postfix(loss=f"{logs['loss']:.4f}", refresh=False)
-            self._bar.update(state.global_step - self._bar.n)
+            self._progress.reach(state.global_step, f"loss {logs['loss']:.4f}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        self._bar.close()
+        self._progress.close()
 
 
 def newest_whole_checkpoint(checkpoints: Path) -> str | None:

@@ -12,7 +12,7 @@ from threading import Condition, Thread
 import polars as pl
 
 from cherry_vllm.errors import UserError
-from cherry_vllm.runtime.progress import progress_bar
+from cherry_vllm.runtime.progress import Progress
 from cherry_vllm.schema import DropReason
 from cherry_vllm.store.run_folder import Inner
 from cherry_vllm.workers import Executor, Worker, WorkerError
@@ -35,7 +35,7 @@ class Driver:
         self._units_per_row, self._recycle_shards = units_per_row, recycle_shards
         self._changed = Condition()
         self._workers: dict[int, Worker] = {}
-        self._is_stopped = False
+        self._is_loaded = self._is_stopped = False
         self._error: BaseException | None = None
         self._rows_done, self._rows_under_way = 0, dict[int, int]()
         self._parts: dict[int, dict[int, pl.DataFrame]] = defaultdict(dict)
@@ -53,6 +53,8 @@ class Driver:
         total = sum(heights.values())
         num_rows = sum(heights[index] for index in missing)
         self._rows_done = total - num_rows
+        if self._rows_done:
+            log.info("%s: %d of %d rows are done already", self._label, self._rows_done, total)
         num_workers = min(self._executor.num_workers, len(missing))
         self._schedule = Schedule((Piece(i, 0, heights[i]) for i in missing), num_workers)
         threads = [
@@ -60,7 +62,7 @@ class Driver:
         ]
         self._discard(missing)  # of a run that was killed
         started = time.monotonic()
-        with progress_bar(self._label, total=total, initial=self._rows_done) as self._bar:
+        with Progress(self._label, total=total, initial=self._rows_done) as self._progress:
             try:
                 for thread in threads:
                     thread.start()
@@ -113,9 +115,14 @@ class Driver:
             self._workers[slot] = worker
             if self._is_stopped:
                 worker.kill()
+        started = time.monotonic()
         worker.load()
         with self._changed:
             self._schedule.loaded()
+            if not self._is_loaded:
+                log.info("loaded in %.0f s", time.monotonic() - started)
+                self._is_loaded = True
+                self._progress.start()
 
     def _advance(self, slot: int, num_units: int) -> None:
         with self._changed:
@@ -230,7 +237,7 @@ class Driver:
     def _show(self) -> None:
         # Rows that a lost worker had under way are counted back.
         under_way = sum(units // self._units_per_row for units in self._rows_under_way.values())
-        self._bar.update(self._rows_done + under_way - self._bar.n)
+        self._progress.reach(self._rows_done + under_way)
 
     def _check_done(self, indices: Sequence[int]) -> None:
         if left := set(indices).difference(self._task.target.marked(indices)):

@@ -121,7 +121,11 @@ class ModelRun:
         if self._use.executor.retry_failed:
             missing = sorted(missing + self._take_back_failed(set(indices).difference(missing)))
         if missing:
-            log.info("loading %s", self._checkpoint.folder)
+            log.info(
+                "loading %s, which usually takes %s",
+                self._checkpoint.folder,
+                self._use.engine.usual_start,
+            )
             limits: dict[str, Any] = {
                 "max_length": self._use.max_length,
                 "trust_remote_code": self._use.trust_remote_code,

@@ -41,7 +41,7 @@ def test_two_processes_share_a_run_and_the_last_to_end_aggregates(
     ends = [share.communicate() for share in shares]
     for share, (_, stderr) in zip(shares, ends, strict=True):
         assert share.returncode == 0, stderr
-        assert f"/{NUM_ROWS // 2} [" in stderr  # the progress of a share is told of the share
+        assert f"scoring: {NUM_ROWS // 2} rows in" in stderr  # a share tells of its own rows
     assert sum("rows read" in stdout for stdout, _ in ends) >= 1
     assert_same(tmp_path, undisturbed)
 
