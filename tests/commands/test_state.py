@@ -69,13 +69,19 @@ CHOSEN = st.builds(
     with_wizardlm=st.booleans(),
     with_code=st.booleans(),
 )
+EITHER = st.integers(0, 1)  # of the settings or outputs of an example
 
 
 class RunFolder(RuleBasedStateMachine):
     """What a user and bad luck may do to one run folder."""
 
-    @initialize(is_scored=st.booleans(), chosen=CHOSEN)
-    def begin(self, *, is_scored: bool, chosen: Chosen) -> None:
+    @initialize(
+        is_scored=st.booleans(),
+        chosen=st.lists(CHOSEN, min_size=2, max_size=2),
+        outputs=st.lists(st.sampled_from(OUTPUTS), min_size=2, max_size=2, unique=True),
+    )
+    def begin(self, *, is_scored: bool, chosen: list[Chosen], outputs: list[str]) -> None:
+        self.chosen, self.outputs = chosen, outputs  # few, so that commands meet
         self.place = Path(tempfile.mkdtemp(prefix="state"))
         self.patch = pytest.MonkeyPatch()
         self.executor = install(self.patch, InlineExecutor(on_piece=self._meet_piece))
@@ -97,7 +103,7 @@ class RunFolder(RuleBasedStateMachine):
         for number in self.data:
             self.put_data(number)
         if is_scored:
-            self.score(chosen)
+            self.score(0)
 
     def teardown(self) -> None:
         if hasattr(self, "patch"):
@@ -138,10 +144,10 @@ class RunFolder(RuleBasedStateMachine):
         """A newer release of the program."""
         self.release += 1
 
-    @rule(name=st.sampled_from(OUTPUTS), edits=st.booleans())
-    def put_own_file(self, name: str, *, edits: bool) -> None:
+    @rule(output=EITHER, edits=st.booleans())
+    def put_own_file(self, output: int, *, edits: bool) -> None:
         """The user's own file where a selection would go, or an edit of what is there."""
-        output = path = self.place / "out" / name
+        place = path = self._output(output)
         if path.is_dir() and edits:
             path = path / "notes.txt"
         elif path.exists() and not edits:
@@ -151,7 +157,7 @@ class RunFolder(RuleBasedStateMachine):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes((path.read_bytes() if path.exists() else b"") + b"mine")
         self.users[path] = path.read_bytes()
-        self.selected.pop(output, None)
+        self.selected.pop(place, None)
 
     @precondition(lambda self: self.possible)
     @rule(place=st.integers(0, 99), kind=st.sampled_from(["flip", "cut", "delete"]))
@@ -178,8 +184,8 @@ class RunFolder(RuleBasedStateMachine):
 
     # Commands.
 
-    @rule(chosen=CHOSEN)
-    def score(self, chosen: Chosen) -> None:
+    @rule(chosen=EITHER)
+    def score(self, chosen: int) -> None:
         """A run that nothing disturbs ends with the right scores."""
         state = self._state(chosen)
         try:
@@ -191,8 +197,8 @@ class RunFolder(RuleBasedStateMachine):
         self._end_with(state)
         assert not [path for path in self.run_dir.rglob(".*") if ".tmp" in path.name]
 
-    @rule(chosen=CHOSEN, changes=st.integers(0, 60))
-    def score_and_kill(self, chosen: Chosen, changes: int) -> None:
+    @rule(chosen=EITHER, changes=st.integers(0, 60))
+    def score_and_kill(self, chosen: int, changes: int) -> None:
         """`kill -9` after any change to the disk."""
         state = self._state(chosen)
         self.possible.add(state)
@@ -203,8 +209,8 @@ class RunFolder(RuleBasedStateMachine):
             return
         self._end_with(state)
 
-    @rule(chosen=CHOSEN, index=st.integers(0, 2), count=st.sampled_from([2, 3]))
-    def score_share(self, chosen: Chosen, index: int, count: int) -> None:
+    @rule(chosen=EITHER, index=st.integers(0, 2), count=st.sampled_from([2, 3]))
+    def score_share(self, chosen: int, index: int, count: int) -> None:
         """One of several processes; the last to end leaves the scores."""
         state = self._state(chosen)
         self.possible.add(state)
@@ -216,8 +222,8 @@ class RunFolder(RuleBasedStateMachine):
         if made.name == "scores.parquet":
             self._end_with(state)
 
-    @rule(chosen=CHOSEN, other=st.integers(0, NUM_WEIGHTS - 1), piece=st.integers(0, 2))
-    def score_while_weights_change(self, chosen: Chosen, other: int, piece: int) -> None:
+    @rule(chosen=EITHER, other=st.integers(0, NUM_WEIGHTS - 1), piece=st.integers(0, 2))
+    def score_while_weights_change(self, chosen: int, other: int, piece: int) -> None:
         """Weights replaced while a run goes on: its scores are of one set, or there are none."""
         state = self._state(chosen)
 
@@ -227,8 +233,8 @@ class RunFolder(RuleBasedStateMachine):
 
         self._score_meanwhile(state, swap)
 
-    @rule(chosen=CHOSEN, other=CHOSEN, piece=st.integers(0, 2), count=st.integers(1, 3))
-    def score_twice_at_once(self, chosen: Chosen, other: Chosen, piece: int, count: int) -> None:
+    @rule(chosen=EITHER, other=EITHER, piece=st.integers(0, 2), count=st.integers(1, 3))
+    def score_twice_at_once(self, chosen: int, other: int, piece: int, count: int) -> None:
         """A run in other shares while one goes on is refused."""
         rival = self._state(other)
 
@@ -241,54 +247,54 @@ class RunFolder(RuleBasedStateMachine):
         self._score_meanwhile(self._state(chosen), begin_another, count=count)
 
     @precondition(lambda self: self.possible)
-    @rule(chosen=CHOSEN, piece=st.integers(0, 2), name=st.sampled_from(OUTPUTS))
-    def select_while_scoring(self, chosen: Chosen, piece: int, name: str) -> None:
+    @rule(chosen=EITHER, piece=st.integers(0, 2), output=EITHER)
+    def select_while_scoring(self, chosen: int, piece: int, output: int) -> None:
         """A selection while a run goes on is one of the scores that were there."""
 
         def select_now(number: int) -> None:
             if number == piece:
-                self.select(name, 2)
+                self.select(output, 2)
 
         self._score_meanwhile(self._state(chosen), select_now)
 
     @precondition(lambda self: self.possible)
-    @rule(name=st.sampled_from(OUTPUTS), count=st.integers(1, 4))
-    def select(self, name: str, count: int) -> None:
+    @rule(output=EITHER, count=st.integers(1, 4))
+    def select(self, output: int, count: int) -> None:
         """A selection holds the rows that one state ranks first, or is refused."""
-        output = self.place / "out" / name
+        path = self._output(output)
         try:
-            self._select(output, count)
+            self._select(path, count)
         except UserError:
-            assert not self.is_whole or self._may_not_be_selected(output, count)
+            assert not self.is_whole or self._may_not_be_selected(path, count)
             return
-        self._check_selection(output, count)
+        self._check_selection(path, count)
 
     @precondition(lambda self: self.possible)
-    @rule(name=st.sampled_from(OUTPUTS), count=st.integers(1, 4), changes=st.integers(0, 12))
-    def select_and_kill(self, name: str, count: int, changes: int) -> None:
+    @rule(output=EITHER, count=st.integers(1, 4), changes=st.integers(0, 12))
+    def select_and_kill(self, output: int, count: int, changes: int) -> None:
         """`kill -9` in the middle of a selection, which leaves the old output or the new one."""
-        output = self.place / "out" / name
-        if output in self.selected:
-            self.selected[output] += [choose(state, count) for state in self.possible]
+        path = self._output(output)
+        if path in self.selected:
+            self.selected[path] += [choose(state, count) for state in self.possible]
         try:
             with freezing_after(changes):
-                self._select(output, count)
+                self._select(path, count)
         except (Killed, UserError):
             return
-        self._check_selection(output, count)
+        self._check_selection(path, count)
 
     @precondition(lambda self: self.possible)
     @rule(
-        name=st.sampled_from(OUTPUTS),
+        output=EITHER,
         count=st.integers(1, 4),
         opening=st.integers(0, 15),
-        chosen=CHOSEN,
+        chosen=EITHER,
     )
     def select_while_scores_change(
-        self, name: str, count: int, opening: int, chosen: Chosen
+        self, output: int, count: int, opening: int, chosen: int
     ) -> None:
         """A run that ends while `select` reads: the rows are of one state, which the mark names."""
-        output, state = self.place / "out" / name, self._state(chosen)
+        path, state = self._output(output), self._state(chosen)
         ended: list[State] = []
 
         def end_a_run() -> None:
@@ -298,14 +304,14 @@ class RunFolder(RuleBasedStateMachine):
 
         try:
             with at_opening(opening, end_a_run):
-                self._select(output, count)
+                self._select(path, count)
             is_selected = True
         except UserError:
             is_selected = False
         for each in ended:
             self._check_scores(each)
         if is_selected:
-            self._check_selection(output, count)
+            self._check_selection(path, count)
         for each in ended:
             self._end_with(each)
 
@@ -335,8 +341,12 @@ class RunFolder(RuleBasedStateMachine):
             assert any(same(found, each) for each in allowed), f"{output.name} was changed"
             assert read_mark(output), f"{output.name} is not what its mark says"
 
-    def _state(self, chosen: Chosen) -> State:
-        return State(self.data[chosen.file], self.weights, *chosen[1:])
+    def _state(self, chosen: int) -> State:
+        settings = self.chosen[chosen]
+        return State(self.data[settings.file], self.weights, *settings[1:])
+
+    def _output(self, number: int) -> Path:
+        return self.place / "out" / self.outputs[number]
 
     def _data_file(self, file: int) -> Path:
         return self.place / f"data-{file}.jsonl"
