@@ -8,13 +8,13 @@ SCHEMA_VERSION = 3  # part of every fingerprint: raise it when a file's meaning 
 
 
 class DropReason(StrEnum):
-    """Why a row is not usable; the first that applies is the row's."""
+    """Why a row is not usable: the first reason that was met, from reading to scoring."""
 
     MALFORMED = "malformed"  # not a record, a field missing or of the wrong type, not valid text
     EMPTY_ANSWER = "empty_answer"  # null, blank, or no token of its own after the prompt
     REFUSAL = "refusal"  # the answer holds a phrase of refusals.phrases
-    OUT_OF_VOCABULARY = "out_of_vocabulary"  # the tokenizer made an id the model does not have
     PROMPT_TOO_LONG = "prompt_too_long"  # the prompt alone fills max_length
+    OUT_OF_VOCABULARY = "out_of_vocabulary"  # the tokenizer made an id the model does not have
     PROMPT_TOO_SHORT = "prompt_too_short"  # a single token, which has no perplexity; embedded still
     ENGINE_FAILED = "engine_failed"  # the engine died on it, alone, twice
     NON_FINITE = "non_finite"  # a log-probability or the IFD is not a finite number

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from cherry_vllm.commands import summary as report
 from cherry_vllm.commands.inputs import (
     Job,
     Outcome,
@@ -14,6 +13,7 @@ from cherry_vllm.commands.inputs import (
     model_use,
     read_input,
 )
+from cherry_vllm.commands.summary import describe
 from cherry_vllm.config import Config, KMeansConfig
 from cherry_vllm.engines.checkpoint import Checkpoint
 from cherry_vllm.errors import UserError
@@ -68,7 +68,7 @@ def sample_from(
             found = experience.sample_most_difficult(run_dir, rows, scores_dir, count=count)
         else:
             found = experience.sample_any(run_dir, rows, count=count, seed=seed)
-    print(report.describe(f"sample={settings.strategy.value}", found.facts))
+    print(describe(f"sample={settings.strategy.value}", found.facts))
     print(printable(f"experience: {found.artifact}"))
     return found
 

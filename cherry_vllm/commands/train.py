@@ -6,7 +6,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from cherry_vllm.commands import summary as report
 from cherry_vllm.commands.inputs import (
     Job,
     find_input,
@@ -15,6 +14,7 @@ from cherry_vllm.commands.inputs import (
     read_input,
     warn_of_misfits,
 )
+from cherry_vllm.commands.summary import describe
 from cherry_vllm.config import Config, TrainConfig, arguments_of
 from cherry_vllm.engines.checkpoint import Checkpoint
 from cherry_vllm.prompts.prompt import Prompt
@@ -49,7 +49,7 @@ def train_on(
         settings = training_settings(config, group, prompt)
         tuned = training.train(run_dir, rows, checkpoint, settings)
     if tuned is not None:
-        print(report.describe(f"train={group.name}", tuned.facts))
+        print(describe(f"train={group.name}", tuned.facts))
         picture = tuned.artifact / Inner.LOSS_PICTURE
         print(printable(f"model: {tuned.model.folder}  picture: {picture}"))
     return tuned

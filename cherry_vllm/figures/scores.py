@@ -62,7 +62,7 @@ def draw_ledger(scores: pl.DataFrame, selection: Selection | None) -> Figure:
     )
     caption = (
         f"Of {scores.height:,} rows read, {usable:,} ({share(usable, scores.height)}) are usable "
-        f"and {scores.height - usable:,} were dropped, each for the first reason that applies."
+        f"and {scores.height - usable:,} were dropped, each for the first reason that was met."
     )
     if selection:
         number = selection.rows.height

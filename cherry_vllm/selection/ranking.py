@@ -9,6 +9,14 @@ from cherry_vllm.errors import UserError
 from cherry_vllm.options import Order, Rule, Strategy
 from cherry_vllm.selection.choice import Choice
 
+RANKED_BY = {
+    Strategy.cherry: "ifd",
+    Strategy.low_ifd: "ifd",
+    Strategy.high_conditioned: "conditioned_score",
+    Strategy.longest: "num_answer_tokens",
+    Strategy.rating: "rating",
+}
+
 
 def select_rows(scores: pl.DataFrame, choice: Choice) -> pl.DataFrame:
     """The chosen lines of ``scores`` (:data:`schema.SCORES`), in output order.
@@ -42,12 +50,7 @@ def _rank(usable: pl.DataFrame, choice: Choice) -> pl.DataFrame:
     """The usable rows, best first."""
     if choice.strategy is Strategy.random:
         return usable[np.random.default_rng(choice.seed).permutation(usable.height)]
-    columns = {
-        Strategy.high_conditioned: "conditioned_score",
-        Strategy.longest: "num_answer_tokens",
-        Strategy.rating: "rating",
-    }
-    column = columns.get(choice.strategy, "ifd")
+    column = RANKED_BY[choice.strategy]
     highest_first = choice.strategy is not Strategy.low_ifd
     later_of_equals = choice.rule is Rule.data_by_ifd
     return usable.sort([column, "row"], descending=[highest_first, later_of_equals])

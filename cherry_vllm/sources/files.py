@@ -10,11 +10,11 @@ from typing import Any
 
 from cherry_vllm.errors import UserError
 from cherry_vllm.sources.formats import find_format
+from cherry_vllm.store.marks import SUFFIX as MARK_SUFFIX
 from cherry_vllm.store.marks import mark_path
 from cherry_vllm.store.run_folder import is_run_file
 
-CARD_SUFFIX = ".meta.json"
-CARD_KEYS = {"sha256", "num_selected", "counts"}  # of what stands beside an output of ours
+MARK_KEYS = {"sha256", "num_selected", "counts"}  # what a mark has, also of earlier releases
 
 log = logging.getLogger(__name__)
 
@@ -84,16 +84,16 @@ def _expand(pattern: str) -> list[Path]:
 
 
 def _is_ours(file: Path) -> bool:
-    """Whether a run wrote a file: as one of its own, a selection, or a selection's card."""
-    cards = (file, mark_path(file), file.with_suffix(CARD_SUFFIX))
-    return is_run_file(file) or any(_is_card(card) for card in cards)
+    """Whether a run wrote a file: as one of its own, a selection, or a selection's mark."""
+    marks = (file, mark_path(file), file.with_suffix(MARK_SUFFIX))
+    return is_run_file(file) or any(_is_mark(mark) for mark in marks)
 
 
-def _is_card(file: Path) -> bool:
-    if not (file.name.endswith(CARD_SUFFIX) and file.is_file()):
+def _is_mark(file: Path) -> bool:
+    if not (file.name.endswith(MARK_SUFFIX) and file.is_file()):
         return False
     try:
-        return not CARD_KEYS.isdisjoint(_read(file))
+        return not MARK_KEYS.isdisjoint(_read(file))
     except UserError:
         return False
 

@@ -84,8 +84,13 @@ def _read_file(
     if data_format in (DataFormat.parquet, DataFormat.arrow):
         yield from read_table(file, data_format, columns, findings, max_rows)
         return
-    is_csv = data_format is DataFormat.csv
-    records = read_csv_records(file) if is_csv else read_json_records(file, data_format)
+    match data_format:
+        case DataFormat.csv:
+            records = read_csv_records(file)
+        case DataFormat.json | DataFormat.jsonl:
+            records = read_json_records(file, data_format)
+        case _:
+            raise ValueError(f"no reader for {data_format}")
     try:
         yield from frames_of(islice(records, max_rows), file, columns, findings)
     except READ_ERRORS as error:

@@ -1,4 +1,4 @@
-"""What a run folder holds, and where: the only place that knows these names."""
+"""The names of what is in a run folder; those of shards are in :mod:`store.shards`."""
 
 import logging
 import re
@@ -60,7 +60,7 @@ class Inner(StrEnum):
     LOSS_PICTURE = "losses.png"
 
 
-MARK = ".lock"  # that every run folder has
+RUN_LOCK = ".lock"  # every run folder has one
 NAMED = frozenset(Folder) - {Folder.SCORES, Folder.REPORT}  # by a fingerprint, inside
 NAMED_BY_FINGERPRINT = re.compile(r"(.+-)?[0-9a-f]{16}")
 
@@ -68,7 +68,7 @@ NAMED_BY_FINGERPRINT = re.compile(r"(.+-)?[0-9a-f]{16}")
 def is_run_file(file: Path) -> bool:
     """Whether a file is one that runs keep for themselves in a run folder."""
     for folder in file.absolute().parents:
-        if (folder / MARK).exists():
+        if (folder / RUN_LOCK).exists():
             parts = file.absolute().relative_to(folder).parts
             return file.name in frozenset(File) or any(
                 name in NAMED and NAMED_BY_FINGERPRINT.fullmatch(below) is not None

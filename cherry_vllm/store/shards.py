@@ -93,6 +93,10 @@ class Shards:
         found = {path.stem for path in self.folder.glob("part-*.done")}
         return [index for index in indices if self.path(index).stem in found]
 
+    def written(self) -> list[Path]:
+        """The data files that are there, whole or not, in order."""
+        return sorted(self.folder.glob("part-*.parquet"))
+
     def unmark(self, index: int) -> None:
         """Takes a shard's marker away, so that it is made again."""
         self.path(index).with_suffix(".done").unlink(missing_ok=True)

@@ -167,8 +167,7 @@ class Driver:
         for parts in self._parts.values():
             for part in parts.values():
                 return part.schema
-        done = next(path for path in sorted(self._task.target.folder.glob("part-*.parquet")))
-        return pl.read_parquet(done, glob=False, n_rows=0).schema
+        return pl.read_parquet(self._task.target.written()[0], glob=False, n_rows=0).schema
 
     def _join(self, index: int, start: int, part: pl.DataFrame) -> None:
         """Writes a shard that was halved, once all of its parts are there."""

@@ -1,7 +1,7 @@
 """A model over all rows: what scoring, embedding and measuring perplexity have in common."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -110,43 +110,15 @@ class ModelRun:
                 dies whatever it is given; or the input or the model has changed since the run
                 began.
         """
+        self._begin()
         target, num_shards = self.target, self._rows.num_shards
-        with target.changing():
-            if not target.is_begun():
-                self._refuse_changed_input()
-                self._tell_of_other_days()
-                target.begin()
         indices = range(share.index, num_shards, share.count)
         missing = target.missing(indices)
         if self._use.executor.retry_failed:
             missing = sorted(missing + self._take_back_failed(set(indices).difference(missing)))
         if missing:
-            log.info(
-                "loading %s, which usually takes %s",
-                self._checkpoint.folder,
-                self._use.engine.usual_start,
-            )
-            limits: dict[str, Any] = {
-                "max_length": self._use.max_length,
-                "trust_remote_code": self._use.trust_remote_code,
-            }
-            task = Task(
-                self._rows,
-                target,
-                self._checkpoint,
-                partial(open_span_builder, self._checkpoint, prompt=self._use.prompt, **limits),
-                partial(open_model, self._use.engine, self._checkpoint, **limits),
-                method,
-                make_shard,
-                ADVICE.get(self._use.engine.name, "use another engine"),
-            )
-            Driver(
-                label,
-                task,
-                build_executor(self._use.executor, self._use.engine),
-                units_per_row=units_per_row,
-                recycle_shards=self._use.executor.recycle_shards,
-            ).run(indices, missing)
+            task = self._task(open_model, method, make_shard)
+            self._drive(label, task, indices, missing, units_per_row)
         with target.changing():
             if target.is_closed() and not missing:
                 log.info("%s: %s before, nothing to do", target.folder, done)
@@ -159,6 +131,45 @@ class ModelRun:
                     "and the same command makes it again"
                 )
         return target
+
+    def _begin(self) -> None:
+        with self.target.changing():
+            if not self.target.is_begun():
+                self._refuse_changed_input()
+                self._tell_of_other_days()
+                self.target.begin()
+
+    def _task(self, open_model: Callable[..., Any], method: str, make_shard: MakeShard) -> Task:
+        limits: dict[str, Any] = {
+            "max_length": self._use.max_length,
+            "trust_remote_code": self._use.trust_remote_code,
+        }
+        return Task(
+            self._rows,
+            self.target,
+            self._checkpoint,
+            partial(open_span_builder, self._checkpoint, prompt=self._use.prompt, **limits),
+            partial(open_model, self._use.engine, self._checkpoint, **limits),
+            method,
+            make_shard,
+            ADVICE.get(self._use.engine.name, "use another engine"),
+        )
+
+    def _drive(
+        self, label: str, task: Task, indices: range, missing: Sequence[int], units_per_row: int
+    ) -> None:
+        """Loads the model, and makes the shards that are missing."""
+        engine, executor = self._use.engine, self._use.executor
+        folder = self._checkpoint.folder
+        log.info("loading %s, which usually takes %s", folder, engine.usual_start)
+        driver = Driver(
+            label,
+            task,
+            build_executor(executor, engine),
+            units_per_row=units_per_row,
+            recycle_shards=executor.recycle_shards,
+        )
+        driver.run(indices, missing)
 
     def _take_back_failed(self, finished: Iterable[int]) -> list[int]:
         """Those of the finished shards that hold rows dropped as engine_failed."""
@@ -195,7 +206,7 @@ class ModelRun:
 
     def _begun(self) -> Iterator[tuple[Path, dict[str, Any]]]:
         """The folders of runs that began beside this one, and their settings, if still readable."""
-        for path in sorted(self.target.folder.parent.glob("*/settings.json")):
+        for path in sorted(self.target.folder.parent.glob(f"*/{Inner.SETTINGS}")):
             with suppress(DamagedFileError):
                 yield path.parent, read_json(path)
 

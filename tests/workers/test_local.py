@@ -5,7 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from typing import Any
 import polars as pl
 import pytest
 
+from cherry_vllm import config
+from cherry_vllm.config import compose
 from cherry_vllm.engines.checkpoint import Checkpoint
 from cherry_vllm.engines.settings import HfSettings
 from cherry_vllm.errors import UserError
@@ -39,15 +41,15 @@ def test_cores_are_split_and_none_is_left_over() -> None:
 
 def test_without_gpus_there_is_one_worker_unless_told_otherwise() -> None:
     engine = HfSettings(name="hf", dtype="auto", device="cpu", batch_tokens=1)
-    assert LocalExecutor(ExecutorSettings(), engine).num_workers == 1
-    assert LocalExecutor(ExecutorSettings(num_workers=3), engine).num_workers == 3
+    assert LocalExecutor(executor_settings(), engine).num_workers == 1
+    assert LocalExecutor(executor_settings(num_workers=3), engine).num_workers == 3
 
 
 @pytest.mark.parametrize("num_workers", [0, -1])
 def test_a_number_of_workers_below_one_is_refused(num_workers: int) -> None:
     engine = HfSettings(name="hf", dtype="auto", device="cpu", batch_tokens=1)
     with pytest.raises(UserError, match=f"executor.num_workers={num_workers}: give"):
-        LocalExecutor(ExecutorSettings(num_workers=num_workers), engine)
+        LocalExecutor(executor_settings(num_workers=num_workers), engine)
 
 
 # --- a fake engine in processes of its own -------------------------------------------------------
@@ -92,6 +94,11 @@ def no_builder() -> None:
     """Token ids are made up."""
 
 
+def executor_settings(**changes: Any) -> ExecutorSettings:
+    """Those of ``conf/``, with changes."""
+    return replace(config.executor_settings(compose().executor), **changes)
+
+
 def drive(folder: Path, faults: Faults, **settings: Any) -> Shards:
     """A run over a fake engine in a worker's process; returns the results, whole or not."""
     checkpoint = Checkpoint(folder, "fingerprint", ())
@@ -102,7 +109,7 @@ def drive(folder: Path, faults: Faults, **settings: Any) -> Shards:
     open_model = partial(FakeEngine, checkpoint, faults)
     task = Task(source, target, checkpoint, builder, open_model, "logprobs", fakes.make_shard)
     engine = HfSettings(name="hf", dtype="auto", device="cpu", batch_tokens=1)
-    executor = LocalExecutor(ExecutorSettings(**settings), engine)
+    executor = LocalExecutor(executor_settings(**settings), engine)
     driver = Driver("scoring", task, executor, units_per_row=1, recycle_shards=200)
     indices = range(NUM_SHARDS)
     driver.run(indices, target.missing(indices))
