@@ -144,20 +144,28 @@ class RunFolder(RuleBasedStateMachine):
         """A newer release of the program."""
         self.release += 1
 
-    @rule(output=EITHER, edits=st.booleans())
-    def put_own_file(self, output: int, *, edits: bool) -> None:
-        """The user's own file where a selection would go, or an edit of what is there."""
-        place = path = self._output(output)
-        if path.is_dir() and edits:
-            path = path / "notes.txt"
-        elif path.exists() and not edits:
-            return
-        elif not path.suffix:
-            path = path / "raw.jsonl"
+    @rule(output=EITHER)
+    def put_own_file(self, output: int) -> None:
+        """The user's own file where a selection would go."""
+        path = self._output(output)
+        if not path.exists():
+            self._write_own(path if path.suffix else path / "raw.jsonl", b"mine")
+
+    @precondition(lambda self: self.selected)
+    @rule(number=EITHER)
+    def edit_selection(self, number: int) -> None:
+        """The user adds a line to a selection, or a file to its folder."""
+        output = list(self.selected)[number % len(self.selected)]
+        del self.selected[output]
+        if output.is_dir():
+            self._write_own(output / "notes.txt", b"mine")
+        else:
+            self._write_own(output, output.read_bytes() + b"mine")
+
+    def _write_own(self, path: Path, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes((path.read_bytes() if path.exists() else b"") + b"mine")
-        self.users[path] = path.read_bytes()
-        self.selected.pop(place, None)
+        path.write_bytes(content)
+        self.users[path] = content
 
     @precondition(lambda self: self.possible)
     @rule(place=st.integers(0, 99), kind=st.sampled_from(["flip", "cut", "delete"]))
@@ -195,7 +203,9 @@ class RunFolder(RuleBasedStateMachine):
                 return
             raise
         self._end_with(state)
-        assert not [path for path in self.run_dir.rglob(".*") if ".tmp" in path.name]
+        (name,) = (name for name, named in self.names.items() if named == state)
+        for folder in (self.run_dir, self.run_dir / "logprobs" / name):  # others keep theirs
+            assert not [path for path in folder.glob(".*") if ".tmp" in path.name]
 
     @rule(chosen=EITHER, changes=st.integers(0, 60))
     def score_and_kill(self, chosen: int, changes: int) -> None:
