@@ -19,6 +19,10 @@ class EngineSettings:
         """How many GPUs one engine computes on, where there are some."""
         return 1
 
+    def computes_in(self, checkpoint_dtype: str) -> str:
+        """The type of the activations, for a checkpoint that is saved in ``checkpoint_dtype``."""
+        return checkpoint_dtype if self.dtype == "auto" else self.dtype
+
     @property
     def usual_start(self) -> str:
         """How long loading usually takes, in words."""

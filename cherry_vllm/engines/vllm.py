@@ -215,7 +215,7 @@ def _load(
         config_format="hf",  # vLLM prefers Mistral's own files where they lie beside
         max_model_len=max_model_len,
         # vLLM's own "auto" rounds an fp32 checkpoint.
-        dtype=checkpoint_dtype(checkpoint.folder) if settings.dtype == "auto" else settings.dtype,
+        dtype=settings.computes_in(checkpoint_dtype(checkpoint.folder)),
         load_format="safetensors",
         use_tqdm_on_load=is_verbose(),
         tensor_parallel_size=settings.tensor_parallel_size,

@@ -26,6 +26,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from cherry_vllm.engines import hf
 from cherry_vllm.engines.checkpoint import Checkpoint
 from cherry_vllm.errors import UserError
+from cherry_vllm.runtime.cpu import lacks_bf16
 from cherry_vllm.runtime.progress import Progress
 from cherry_vllm.training.batches import LengthBatches, collate
 from cherry_vllm.training.examples import Example
@@ -118,6 +119,11 @@ def training_arguments(
         raise UserError(
             "train.fsdp=true: needs GPUs and torchrun (elsewhere the trainer would quietly do "
             "something else); leave it out"
+        )
+    if on_cpu and recipe.bf16 and lacks_bf16():
+        log.warning(
+            "train.bf16=true: slow on this CPU, which has no bf16 instructions; train.bf16=false "
+            "is several times faster"
         )
     arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"),

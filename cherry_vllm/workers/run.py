@@ -10,18 +10,20 @@ from typing import Any
 
 import polars as pl
 
-from cherry_vllm.engines.checkpoint import Checkpoint
+from cherry_vllm.engines.checkpoint import Checkpoint, checkpoint_dtype
 from cherry_vllm.engines.settings import EngineSettings
 from cherry_vllm.errors import DamagedFileError, UserError
 from cherry_vllm.prompts.prompt import Prompt
 from cherry_vllm.prompts.spans import open_span_builder
+from cherry_vllm.runtime.cpu import lacks_bf16
 from cherry_vllm.schema import SCHEMA_VERSION, DropReason
 from cherry_vllm.store.files import read_json
 from cherry_vllm.store.run_folder import Inner
 from cherry_vllm.store.shards import Shards
 from cherry_vllm.workers import build_executor
 from cherry_vllm.workers.driver import Driver
-from cherry_vllm.workers.settings import ExecutorSettings
+from cherry_vllm.workers.local import find_gpus
+from cherry_vllm.workers.settings import ExecutorSettings, RaySettings
 from cherry_vllm.workers.work import MakeShard, Task
 
 log = logging.getLogger(__name__)
@@ -161,6 +163,11 @@ class ModelRun:
         """Loads the model, and makes the shards that are missing."""
         engine, executor = self._use.engine, self._use.executor
         folder = self._checkpoint.folder
+        if _is_slow_in_bf16(executor, engine, checkpoint_dtype(folder)):
+            log.warning(
+                "bf16 is slow on this CPU, which has no instructions for it; engine.dtype=float32 "
+                "is several times faster, and more exact"
+            )
         log.info("loading %s, which usually takes %s", folder, engine.usual_start)
         driver = Driver(
             label,
@@ -209,6 +216,11 @@ class ModelRun:
         for path in sorted(self.target.folder.parent.glob(f"*/{Inner.SETTINGS}")):
             with suppress(DamagedFileError):
                 yield path.parent, read_json(path)
+
+
+def _is_slow_in_bf16(executor: ExecutorSettings, engine: EngineSettings, saved_in: str) -> bool:
+    is_elsewhere = isinstance(executor, RaySettings) or bool(find_gpus(engine))
+    return not is_elsewhere and engine.computes_in(saved_in) == "bfloat16" and lacks_bf16()
 
 
 def _without_date(settings: dict[str, Any]) -> dict[str, Any]:

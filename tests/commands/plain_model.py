@@ -16,7 +16,7 @@ from cherry_vllm.engines.checkpoint import find_checkpoint
 from tests.fakes import FakeEngine, write_checkpoint
 
 NUM_ROWS, SHARD_ROWS = 11, 4
-NUM_FILES, NUM_VERSIONS = 2, 3  # input files, and what each of them may hold
+NUM_FILES, NUM_VERSIONS = 2, 2  # input files, and what each of them may hold
 MARKER = "### Response:"
 
 Record = dict[str, Any]

@@ -204,7 +204,7 @@ def test_what_was_learned_reaches_the_scores_of_vllm(
 ) -> None:
     places = [f"data.path={ROWS}", f"run_dir={tmp_path}", "max_length=96"]
     recipe = ["train.num_epochs=3", "train.global_batch_size=8", "train.num_probe_rows=99"]
-    recipe += ["train.compile_layers=false"]
+    recipe += ["train.compile_layers=false", "train.bf16=false"]
     trained = cli("train", *places, f"model.path={checkpoint}", "train=pre_experience", *recipe)
     assert trained.returncode == 0, trained.stderr
     (folder,) = tmp_path.glob("models/pre_experience-*")
