@@ -60,7 +60,7 @@ def stamps(run_dir: Path) -> dict[str, int]:
 
 def wait_for_shards(process: subprocess.Popen[str], run_dir: Path, count: int) -> None:
     while process.poll() is None and len(stamps(run_dir)) < count:
-        time.sleep(0.005)
+        time.sleep(0.01)
 
 
 def assert_gone(pids: list[int]) -> None:

@@ -32,7 +32,7 @@ def test_two_processes_share_a_run_and_the_last_to_end_aggregates(
         assert all(share.poll() is None for share in shares)
         for index in {int(name[5:10]) % 2 for name in stamps(tmp_path)} & running.keys():
             running.pop(index).send_signal(signal.SIGSTOP)
-        time.sleep(0.005)
+        time.sleep(0.01)
     assert_refused(cli(*command(data, tiny, tmp_path)), "in use by another run")
     taken = cli(*command(data, tiny, tmp_path, "share.index=1", "share.count=2"))
     assert_refused(taken, "in use by another run", str(shares[1].pid))
@@ -62,9 +62,10 @@ def test_a_share_leaves_the_rest_to_a_plain_run_which_recycles_its_engine(
     plain, workers = start(*command(data, tiny, tmp_path, "executor.recycle_shards=25")), set[int]()
     while plain.poll() is None:
         workers.update(children(plain.pid))
+        time.sleep(0.05)
     _, stderr = plain.communicate()
     assert plain.returncode == 0, stderr
     assert len(workers) == 2
-    assert f"{len(expected) * SHARD_ROWS}/{NUM_ROWS}" in stderr
+    assert f"{len(expected) * SHARD_ROWS} of {NUM_ROWS} rows are done already" in stderr
     assert finished.items() <= stamps(tmp_path).items()
     assert_same(tmp_path, undisturbed)
