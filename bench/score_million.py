@@ -111,7 +111,7 @@ def measure(folder: Path, model: Path, num_rows: int, overrides: Sequence[str]) 
             time.sleep(0.2)
     seconds = time.monotonic() - started
     text = log.read_text()
-    found = re.search(r"engine, ([\d.]+) rows/s without; ([\d.]+)% of that", text)
+    found = re.search(r"start, ([\d.]+) rows/s without it; ([\d.]+)% of that", text)
     if process.returncode or not found:
         raise RuntimeError(text)
     driver = peaks.pop(process.pid)

@@ -1,22 +1,22 @@
-"""How the workers of a run are started: the keys of ``conf/executor/``, checked there."""
+"""How a run's workers are started: the keys of ``conf/executor/``, checked in :mod:`config`."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExecutorSettings:
-    """What every executor has, and all that processes of this machine need."""
+    """Settings of every executor, and all that processes of this machine need."""
 
     num_workers: int | None = None  # None: one per device
     timeout_s: float = 600  # without a sign of life from a worker at work
     load_timeout_s: float = 3600  # the same while it loads the model
-    recycle_shards: int = 200  # a new process takes a worker's place after so many
-    retry_failed: bool = False  # makes shards again that hold rows dropped as engine_failed
+    recycle_shards: int = 200  # a new process replaces a worker after so many shards
+    retry_failed: bool = False  # makes shards with rows dropped as engine_failed again
 
 
 @dataclass(frozen=True, kw_only=True)
 class RaySettings(ExecutorSettings):
-    """Ray actors."""
+    """Settings of Ray actors."""
 
-    num_cpus: int = 1  # that each worker reserves, and computes with
+    num_cpus: int = 1  # each worker reserves these and computes with them
     address: str | None = None  # of a cluster; None starts Ray on this machine
