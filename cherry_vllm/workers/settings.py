@@ -11,7 +11,7 @@ class ExecutorSettings:
     timeout_s: float = 600  # without a sign of life from a worker at work
     load_timeout_s: float = 3600  # the same while it loads the model
     recycle_shards: int = 200  # a new process replaces a worker after so many shards
-    retry_failed: bool = False  # makes shards with rows dropped as engine_failed again
+    retry_failed: bool = False  # tries rows again that were dropped as engine_failed
 
 
 @dataclass(frozen=True, kw_only=True)
