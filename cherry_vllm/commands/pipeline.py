@@ -1,4 +1,4 @@
-"""The paper's method from end to end; each stage runs in a process of its own.
+"""The paper's method from end to end; each stage runs in its own process.
 
     base model -> sample -> train (pre-experienced) -> score -> select -> train (cherry)
 

@@ -48,4 +48,4 @@ class HfSettings(EngineSettings):
     """transformers; ``conf/engine/hf.yaml`` explains the keys."""
 
     device: str  # "auto", "cpu", "cuda", "cuda:1", ...
-    batch_tokens: int  # at most so many padded tokens a batch; 1 runs one sequence at a time
+    batch_tokens: int  # at most this many padded tokens per batch; 1: one sequence at a time

@@ -212,7 +212,7 @@ def _load(
     is_on_cpu = current_platform.is_cpu()
     arguments: dict[str, Any] = dict(
         model=str(checkpoint.folder),
-        config_format="hf",  # if Mistral's own files lie beside, vLLM would prefer them
+        config_format="hf",  # else vLLM prefers Mistral's own files, if present
         max_model_len=max_model_len,
         # vLLM's own "auto" rounds an fp32 checkpoint.
         dtype=checkpoint_dtype(checkpoint.folder) if settings.dtype == "auto" else settings.dtype,

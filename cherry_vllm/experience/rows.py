@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class DiverseSampling:
-    """``count`` rows in all, the same number from each of ``num_clusters`` clusters.
+    """At most ``count`` rows, up to the same number from each of ``num_clusters`` clusters.
 
     See :func:`clusters.cluster_embeddings` and :func:`clusters.sample_clusters` for the other
     fields.

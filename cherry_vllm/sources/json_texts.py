@@ -110,7 +110,7 @@ def _values(stream: IO[bytes], file: Path, shape: Shape) -> Iterator[str]:
                 ) from None
             is_whole = False
         if is_whole:
-            # One line per record; no JSON string holds a line break of its own.
+            # One line per record; a JSON string contains no raw line break.
             yield LINE_BREAK.sub(" ", buffer[start:end])
             start, row = end, row + 1
         else:

@@ -29,7 +29,7 @@ POLL_S, PATIENCE_S = 0.05, 2.0
 
 @contextmanager
 def exclusive(run_dir: Path, name: str = ".lock", *, shared: bool = False) -> Iterator[None]:
-    """Locks ``run_dir`` until the block or the process ends, in whatever way.
+    """Locks ``run_dir`` until the block ends, or the process, however it ends.
 
     Several processes may hold a ``shared`` lock of one name, if none holds it exclusively.
 

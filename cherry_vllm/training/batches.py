@@ -105,7 +105,7 @@ def split_evenly(lengths: list[int], num_parts: int) -> list[int]:
         else:
             low = limit + 1
     counts = _fill(lengths, low)
-    while len(counts) < num_parts:  # the trainer needs exactly so many
+    while len(counts) < num_parts:  # the trainer needs exactly this many
         largest = counts.index(max(counts))
         half = counts[largest] // 2
         counts[largest : largest + 1] = [counts[largest] - half, half]
