@@ -229,5 +229,5 @@ class Shards:
 
 def _damaged(path: Path) -> UserError:
     return UserError(
-        f"{path}: missing or damaged; give the command that made it again, to replace it"
+        f"{path}: missing or damaged; to replace it, repeat the command that made it"
     )
