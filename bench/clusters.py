@@ -1,10 +1,10 @@
-"""A million embeddings into clusters, and rows from each: time, memory and what k-means reached.
+"""Clusters a million embeddings and samples rows of each cluster: time, memory and inertia.
 
     python -m bench.clusters [--rows 1000000] [--width 576] [--n-init 10] [--methods minibatch]
 
-The embeddings are made up: a few hundred overlapping Gaussians whose variance falls from one
-direction to the next. ``--methods kmeans minibatch`` compares the two; each runs in a process of
-its own, so its peak memory is its own. Inertia is the mean squared distance to the cluster's mean.
+The embeddings are synthetic: a few hundred overlapping Gaussians whose variance falls from one
+direction to the next. ``--methods kmeans minibatch`` compares the two; each runs in its own
+process, whose peak memory is measured. Inertia is the mean squared distance to the cluster's mean.
 """
 
 import argparse

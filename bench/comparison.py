@@ -3,15 +3,16 @@
     python -m bench.comparison --data FILE --other FILE [--rows 1000] [--held-out 100]
         [--fraction 0.1] [--seeds 0] [--run-dir runs/comparison] [overrides of the pipeline ...]
 
-FILE and its unlike set OTHER are JSON Lines in Alpaca's format. The first ROWS of FILE are selected
-from. The held-out rows are set apart before anything is selected: the next HELD_OUT of FILE, and
-the first HELD_OUT of OTHER. Rows whose instruction and input are among the ROWS are left out of
-both and counted. The pipeline trains one model for each way to select FRACTION of the rows, and one
-on random rows with as many answer tokens as the cherry data has, which is the fairer rival: cherry
-answers are longer. Loss is the mean over all answer tokens, in nats, in fp32.
+FILE and OTHER, a different kind of data, are in Alpaca's format. The pipeline selects from the
+first ROWS of FILE. Two held-out sets are taken before anything is selected: the next HELD_OUT rows
+of FILE, and the first HELD_OUT rows of OTHER. Rows whose instruction and input are among the ROWS
+are left out of both sets and counted. The pipeline trains one model for each way to select FRACTION
+of the rows. It also trains one on random rows with as many answer tokens as the cherry data: a
+fairer baseline, as cherry answers are longer. Loss is the mean over all answer tokens, in nats, in
+fp32.
 
-An interrupted run resumes. Models lie in RUN_DIR; each comparison has a folder of its own there,
-named by all that decides it, so that other fractions, models and data never meet.
+An interrupted run resumes. Models are in RUN_DIR; each comparison has its own folder there, named
+by all that decides it, so that different fractions, models and data never mix.
 """
 
 import argparse
@@ -149,7 +150,7 @@ def find_manifests(folder: Path) -> dict[str, dict[str, Any]]:
 def answer_spans(
     model: Checkpoint, records: Sequence[Record], overrides: Sequence[str]
 ) -> list[Span]:
-    """The records as the scorer sees them after their instruction."""
+    """The conditioned spans of the records, as the scorer builds them."""
     config = compose(*overrides)
     builder = open_span_builder(
         model, prompt=prompt_of(config), max_length=config.max_length, trust_remote_code=False
@@ -179,9 +180,9 @@ def _stage(manifest: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def evaluate(run_dir: Path, comparison: Comparison, seed: int) -> list[dict[str, Any]]:
-    """One line for each model; a model's losses are read back if nothing that decides them changed.
+    """One line for each model; losses are read from disk if nothing that decides them has changed.
 
-    These are the model, the held-out rows and the overrides, which hold prompt and length.
+    They are decided by the model, the held-out rows and the overrides, with prompt and length.
     """
     manifests = find_manifests(run_dir / comparison.fingerprint / f"seed-{seed}")
     tuned = _artifact(manifests["cherry"], "train pre-experienced") / "model"

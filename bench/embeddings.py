@@ -1,11 +1,10 @@
-"""Whether vLLM's embeddings make the clusters that transformers' make.
+"""Whether vLLM's embeddings give the same clusters as transformers' embeddings.
 
     python -m bench.embeddings --data FILE [--rows 500] [--clusters 20] [--model FOLDER]
 
-The prompts of the first rows are embedded by both engines, in fp32 and in bf16, each in a process
-of its own, and clustered with one seed. The adjusted Rand index is 1 where two clusterings are the
-same and 0 for chance; a second seed on the same embeddings shows how much of it K-Means itself
-leaves open.
+The prompts of the first rows are embedded by both engines, in fp32 and in bf16, each in its own
+process, and clustered with one seed. The adjusted Rand index is 1 if two clusterings are the same
+and 0 for chance; a second seed on the same embeddings shows how much K-Means itself varies.
 """
 
 import argparse

@@ -1,9 +1,9 @@
 """The last step of the demo: base and cherry model answer, a local server judges, a page shows it.
 
-    make demo && python -m bench.judged [--run-dir runs/demo] [--questions FILE]
+    make demo-pipeline && python -m bench.judged [--run-dir runs/demo] [--questions FILE]
 
-Every command is the user's own and is printed before it runs. The judge is the demo's checkpoint
-behind vLLM's server, held to the form of its replies; its judgement means nothing.
+Each step is an ordinary command, which is printed before it runs. The judge is the demo's
+checkpoint behind vLLM's server, with structured outputs; its judgement means nothing.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def find_inputs(run_dir: Path) -> tuple[dict[str, Path], Path]:
 
 
 def answer(models: dict[str, Path], questions: Path, run_dir: Path) -> dict[str, Path]:
-    """Has every model answer; returns where the answers are."""
+    """Has every model answer the questions; returns the files of answers."""
     for name, model in models.items():
         run(
             "generate",
@@ -53,7 +53,7 @@ def answer(models: dict[str, Path], questions: Path, run_dir: Path) -> dict[str,
 
 
 def judge(run_dir: Path, address: str, mode: Mode, *more: str) -> None:
-    """Has the local server judge."""
+    """Has the local server judge answers or instructions."""
     run(
         "judge",
         f"judge={mode.value}",

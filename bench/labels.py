@@ -1,4 +1,4 @@
-"""How well IFD finds rows that somebody else chose, beside the length of the answer alone.
+"""How well IFD finds rows that somebody else chose, compared with the answer's length alone.
 
     python -m bench.labels --run-dir RUN --labels FILE --label KEY
 

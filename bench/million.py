@@ -3,7 +3,7 @@
     python -m bench.million [--rows 1000000] [--tokens 100]
 
 The log-prob shards are synthetic (about ``--tokens`` answer tokens a row), written as the score
-stage writes them; each step then runs in a process of its own.
+stage writes them; each step then runs in its own process.
 """
 
 import argparse
@@ -28,11 +28,11 @@ from cherry_vllm.selection.run import select_records
 from cherry_vllm.store.shards import Shards
 
 SHARD_ROWS = 2000
-SELECTIONS = [name for name in Strategy.__members__ if name != "rating"]  # needs a judge's
+SELECTIONS = [name for name in Strategy.__members__ if name != "rating"]  # which needs a judge
 
 
 def write_inputs(run_dir: Path, num_rows: int, num_tokens: int) -> None:
-    """Row and log-prob shards of made-up rows."""
+    """Writes row and log-prob shards of synthetic rows."""
     rows, logprobs = open_shards(run_dir)
     generator = np.random.default_rng(0)
     starts = range(0, num_rows, SHARD_ROWS)

@@ -28,7 +28,7 @@ NUM_CLOUDS = 40
 
 
 def write_embeddings(run_dir: Path, rows: Shards) -> None:
-    """Embedding shards to go with the row shards."""
+    """Writes embedding shards for the row shards."""
     generator = np.random.default_rng(0)
     centres = generator.normal(size=(NUM_CLOUDS, WIDTH))
     embeddings = Shards(run_dir / "embeddings", {"rows": rows.fingerprint})
@@ -44,7 +44,7 @@ def write_embeddings(run_dir: Path, rows: Shards) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--run-dir", type=Path, help="kept; else a temporary folder")
+    parser.add_argument("--run-dir", type=Path, help="folder to keep; default: a temporary one")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         run_dir = arguments.run_dir or Path(folder)

@@ -2,8 +2,8 @@
 
     python -m bench.score_million [--rows 50000 1000000] [--engine vllm_fused_eager] [overrides ...]
 
-The checkpoint is random, of one narrow layer and 512 tokens, so what is measured is what surrounds
-the model. Each number of rows is a run of its own; memory is each process's peak.
+The checkpoint is random, with one narrow layer and 512 tokens, so that the work around the model is
+measured. There is one run for each number of rows; memory is each process's peak.
 """
 
 import argparse
@@ -44,7 +44,7 @@ class Measured(NamedTuple):
 
 
 def generate(num_rows: int) -> Iterator[dict[str, str]]:
-    """Rows of a few words each, no two alike."""
+    """Different rows of a few words each."""
     for number in range(num_rows):
         subject, other = SUBJECTS[number % 8], SUBJECTS[number // 8 % 8]
         verb = VERBS[number % 7]
@@ -56,7 +56,7 @@ def generate(num_rows: int) -> Iterator[dict[str, str]]:
 
 
 def write_rows(path: Path, num_rows: int) -> Path:
-    """The generated rows as JSON Lines."""
+    """Writes generated rows as JSON Lines; returns the path."""
     with path.open("w", encoding="utf-8") as file:
         for row in generate(num_rows):
             file.write(json.dumps(row) + "\n")
@@ -64,7 +64,7 @@ def write_rows(path: Path, num_rows: int) -> Path:
 
 
 def write_checkpoint(folder: Path) -> Path:
-    """A random checkpoint of one narrow layer, and a tokenizer of 512 tokens made from the rows."""
+    """Writes a random checkpoint with one narrow layer, and a tokenizer with 512 tokens."""
     import torch
     from tokenizers import ByteLevelBPETokenizer
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -93,7 +93,7 @@ def write_checkpoint(folder: Path) -> Path:
 
 
 def measure(folder: Path, model: Path, num_rows: int, overrides: Sequence[str]) -> Measured:
-    """Scores so many rows in ``folder`` and says what it took.
+    """Scores ``num_rows`` rows in ``folder``; returns the time, memory and disk that it took.
 
     Raises:
         RuntimeError: the run failed.
@@ -111,7 +111,7 @@ def measure(folder: Path, model: Path, num_rows: int, overrides: Sequence[str]) 
             time.sleep(0.2)
     seconds = time.monotonic() - started
     text = log.read_text()
-    found = re.search(r"engine, ([\d.]+) rows/s without; ([\d.]+)% of that", text)
+    found = re.search(r"start, ([\d.]+) rows/s without it; ([\d.]+)% of that", text)
     if process.returncode or not found:
         raise RuntimeError(text)
     driver = peaks.pop(process.pid)
@@ -155,7 +155,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rows", type=int, nargs="+", default=[50_000, 1_000_000])
     parser.add_argument("--engine", default="vllm_fused_eager")
-    parser.add_argument("overrides", nargs="*", help="as `cherry-vllm score` takes them")
+    parser.add_argument("overrides", nargs="*", help="settings for `cherry-vllm score`")
     arguments = parser.parse_args()
     print(f"engine={arguments.engine}, {os.cpu_count()} cores")
     with tempfile.TemporaryDirectory() as place:

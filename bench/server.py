@@ -1,4 +1,4 @@
-"""A model behind an OpenAI-compatible endpoint on this machine: vLLM's own server, on its CPUs."""
+"""Serves a model at an OpenAI-compatible endpoint on this machine: vLLM's own server, on CPUs."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 START_S = 400
-# JSON without blanks between its parts: a small model would fill its reply with them.
+# JSON without spaces between its parts: a small model would fill its reply with them.
 STRUCTURED_OUTPUTS = '{"backend": "xgrammar", "disable_any_whitespace": true}'
 
 
@@ -22,10 +22,10 @@ class ServerError(Exception):
 
 @contextmanager
 def serve(model: Path, log: Path, *, name: str = "judge", max_length: int = 1024) -> Iterator[str]:
-    """The server's address, ``http://127.0.0.1:PORT``, until the block ends.
+    """Runs the server until the block ends; yields its address, ``http://127.0.0.1:PORT``.
 
     Raises:
-        ServerError: it ended, or was not up in time.
+        ServerError: it ended, or did not start in time.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -43,7 +43,7 @@ def serve(model: Path, log: Path, *, name: str = "judge", max_length: int = 1024
             stdout=output,
             stderr=subprocess.STDOUT,
             env=defaults | os.environ | {"NO_PROXY": "127.0.0.1"},
-            start_new_session=True,  # the engine is a process of its own, which must end as well
+            start_new_session=True,  # the engine is another process, which must end as well
         )
     try:
         address = f"http://127.0.0.1:{port}"

@@ -3,19 +3,20 @@
     python -m bench.throughput [--workload average|longest|wide] [--rows 100] [--repeats 3]
                                [--data FILE] [--model FOLDER] [--setup NAME ...]
 
-A set-up is one of ``SETUPS``, overrides of the configuration with commas between them, or ``plain
-transformers``: padded batches of 8 rows of like length, of which the model makes all logits. With
-``executor.num_workers=2`` two engines split the rows and the cores; their memory is added up.
+A set-up is one of ``SETUPS``, overrides of the configuration separated by commas, or ``plain
+transformers``: padded batches of 8 rows of similar length, for which the model makes all logits.
+With ``executor.num_workers=2`` two engines split the rows and the cores; their memory is added up.
 
-Each engine runs in a process of its own, so its peak memory is its own. All are loaded and warmed
-up by one pass first; then they take turns, pass by pass, so that a noisy machine disturbs all
-alike, and the medians are compared. Workloads: ``average`` takes the first rows of the data,
-``longest`` those with the longest answers, and ``wide`` made-up rows with questions of 300 tokens
-and answers of 60, for a random model with SmolLM2-135M's layers and a vocabulary of 151,936.
+Each engine runs in its own process, whose peak memory is measured. First all engines are loaded and
+warmed up with one pass. Then they take turns, pass by pass, so that a noisy machine disturbs all of
+them equally, and the medians are compared. Workloads: ``average`` takes the first rows of the data,
+``longest`` those with the longest answers. ``wide`` takes synthetic rows with questions of 300
+tokens and answers of 60, and a random model with SmolLM2-135M's layers and 151,936 tokens.
 
-The ceiling is what a large bf16 matrix product reaches on this machine, as a median like the rest
-and measured after every pass, spent on nothing but the operations that IFD needs: every token of
-both passes through the layers, answer rows alone through the LM head, and causal attention.
+The ceiling is the speed of a large bf16 matrix product on this machine, measured after every pass,
+of which the median counts. It is converted to tokens per second as if only the operations that IFD
+needs were done: every token of both passes through the layers, only answer rows through the LM
+head, and causal attention.
 """
 
 import argparse
@@ -63,7 +64,7 @@ DEFAULT_SETUPS = ("hf, batched by length", "vllm", "vllm_fused")
 
 
 def build_spans(data: str, model: Path, num_rows: int, *, longest: bool = False) -> list[Span]:
-    """Both spans of some rows that can be scored, as the score stage builds them."""
+    """Both spans of each row that can be scored, as the score stage builds them."""
     frames = read_rows(
         find_files([data]),
         data_format=DataFormat.auto,
@@ -99,7 +100,7 @@ def make_up_spans(num_rows: int, vocab_size: int) -> list[Span]:
 
 
 def make_wide_model(model: Path, folder: Path) -> Path:
-    """A random checkpoint like ``model`` but for its vocabulary."""
+    """Writes a random checkpoint like ``model``, with a larger vocabulary; returns the folder."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -111,9 +112,12 @@ def make_wide_model(model: Path, folder: Path) -> Path:
 
 
 def serve(setup: str, model: Path) -> None:
-    """Loads an engine on some cores, then scores some spans once for each line on stdin."""
+    """Loads an engine, then scores all spans once for each line on stdin.
+
+    The first line holds the cores to use and the spans.
+    """
     cores, spans = json.loads(sys.stdin.readline())
-    os.sched_setaffinity(0, cores)  # before a library counts them
+    os.sched_setaffinity(0, cores)  # before a library counts the cores
     spans = [Span(*span) for span in spans]
     started = time.perf_counter()
     engine = load_engine(setup, model)
@@ -135,13 +139,13 @@ def load_engine(setup: str, model: Path) -> Any:
 
 
 def configure(setup: str) -> Config:
-    """The configuration of a set-up; plain transformers has nothing but the defaults."""
+    """The configuration of a set-up; plain transformers has the defaults."""
     overrides = () if setup == PLAIN else SETUPS.get(setup) or setup.split(",")
     return compose(*overrides, "engine.dtype=bfloat16")
 
 
 class PlainTransformers:
-    """What one writes with transformers before looking for speed."""
+    """A simple scorer with transformers, as one would write it without looking for speed."""
 
     def __init__(self, model: Path) -> None:
         import torch
@@ -176,7 +180,7 @@ def answer(found: dict[str, float]) -> None:
 
 
 class EngineProcess:
-    """An engine in a process of its own, which waits for its turn."""
+    """An engine in its own process, which waits for its turn."""
 
     def __init__(self, setup: str, model: Path, spans: list[Span], cores: list[int]) -> None:
         command = [sys.executable, "-m", "bench.throughput", "--serve", setup]
@@ -190,7 +194,7 @@ class EngineProcess:
         self.send(json.dumps([cores, spans]))
 
     def send(self, line: str = "") -> None:
-        """An empty line asks for one pass over the spans."""
+        """Sends a line; an empty line asks for one pass over the spans."""
         print(line, file=self._process.stdin, flush=True)
 
     def receive(self) -> dict[str, float]:
@@ -202,7 +206,7 @@ class EngineProcess:
 
 
 class Contender:
-    """The engines of one set-up, mostly one, which take their turn together."""
+    """The engines of one set-up, usually one, which run at the same time."""
 
     def __init__(self, setup: str, model: Path, spans: list[Span]) -> None:
         count = configure(setup).executor.num_workers or 1
@@ -213,7 +217,7 @@ class Contender:
         self.load_s = max(engine.receive()["load_s"] for engine in self._engines)
 
     def run(self) -> dict[str, float]:
-        """One pass over the spans: the time until all are done, and the memory of all."""
+        """Runs one pass over the spans; returns the time until all are done, and all memory."""
         started = time.perf_counter()
         for engine in self._engines:
             engine.send()
@@ -222,7 +226,7 @@ class Contender:
 
 
 def deal(spans: list[Span], count: int) -> list[list[Span]]:
-    """Shares of about as many tokens each, as shards come to where there are many of them."""
+    """Splits spans into shares with about the same number of tokens, as many shards would have."""
     shares: list[list[int]] = [[] for _ in range(count)]
     loads = [0] * count
     for index in sorted(range(len(spans)), key=lambda index: -len(spans[index].token_ids)):
@@ -233,7 +237,7 @@ def deal(spans: list[Span], count: int) -> list[list[Span]]:
 
 
 def needed_flops(model: Path, spans: list[Span]) -> float:
-    """What IFD needs: layers on all tokens, the head on answer rows, causal attention."""
+    """The operations that IFD needs: layers on all tokens, the head on answer rows, attention."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(model)
@@ -251,7 +255,7 @@ def needed_flops(model: Path, spans: list[Span]) -> float:
 
 
 def measure_ceiling(width: int = 4096, repeats: int = 5) -> float:
-    """FLOP/s of a square bf16 matrix product, the median after one to warm up."""
+    """FLOP/s of a square bf16 matrix product: the median after one warm-up."""
     import torch
 
     left, right = (torch.randn(width, width).bfloat16() for _ in range(2))
@@ -288,7 +292,7 @@ def main() -> None:
 
 
 def compare(model: Path, spans: list[Span], arguments: argparse.Namespace) -> None:
-    """Loads all engines, has them take turns, and prints the table."""
+    """Loads all engines, runs them in turn, and prints the table."""
     ceilings = [measure_ceiling()]
     contenders = {
         setup: Contender(setup, model, spans) for setup in tqdm(arguments.setup, desc="loading")

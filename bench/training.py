@@ -1,15 +1,15 @@
-"""Training throughput: this project's trainer beside plain transformers and TRL.
+"""Training throughput: this project's trainer compared with plain transformers and TRL.
 
     python -m bench.training --data FILE [--rows 64] [--repeats 2] [--model FOLDER]
         [--only SETUP] [overrides of `cherry-vllm train` ...]
 
-Every set-up trains for two epochs on the same rows, one optimizer step each, in fp32 with bf16
-products; each runs in a process of its own, in turns, so that a noisy machine disturbs all alike,
-and the ceiling is measured after each of them. The second step is the one that counts; the first,
-in which layers are compiled, is shown beside it. Tokens are real ones, without padding; of several
-processes the memory is added up. The ceiling is the machine's bf16 matrix product by 6 x parameters
-operations a token, which counts the LM head on every token. TRL is left out where it is not
-installed.
+Every set-up trains for two epochs on the same rows, with one optimizer step per epoch, in fp32 with
+bf16 products. Each runs in its own process. They alternate, so that a noisy machine disturbs all of
+them equally, and the ceiling is measured after each. Only the second step counts; the time of the
+first, in which layers are compiled, is shown too. Tokens do not include padding; the memory of
+several processes is added up. The ceiling is the speed of the machine's bf16 matrix product,
+divided by 6 x parameters operations per token, which counts the LM head on every token. TRL is left
+out if it is not installed.
 """
 
 import argparse
@@ -45,14 +45,14 @@ from cherry_vllm.training.run import child_environment
 from cherry_vllm.training.trainer import AnswerTrainer
 
 MAX_LENGTH = 512
-MICRO_BATCH_ROWS = 8  # as people set a plain trainer up
+MICRO_BATCH_ROWS = 8  # a common choice for a plain trainer
 PER_CORE = "cherry-vllm, 1 process a core"
 CEILING = "ceiling"
 SETUPS = ("plain Trainer", "TRL SFTTrainer", "cherry-vllm, not compiled", "cherry-vllm", PER_CORE)
 
 
 def load_examples(data: Path, model: Path, rows: int) -> tuple[list[Any], Any]:
-    """The rows as this project trains on them, and the tokenizer."""
+    """The rows as this project's training examples, and the tokenizer."""
     with data.open(encoding="utf-8") as lines:
         records = [json.loads(line) for line in islice(lines, rows)]
     prompt = prompt_of(compose())
@@ -67,7 +67,7 @@ def load_examples(data: Path, model: Path, rows: int) -> tuple[list[Any], Any]:
 
 
 class Clock(TrainerCallback):
-    """When training began and when each optimizer step ended, in seconds."""
+    """Records when training began and when each optimizer step ended, in seconds."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -135,7 +135,7 @@ def train_trl(
     SFTTrainer(
         AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
         arguments,
-        # A name of its own: hashing fails beside some releases of pyarrow.
+        # With a fingerprint, because hashing fails with some releases of pyarrow.
         train_dataset=Dataset(pa.Table.from_pylist(rows), fingerprint="rows"),
         processing_class=tokenizer,
         callbacks=[clock],
@@ -188,7 +188,7 @@ def run_one(setup: str, arguments: argparse.Namespace) -> None:
 
 
 def ceiling_tokens(model: Path) -> float:
-    """Tokens per second if training were nothing but its matrix products at full speed."""
+    """Tokens per second if training consisted only of its matrix products at full speed."""
     network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
     parameters = sum(value.numel() for value in network.parameters())
     return measure_ceiling(width=2048, repeats=100) / (6 * parameters)
@@ -202,7 +202,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--setup", choices=(*SETUPS, CEILING), help="run only this, here")
     parser.add_argument("--only", choices=SETUPS, action="append")
-    parser.add_argument("overrides", nargs="*", help="of cherry-vllm, as `train` takes them")
+    parser.add_argument("overrides", nargs="*", help="settings for `cherry-vllm train`")
     arguments = parser.parse_args()
     if arguments.setup == CEILING:
         print(json.dumps({"seconds": 1 / ceiling_tokens(arguments.model)}))
@@ -224,13 +224,13 @@ def main() -> None:
 
 
 def run_apart(setup: str) -> dict[str, float]:
-    """What the set-up, or the ceiling, measures in a process of its own."""
+    """Measures a set-up, or the ceiling, in its own process."""
     start = [sys.executable]
     if setup == PER_CORE:
         num_cores = len(os.sched_getaffinity(0))
         start += ["-m", "torch.distributed.run", f"--nproc-per-node={num_cores}"]
     command = [*start, "-m", "bench.training", *sys.argv[1:], "--setup", setup]
-    # As the command line has it.
+    # The same environment as on the command line.
     ours = {"THP_MEM_ALLOC_ENABLE": "1", **child_environment()} if "cherry" in setup else {}
     done = subprocess.run(
         command, check=True, capture_output=True, text=True, env={**os.environ, **ours}

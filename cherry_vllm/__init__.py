@@ -18,7 +18,7 @@ __all__ = ["__version__", "score", "select"]
 def __getattr__(name: str) -> Any:
     if name not in ("score", "select"):
         raise AttributeError(f"module 'cherry_vllm' has no attribute '{name}'")
-    # Only now: the command line starts without them.
+    # Imported on first use, so that the command line starts without them.
     from cherry_vllm import api
 
     return getattr(api, name)

@@ -30,9 +30,9 @@ def score(
     """Scores rows by their Instruction-Following Difficulty (paper, section 2.2).
 
     ``data`` is a file, a glob or an ``hf://`` path, or the records themselves; ``model`` is a
-    folder or a hub id. ``settings`` are those of the command line, as in "prompt=chat" or
-    "engine=hf". A killed run resumes if it is called again with the same ``run_dir``; without one
-    nothing is kept.
+    folder or a hub id. ``settings`` are those of the command line, such as "prompt=chat" or
+    "engine=hf". A killed run resumes if it is called again with the same ``run_dir``; without a
+    ``run_dir``, nothing is kept.
 
     Returns one line per row, in the order of the input, with the columns of
     :data:`schema.SCORES`: the scores in nats per token, and ``drop_reason``, which is null for a
@@ -72,8 +72,8 @@ def select(
     arguments; ``strategy`` is one of "cherry", "low_ifd", "high_conditioned", "longest", "random".
 
     Raises:
-        UserError: the number of rows is none, or more than are usable; or there is no such
-        strategy.
+        UserError: no row would be chosen, or more rows than are usable; or there is no such
+            strategy.
     """
     known = [item.value for item in Strategy if item is not Strategy.rating]
     if strategy not in known:

@@ -1,7 +1,7 @@
-"""What a setting may be: one style of check and one kind of message.
+"""Limits of settings: one style of check and one kind of message.
 
 A limit stands beside its setting (:mod:`config`), so that every setting is checked before any
-work starts. A room that takes a number from elsewhere uses the same limits::
+work starts. A module that takes a number from elsewhere uses the same limits::
 
     whole(at_least=1).check("sample.num_clusters", 0)
     UserError: sample.num_clusters=0: give a whole number of at least 1
@@ -17,21 +17,21 @@ from typing import Any
 from cherry_vllm.errors import UserError
 
 LIMIT = "limit"  # the key of a field's metadata that holds its limit
-MOST = 2**31 - 1  # of a whole number, as C and torch count
+MOST = 2**31 - 1  # the largest whole number: C and torch count in 32 bits
 MOST_LONG = 2**63 - 1
 YEAR_S = 366 * 24 * 3600.0  # longer waits overflow the system's clocks
 
 
 class Limit(ABC):
-    """What values a setting may have."""
+    """The values that a setting may have."""
 
     @abstractmethod
     def allows(self, value: Any) -> bool:
-        """Whether a value, which is never None, is within the limit."""
+        """Whether a value is within the limit. It is never None."""
 
     @abstractmethod
     def advice(self, value: Any) -> str:
-        """What to give instead of ``value``, as in "a whole number of at least 1"."""
+        """What to give instead of ``value``, such as "a whole number of at least 1"."""
 
     def check(self, key: str, value: Any) -> None:
         """Raises a UserError that names the key, the value and what to give.
@@ -45,7 +45,7 @@ class Limit(ABC):
 
 @dataclass(frozen=True, slots=True)
 class Number(Limit):
-    """A finite number between two bounds; ``above`` and ``below`` are excluded themselves."""
+    """A finite number between two bounds; ``above`` and ``below`` exclude the bound itself."""
 
     is_whole: bool = False
     at_least: float | None = None
@@ -68,7 +68,7 @@ class Number(Limit):
     def advice(self, value: Any) -> str:
         """See :class:`Limit`."""
         is_too_large = isinstance(value, int | float) and value > (self.at_most or math.inf)
-        is_technical = self.at_most in (MOST, MOST_LONG, YEAR_S)  # told only to those who meet it
+        is_technical = self.at_most in (MOST, MOST_LONG, YEAR_S)  # named only if exceeded
         bounds = {
             "of at least": self.at_least,
             "above": self.above,
@@ -82,7 +82,7 @@ class Number(Limit):
 
 @dataclass(frozen=True, slots=True)
 class Text(Limit):
-    """Text that a pattern matches as a whole."""
+    """Text that matches a pattern as a whole."""
 
     what: str
     pattern: str = r"(?s)(?=.*\S)[^\0]*"
@@ -168,7 +168,7 @@ class Interval(Limit):
 
 @dataclass(frozen=True, slots=True)
 class Free(Limit):
-    """Any value of the setting's type, for a reason."""
+    """Any value of the setting's type; ``reason`` says why it needs no limit."""
 
     reason: str
 
@@ -182,7 +182,7 @@ class Free(Limit):
 
 
 def whole(at_least: int, at_most: int = MOST) -> Number:
-    """Whole numbers from ``at_least`` on."""
+    """The limit to whole numbers of at least ``at_least``."""
     return Number(is_whole=True, at_least=at_least, at_most=at_most)
 
 
@@ -193,17 +193,17 @@ def number(
     at_most: float | None = None,
     below: float | None = None,
 ) -> Number:
-    """Finite numbers within the bounds."""
+    """The limit to finite numbers within the bounds."""
     return Number(at_least=at_least, above=above, at_most=at_most, below=below)
 
 
 def seconds() -> Number:
-    """A time to wait."""
+    """The limit to a time to wait."""
     return Number(above=0, at_most=YEAR_S)
 
 
 FRACTION = number(above=0, at_most=1)
-HALF = number(above=0, at_most=0.5)  # of rows, taken on two sides
+HALF = number(above=0, at_most=0.5)  # a fraction of the rows, taken at both ends
 
 
 def walk(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any, Limit | None]]:
@@ -217,7 +217,7 @@ def walk(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any, Limit | No
 
 
 def check(settings: Any, prefix: str = "") -> None:
-    """Holds every setting of a tree of dataclasses against its limit.
+    """Checks every setting of a tree of dataclasses against its limit.
 
     Raises:
         UserError: a setting is outside its limit; the first one is named.
@@ -228,7 +228,7 @@ def check(settings: Any, prefix: str = "") -> None:
 
 
 def _show(value: Any) -> str:
-    """A value on one line, and not all of a long one."""
+    """A value on one line, shortened if it is long."""
     text = repr(value) if isinstance(value, list | dict) else str(value)
     text = text if text.isprintable() else repr(text)
     return text if len(text) <= 60 else f"{text[:60]}..."

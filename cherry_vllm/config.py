@@ -49,7 +49,7 @@ from cherry_vllm.options import (
     Strategy,
 )
 
-if TYPE_CHECKING:  # the rooms take a second to import, and a mistake in a key needs none of them
+if TYPE_CHECKING:  # these take a second to import, which a mistake in a key need not cost
     from cherry_vllm.engines.settings import EngineSettings
     from cherry_vllm.prompts.prompt import Prompt
     from cherry_vllm.workers.settings import ExecutorSettings
@@ -81,7 +81,7 @@ SCHEDULERS = OneOf(
 def setting(
     limit: Limit, default: Any = MISSING, *, factory: Callable[[], Any] | None = None
 ) -> Any:
-    """A field whose values are checked against a limit; without a default, ``conf/`` has one."""
+    """A field whose values are checked against a limit; without a default, ``conf/`` sets it."""
     if factory is not None:
         return field(default_factory=factory, metadata={LIMIT: limit})
     return field(default=default, metadata={LIMIT: limit})
@@ -115,7 +115,9 @@ class PromptConfig:
     chat: bool = False
     system: str | None = setting(Free("a system message may be empty"), None)
     answer_prefix: str = setting(Free("may be empty"), "")
-    template_kwargs: Any = setting(NAMED, None)  # a mapping, of which OmegaConf would want a +
+    template_kwargs: Any = setting(
+        NAMED, None
+    )  # a mapping; typed as one, OmegaConf would require a +
     date: str | None = setting(DAY, None)
 
 
@@ -127,7 +129,7 @@ class ModelConfig:
 
 @dataclass(kw_only=True, slots=True)
 class EngineConfig:
-    """What every engine has; ``conf/engine/`` picks one of the two below."""
+    """Settings of every engine; ``conf/engine/`` picks one of the two classes below."""
 
     name: str = setting(OneOf(("vllm_fused", "vllm", "hf")))
     dtype: Dtype = Dtype.auto
@@ -152,7 +154,7 @@ class HfConfig(EngineConfig):
 
 @dataclass(kw_only=True, slots=True)
 class ExecutorConfig:
-    """What every executor has; ``conf/executor/`` picks one."""
+    """Settings of every executor; ``conf/executor/`` picks one."""
 
     name: str = setting(OneOf(("local", "ray")))
     num_workers: int | None = setting(whole(1), None)
@@ -181,7 +183,7 @@ class ScoreConfig:
 
 @dataclass(kw_only=True, slots=True)
 class SampleConfig:
-    """What every strategy has; ``conf/sample/`` picks one."""
+    """Settings of every sampling strategy; ``conf/sample/`` picks one."""
 
     strategy: Sampling = MISSING
     count: int = setting(whole(0))
@@ -280,7 +282,7 @@ class JudgeConfig:
         Text("the name of an environment variable", r"[^\0=\s]+"), None
     )
     parameters: dict[str, Any] = setting(
-        Free("what an endpoint takes, the endpoint knows"), factory=dict
+        Free("only the endpoint knows which ones it takes"), factory=dict
     )
     response_format: ResponseFormat = ResponseFormat.json_schema
     prompt: JudgePromptConfig = field(default_factory=JudgePromptConfig)
@@ -338,13 +340,13 @@ class Config:
 def arguments_of(
     group: EngineConfig | ExecutorConfig | SampleConfig | TrainConfig,
 ) -> dict[str, Any]:
-    """A group as keyword arguments of the component that it configures."""
+    """A group's settings, as keyword arguments of the component that it configures."""
     items = asdict(group).items()
     return {key: value.value if isinstance(value, Enum) else value for key, value in items}
 
 
 def engine_settings(engine: EngineConfig) -> "EngineSettings":
-    """The engine's settings, as the rooms take them."""
+    """The engine's settings, as components take them."""
     from cherry_vllm.engines.settings import HfSettings, VllmSettings
 
     settings_class = VllmSettings if isinstance(engine, VllmConfig) else HfSettings
@@ -352,18 +354,18 @@ def engine_settings(engine: EngineConfig) -> "EngineSettings":
 
 
 def executor_settings(executor: ExecutorConfig) -> "ExecutorSettings":
-    """The executor's settings, as the rooms take them."""
+    """The executor's settings, as components take them."""
     from cherry_vllm.workers.settings import ExecutorSettings, RaySettings
 
     settings = arguments_of(executor)
-    del settings["name"]  # the class says it
+    del settings["name"]  # the class stands for it
     return (
         RaySettings(**settings) if isinstance(executor, RayConfig) else ExecutorSettings(**settings)
     )
 
 
 def check_config(config: Config) -> None:
-    """Holds every setting against its limit, and those that limit each other.
+    """Checks every setting against its limit, and against settings that limit it.
 
     Raises:
         UserError: a setting is outside its limit.
@@ -378,7 +380,7 @@ def check_config(config: Config) -> None:
 
 
 def typed(composed: DictConfig) -> Config:
-    """What Hydra composed as dataclasses, every setting checked.
+    """What Hydra composed, as dataclasses; every setting is checked.
 
     Raises:
         UserError: a setting is outside its limit.
@@ -390,7 +392,7 @@ def typed(composed: DictConfig) -> Config:
 
 
 def _expand_home(settings: Any) -> None:
-    """Replaces the ``~`` that paths begin with, which shells leave as it is behind ``key=``."""
+    """Replaces a ``~`` at the beginning of paths, which shells do not expand after ``key=``."""
     for item in fields(settings):
         value = getattr(settings, item.name)
         if is_dataclass(value):
@@ -408,7 +410,7 @@ def _from_home(path: str) -> str:
 
 
 def prompt_of(config: Config) -> "Prompt":
-    """The prompt's settings, as the rooms take them."""
+    """The prompt's settings, as components take them."""
     from cherry_vllm.prompts.prompt import Prompt
 
     settings = asdict(config.prompt)
@@ -429,7 +431,7 @@ def compose(*overrides: str) -> Config:
 
 @cache
 def register() -> None:
-    """Makes the classes known to Hydra, under the names that ``conf/`` refers to."""
+    """Registers the classes with Hydra, under the names that ``conf/`` refers to."""
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     store.store(group="engine", name="vllm_schema", node=VllmConfig)

@@ -9,4 +9,4 @@ class UserError(Exception):
 
 
 class DamagedFileError(UserError, ValueError):
-    """A file of a run that is no longer what was written."""
+    """A file of a run has changed since it was written."""

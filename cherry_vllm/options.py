@@ -1,4 +1,4 @@
-"""The choices that both the configuration and the rooms know by name."""
+"""The named choices that the configuration and the packages below it share."""
 
 from enum import Enum
 
@@ -15,10 +15,10 @@ class DataFormat(Enum):
 class Sampling(Enum):
     """Which rows the pre-experienced model learns from."""
 
-    kmeans = "kmeans"  # some of every cluster of instructions: the paper's first strategy
-    difficulty = "difficulty"  # the highest IFD under the base model: its second
+    kmeans = "kmeans"  # a few of every cluster of instructions: the paper's first strategy
+    difficulty = "difficulty"  # the highest IFD under the base model: the paper's second
     random = "random"
-    none = "none"  # no experience: the base model scores
+    none = "none"  # no experience: the base model itself scores
 
 
 class Strategy(Enum):
@@ -27,7 +27,7 @@ class Strategy(Enum):
     cherry = "cherry"  # highest IFD
     low_ifd = "low_ifd"  # lowest IFD
     high_conditioned = "high_conditioned"  # highest conditioned score, the paper's "high CA"
-    longest = "longest"  # most answer tokens: what high IFD has to beat
+    longest = "longest"  # most answer tokens: the baseline for high IFD
     rating = "rating"  # highest rating by a judge, as AlpaGasus chooses
     random = "random"
 
@@ -40,7 +40,7 @@ class Order(Enum):
 
 
 class Rule(Enum):
-    """How many rows, and which of equals: ours, or one of the reference's two scripts."""
+    """How counts are rounded and ties broken: our rule, or one of the reference's two scripts."""
 
     exact = "exact"
     data_by_ifd = "data_by_ifd"
@@ -56,7 +56,7 @@ class Mode(Enum):
 
 
 class ResponseFormat(Enum):
-    """How an endpoint is held to the form of its replies."""
+    """How an endpoint is made to reply in the expected form."""
 
     json_schema = "json_schema"  # structured outputs: the endpoint can reply in no other form
     text = "text"  # the prompt alone asks for the form

@@ -1,4 +1,4 @@
-"""Columns and drop reasons: what each stage adds to a row, and why a row ends unscored."""
+"""Columns and drop reasons: what each stage adds to a row, and why a row is dropped."""
 
 from enum import StrEnum
 
@@ -15,8 +15,8 @@ class DropReason(StrEnum):
     REFUSAL = "refusal"  # the answer holds a phrase of refusals.phrases
     PROMPT_TOO_LONG = "prompt_too_long"  # the prompt alone fills max_length
     OUT_OF_VOCABULARY = "out_of_vocabulary"  # the tokenizer made an id the model does not have
-    PROMPT_TOO_SHORT = "prompt_too_short"  # a single token, which has no perplexity; embedded still
-    ENGINE_FAILED = "engine_failed"  # the engine died on it, alone, twice
+    PROMPT_TOO_SHORT = "prompt_too_short"  # a single token has no perplexity; the row is embedded
+    ENGINE_FAILED = "engine_failed"  # the engine died twice on this row alone
     NON_FINITE = "non_finite"  # a log-probability or the IFD is not a finite number
     IFD_ABOVE_ONE = "ifd_above_one"  # scored; the instruction does not help (paper, section 2.3)
 
@@ -34,8 +34,8 @@ ROWS: Schema = {
     "drop_reason": REASON,
 }
 
-# One line per input row, written by the embedding stage: "embedding", an array of Float32 as wide
-# as the model's hidden states, stands between these two.
+# One line per input row, written by the embedding stage. Between these two comes "embedding", an
+# array of Float32 as wide as the model's hidden states.
 EMBEDDINGS: Schema = {"row": pl.Int64, "drop_reason": REASON}
 
 # One line per input row, written by the perplexity stage.
@@ -55,13 +55,13 @@ LOGPROBS: Schema = {
     "drop_reason": REASON,
 }
 
-# The same with what the scores need alone, written by the scoring stage if so asked.
+# Only what the scores need: the scoring stage writes this if score.keep_logprobs=false.
 SUMS: Schema = {
     "row": pl.Int64,
     "num_answer_tokens": pl.UInt32,
-    "conditioned_sum": pl.Float64,  # of the log-probs of so many tokens, given the prompt
-    "num_direct_tokens": pl.UInt32,  # differs where the answer's begin merges with what precedes
-    "direct_sum": pl.Float64,  # of the log-probs of so many tokens, given the marker
+    "conditioned_sum": pl.Float64,  # of these tokens' log-probs, given the prompt
+    "num_direct_tokens": pl.UInt32,  # differs if the answer's start merges with the text before it
+    "direct_sum": pl.Float64,  # of these tokens' log-probs, given the marker
     "truncated": pl.Boolean,
     "drop_reason": REASON,
 }

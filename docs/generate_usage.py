@@ -1,6 +1,6 @@
 """Writes ``docs/usage.md`` from ``conf/`` and the typed schema: ``make docs``.
 
-A key's meaning is the comment behind it in ``conf/``; its type is the schema's.
+A key's meaning is the comment after it in ``conf/``; its type comes from the schema.
 """
 
 import re
@@ -97,7 +97,7 @@ def _table(keys: list[Key] | Iterator[Key]) -> Iterator[str]:
 
 
 def _read(file: Path, schema: type[Any] | None, *, prefix: str = "") -> list[Key]:
-    """The keys of a file that have a value, in its order."""
+    """The keys of a file that have a value, in the file's order."""
     keys: list[Key] = []
     path: list[tuple[int, str]] = []
     in_defaults = False
@@ -146,7 +146,7 @@ def _describe(kind: Any) -> str:
 
 
 def _schema(group: str, file: Path) -> type[Any] | None:
-    """The class that Hydra composes a group's file against."""
+    """The class that Hydra checks a group's file against."""
     by_name = {field.name: get_type_hints(Config)[field.name] for field in fields(Config)}
     named = re.search(r"^ +- (\w+_schema)$", _with_defaults(file), flags=re.MULTILINE)
     if named:
@@ -157,7 +157,7 @@ def _schema(group: str, file: Path) -> type[Any] | None:
 
 
 def _with_defaults(file: Path) -> str:
-    """A file's text with that of the file whose values it takes over."""
+    """A file's text, followed by the text of the files that it inherits from."""
     text = file.read_text(encoding="utf-8")
     for name in re.findall(r"^ +- (\w+)$", text, flags=re.MULTILINE):
         base = file.with_name(f"{name}.yaml")
@@ -167,7 +167,7 @@ def _with_defaults(file: Path) -> str:
 
 
 def _comments(file: Path) -> list[str]:
-    """The comment lines at the head of a file, without their signs."""
+    """The comment lines at the beginning of a file, without their ``#``."""
     lines = file.read_text(encoding="utf-8").splitlines()
     return [line.lstrip("# ") for line in lines[:6] if line.startswith("#")]
 

@@ -1,4 +1,4 @@
-"""What lm-evaluation-harness adds up for the task in held_out_answers.yaml."""
+"""The numbers that lm-evaluation-harness adds up for the task in held_out_answers.yaml."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
 """The command line: ``cherry-vllm STAGE [hydra overrides]``.
 
-Exit codes: 0 done; 1 internal error (please report it); 2 a mistake to fix, told in one line on
-stderr; 128 + n stopped by signal n (:mod:`runtime.signals`).
+Exit codes: 0 done; 1 internal error (please report it); 2 a mistake to fix, explained in one line
+on stderr; 128 + n stopped by signal n (:mod:`runtime.signals`).
 """
 
 import io
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the stage that the first argument names; returns the exit code.
 
-    It may be called again and again in one process, which it leaves as it found it.
+    It may be called several times in one process, whose state it restores at the end.
     """
     words = sys.argv[1:] if argv is None else list(argv)
     with _process_kept():
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
         except UserError as error:
             return _complain(str(error))
-        except OSError as error:  # of stdout: the stages' own are told as failures
+        except OSError as error:  # from stdout: a stage's own errors are returned as failures
             _forget_stdout()
             if isinstance(error, BrokenPipeError):  # the reader left, as `head` does
                 return 128 + signal.SIGPIPE
@@ -104,19 +104,19 @@ def _say(message: str) -> None:
 
 
 def _forget_stdout() -> None:
-    """Drops what cannot be written, which the interpreter would try again at its end."""
+    """Drops unwritten output, which the interpreter would try to write again when it exits."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager
 def _process_kept() -> Iterator[None]:
-    """Puts back what a stage changes about its process: environment, logging, output."""
+    """Restores what a stage changes in its process: environment, logging and output."""
     environment = dict(os.environ)
     root, ours = logging.getLogger(), logging.getLogger("cherry_vllm")
     levels, handlers = (root.level, ours.level), root.handlers[:]
     errors = getattr(sys.stdout, "errors", None)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # prints names of files that are not UTF-8
+    if isinstance(sys.stdout, io.TextIOWrapper):  # to print file names that are not UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         yield

@@ -1,6 +1,6 @@
 """Shell completion: stages, keys, and the values of groups, choices and switches.
 
-``eval "$(cherry-vllm -sc install=bash)"`` defines it; zsh takes the same after ``bashcompinit``.
+``eval "$(cherry-vllm -sc install=bash)"`` installs it; in zsh, run ``bashcompinit`` first.
 """
 
 import os
@@ -13,7 +13,7 @@ from cherry_vllm.errors import UserError
 
 FLAGS = ("--cfg", "--config-dir", "--help", "--multirun", "--resolve")
 
-# Bash splits the line at "=" before it asks, and wants back only what follows.
+# Bash splits the line at "=" before it asks, and expects only the part after it.
 BASH = """\
 _cherry_vllm() {
     local word choice
@@ -31,7 +31,7 @@ def complete(words: Sequence[str]) -> str:
     """What ``cherry-vllm -sc WORD`` prints.
 
     Raises:
-        UserError: the word names another shell, or nothing that completion does.
+        UserError: the word names another shell or an unknown action.
     """
     line = os.environ.get("COMP_LINE", "")
     position = int(os.environ.get("COMP_POINT", len(line)))
@@ -42,12 +42,14 @@ def complete(words: Sequence[str]) -> str:
     }
     if len(words) != 1 or words[0] not in answers:
         given = " ".join(words)
-        raise UserError(f"-sc {given}: give install=bash or uninstall=bash; others have none")
+        raise UserError(
+            f"-sc {given}: give install=bash or uninstall=bash; other shells are not supported"
+        )
     return answers[words[0]]()
 
 
 def list_choices(line: str) -> list[str]:
-    """The words that the last word of a command line may become."""
+    """The possible completions of the last word of a command line."""
     words = line.split(" ")
     if len(words) < 3:
         return _beginning([f"{name} " for name in STAGES], words[-1])
@@ -55,7 +57,7 @@ def list_choices(line: str) -> list[str]:
 
 
 def list_words(begun: str) -> list[str]:
-    """The keys, groups and flags, or values, that a word may become."""
+    """The keys, groups, flags or values that complete a word."""
     from cherry_vllm.cli.keys import known_keys, list_groups
 
     if begun.startswith("-"):

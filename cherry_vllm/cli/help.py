@@ -55,7 +55,7 @@ STAGES = {
             "sample": "kmeans (default), difficulty or random",
             "sample.count": "rows in all (1000)",
             "sample.num_clusters": "clusters of sample=kmeans (100)",
-            "seed": "of everything random (0)",
+            "seed": "for everything random (0)",
         }
         | RUN,
     ),
@@ -133,12 +133,12 @@ STAGES = {
 }
 
 EXIT_CODES = """\
-exit codes: 0 done; 1 internal error (please report it); 2 a mistake to fix, told in one line;
+exit codes: 0 done; 1 internal error (please report it); 2 a mistake to fix, explained in one line;
 128+N ended by signal N (the same command resumes)"""
 
 
 def command_help() -> str:
-    """The screen of ``cherry-vllm --help``."""
+    """The text of ``cherry-vllm --help``."""
     width = max(map(len, STAGES))
     stages = "\n".join(f"  {name:<{width}}  {stage.summary}" for name, stage in STAGES.items())
     return f"""\
@@ -161,7 +161,7 @@ verbose=true shows what the libraries log, and the traceback of an internal erro
 
 
 def stage_help(name: str) -> str:
-    """The screen of ``cherry-vllm STAGE --help``."""
+    """The text of ``cherry-vllm STAGE --help``."""
     stage = STAGES[name]
     width = max(map(len, stage.keys)) + 1
     keys = "\n".join(f"  {key + '=':<{width}}  {text}" for key, text in stage.keys.items())

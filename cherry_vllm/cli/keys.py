@@ -13,12 +13,12 @@ from omegaconf import OmegaConf
 from cherry_vllm.checks import LIMIT, Limit, Named
 from cherry_vllm.config import CONF, Config, register
 
-SCHEMA = "_schema"  # ends the name of what only conf/ refers to
+SCHEMA = "_schema"  # the end of names that only conf/ refers to
 MAX_SUGGESTIONS = 3
 
 
 class Key(NamedTuple):
-    """A setting: its type without None, its limit and, if not all options have it, whose it is."""
+    """A setting: its type without None, its limit, and its option if not all options have it."""
 
     kind: Any
     limit: Limit | None
@@ -27,7 +27,7 @@ class Key(NamedTuple):
 
 @cache
 def known_keys() -> dict[str, Key]:
-    """All settings by their dotted keys, those of every option of every group."""
+    """All settings by their dotted keys, including those of every option of every group."""
     keys = dict(_keys_of(Config))
     register()
     store = ConfigStore.instance()
@@ -70,7 +70,7 @@ def list_groups() -> dict[str, list[str]]:
 
 
 def suggest(key: str) -> str:
-    """What a key that does not exist may have meant."""
+    """A suggestion of keys that a key that does not exist may have meant."""
     known = [*known_keys(), *list_groups()]
     last = key.rsplit(".", 1)[-1]
     same = [name for name in known if name.rsplit(".", 1)[-1] == last]
@@ -86,7 +86,7 @@ def suggest(key: str) -> str:
 
 
 def is_open(key: str) -> bool:
-    """Whether a key lies in a dictionary that takes any names, as ``judge.parameters`` does."""
+    """Whether a key belongs to a dictionary that takes any names, such as ``judge.parameters``."""
     parent, _, _ = key.rpartition(".")
     found = known_keys().get(parent)
     if found is None:

@@ -1,7 +1,7 @@
 """Runs a stage through Hydra: flags, overrides, one job or the jobs of a sweep.
 
-A job returns its failure and raises nothing, because a launcher carries what a job returns back
-from whatever process or machine the job ran in.
+A job returns its failure instead of raising it: a launcher passes back what a job returns, from
+whatever process or machine the job ran in.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from cherry_vllm.cli.words import explain, read_words
 from cherry_vllm.config import CONF, register, typed
 from cherry_vllm.errors import UserError
 
-# What is wrong with the place that a run writes to, not with the program.
+# Errors of the place that a run writes to, not of the program.
 PLACE_ERRORS = {
     errno.EACCES,
     errno.EBUSY,
@@ -65,7 +65,7 @@ class Failure(NamedTuple):
 
 
 def describe_failure(error: Exception) -> Failure:
-    """A user's mistake or a fault of the disk in one line; anything else is ours."""
+    """The failure in one line; it has a traceback unless it is the user's mistake or the disk's."""
     if isinstance(error, UserError):
         return Failure(str(error))
     if isinstance(error, MemoryError):
@@ -82,7 +82,7 @@ def describe_failure(error: Exception) -> Failure:
 
 
 def _explain_lost_job(report: str) -> str:
-    """The one line that says most of what submitit reports of a job without a result."""
+    """The most informative line of submitit's report on a job without a result."""
     lines = [line for line in report.splitlines() if line.strip()]
     errors = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Interrupt)\b", line)]
     reason = (errors or lines or ["no reason given"])[-1].strip()
@@ -90,14 +90,14 @@ def _explain_lost_job(report: str) -> str:
 
 
 def run_stage(stage: str, composed: DictConfig) -> Failure | None:
-    """A job: one stage on one configuration."""
-    # Imported here, so that a mistake in the command costs no wait.
+    """Runs a job: one stage on one configuration; returns its failure, if any."""
+    # Imported here, so that a mistake in the command is reported without delay.
     from cherry_vllm.cli.stages import STAGES
     from cherry_vllm.commands.inputs import Job
     from cherry_vllm.runtime.console import set_verbose
     from cherry_vllm.runtime.signals import restore_handlers
 
-    restore_handlers()  # polars has put one of its own in place
+    restore_handlers()  # Polars has replaced one
     settings = HydraConfig.get()
     try:
         config = typed(composed)
@@ -130,7 +130,7 @@ def launch(stage: str, words: Sequence[str]) -> list[Failure]:
         if flags.cfg or flags.info or flags.hydra_help:
             _show(app, flags, name, overrides)
             return []
-        if flags.config_dir or flags.config_name:  # where the mode may be chosen as well
+        if flags.config_dir or flags.config_name:  # these may choose the mode as well
             is_sweep = is_sweep or app.get_mode(name, overrides) is RunMode.MULTIRUN
         task = partial(run_stage, stage)
         if not is_sweep:
@@ -152,7 +152,7 @@ def _read_flags(words: Sequence[str]) -> argparse.Namespace:
     if flags.experimental_rerun:
         raise UserError("--experimental-rerun: not supported; give the same command again")
     if flags.resolve and not flags.cfg:
-        raise UserError("--resolve: goes with --cfg job")
+        raise UserError("--resolve: only works with --cfg job; add it, or leave --resolve out")
     asked = [flag for flag in ("run", "multirun", "cfg", "info") if getattr(flags, flag)]
     if len(asked) > 1:
         raise UserError(f"--{asked[0]} and --{asked[1]}: give one of them")
@@ -197,7 +197,7 @@ def _show(app: Hydra, flags: argparse.Namespace, name: str, overrides: list[str]
 
 
 def _failures(returned: Any) -> list[Failure]:
-    """What failed among jobs that a sweeper returns in lists, each failure once."""
+    """The failures among the jobs that a sweeper returns in nested lists, each once."""
     if isinstance(returned, JobReturn):
         return [failure] if (failure := returned.return_value) else []
     if not isinstance(returned, list):
@@ -206,7 +206,7 @@ def _failures(returned: Any) -> list[Failure]:
 
 
 def _name_jobs(overrides: list[str]) -> list[str]:
-    """Names a job's folder by what differs from job to job, and by nothing else."""
+    """The override that names a job's folder only by what differs between jobs."""
     parsed = OverridesParser.create().parse_overrides(overrides)
     shared = {item.key_or_group for item in parsed if not item.is_sweep_override()}
     return [f"hydra.job.config.override_dirname.exclude_keys=[{','.join(sorted(shared))}]"]

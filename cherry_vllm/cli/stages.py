@@ -1,4 +1,4 @@
-"""The stages by the names that the command line calls them by."""
+"""The stages by their names on the command line."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ from cherry_vllm.commands.select import select
 from cherry_vllm.commands.train import train
 from cherry_vllm.config import Config
 
-# What a stage returns is for the pipeline, and no concern of the command line.
+# What a stage returns is for the pipeline; the command line ignores it.
 STAGES: dict[str, Callable[[Config, Job], object]] = {
     "pipeline": pipeline.run,
     "embed": embed,

@@ -1,9 +1,9 @@
-"""What a user types, as Hydra understands it.
+"""Turns what a user types into words that Hydra understands.
 
 Hydra reads values by a grammar in which spaces, brackets, ``=``, ``,`` and ``~`` have a meaning,
-and names of files hold them all. A value of a key that takes a text is therefore quoted here where
-only the text itself can be meant; where a list or a sweep can be meant as well, one line says how
-to write either. Keys that do not exist are answered with those that do.
+but file names may contain all of them. So if a key takes text and the value can only be meant
+literally, it is quoted here. If it could also be a list or a sweep, one line says how to write
+either. For a key that does not exist, similar keys are suggested.
 """
 
 import re
@@ -24,7 +24,7 @@ from cherry_vllm.errors import UserError
 RENAMED_KEYS = {"censure": "refusals", "shard": "share"}
 RENAMED_OPTIONS = {"engine=vllm_eager": "engine=vllm_fused_eager"}
 
-# Settings of Hydra that cannot do here what they do elsewhere, and settings that are gone.
+# Hydra's settings that do not work here, and settings that no longer exist.
 USELESS = {
     "judge.backoff_s": "no longer a setting: the openai client chooses its pauses; leave it out",
     "judge.max_wait_s": "no longer a setting: the openai client chooses its pauses; leave it out",
@@ -47,7 +47,7 @@ class Word(NamedTuple):
 def read_words(
     words: Sequence[str], *, is_sweep: bool, more_groups: Collection[str] = ()
 ) -> list[str]:
-    """The overrides to hand to Hydra; ``more_groups`` are those of the user's own folder.
+    """The overrides for Hydra; ``more_groups`` are the groups of the user's own folder.
 
     Raises:
         UserError: a key does not exist, or a value can be understood in two ways.
@@ -80,7 +80,7 @@ def _split(text: str) -> Word:
     match = re.fullmatch(r"(~|\+{0,2})([^=]*)(?:=(.*))?", text, re.DOTALL)
     if match is None or not match[2] or (match[3] is None and match[1] != "~"):
         raise UserError(f"{text}: give key=value, as in data.path=alpaca.json")
-    if any("\ud800" <= letter <= "\udfff" for letter in text):  # bytes that are no UTF-8
+    if any("\ud800" <= letter <= "\udfff" for letter in text):  # bytes that are not UTF-8
         raise UserError(f"{text}: not UTF-8; rename the file")
     return Word(match[1], match[2], match[3])
 
@@ -110,7 +110,7 @@ def _removed(word: Word) -> Word:
 
 
 def _option(word: Word) -> Word:
-    """A group's option; whether it exists is Hydra's to know, who also searches --config-dir."""
+    """A group's option; Hydra checks whether it exists, as it also searches --config-dir."""
     options = ", ".join(list_groups().get(word.key, []))
     for value in (word.value or "null").split(","):
         if value.endswith(SCHEMA) or value == "null":
@@ -119,7 +119,7 @@ def _option(word: Word) -> Word:
 
 
 def _checked(word: Word, *, is_sweep: bool) -> Word:
-    """A word that Hydra's grammar can read; Hydra's own message shows no remedy."""
+    """The word, if Hydra's grammar can read it; Hydra's own error would not say what to do."""
     parsed = _parse(word)
     if parsed is None:
         quoted = _shell(str(word._replace(value=_quote(word.value or ""))))
@@ -130,7 +130,7 @@ def _checked(word: Word, *, is_sweep: bool) -> Word:
 
 
 def _as_text(word: Word, *, is_sweep: bool) -> Word:
-    """The value of a key that takes a text: the text itself, where nothing else can be meant."""
+    """The word of a key that takes text, quoted if the value can only be meant literally."""
     value, parsed = word.value or "", _parse(word)
     quoted = word._replace(value=_quote(value))
     if _exists(value):
@@ -155,7 +155,7 @@ def _as_text(word: Word, *, is_sweep: bool) -> Word:
 def _exists(path: str) -> bool:
     try:
         return bool(path) and Path(path).exists()
-    except OSError:  # too long for a name, for one
+    except OSError:  # such as a name that is too long
         return False
 
 
@@ -171,7 +171,7 @@ def _is_plain_sweep(parsed: Override) -> bool:
 
 
 def _shell(text: str) -> str:
-    """The text as a shell takes it, in double quotes where that will do."""
+    """The text quoted for a shell, in double quotes if they suffice."""
     return shlex.quote(text) if set(text) & set('"$`!\\') else f'"{text}"'
 
 
@@ -180,7 +180,7 @@ def _quote(text: str) -> str:
 
 
 def explain(error: Exception) -> str:
-    """A failed composition in one line, with what to give where that is known."""
+    """A failed composition in one line, with the fix if it is known."""
     text, cause = str(error), str(error.__cause__ or "").split("\n")[0]
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _explain_missing(error.missing_cfg_file, error.options)
@@ -202,6 +202,6 @@ def explain(error: Exception) -> str:
 def _explain_missing(name: str, options: Sequence[str] | None) -> str:
     group, _, option = name.rpartition("/")
     if not group:
-        return f"--config-name {name}: no such file; give --config-dir, the folder it is in"
+        return f"--config-name {name}: no such file; give --config-dir, the folder that it is in"
     known = [option for option in options or () if not option.endswith(SCHEMA)]
     return f"{group}={option}: no such option; choose from {', '.join(known)}"

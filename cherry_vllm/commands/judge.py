@@ -1,4 +1,4 @@
-"""``cherry-vllm judge``: two models' answers to verdicts, or rows to ratings."""
+"""``cherry-vllm judge``: turns two models' answers into verdicts, or rows into ratings."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +34,7 @@ from cherry_vllm.store.scores import open_scores
 log = logging.getLogger(__name__)
 
 Source = tuple[Callable[[], Judged], dict[str, Any]]
-"""Gives the judgements; and the settings that say what they were made from."""
+"""A function that returns the judgements, and the settings that say what they were made from."""
 
 
 def judge(config: Config, job: Job) -> Outcome:
@@ -69,7 +69,7 @@ def _compare(config: Config, job: Job) -> Outcome:
 
 def _review_files(settings: JudgeConfig) -> list[Path]:
     if settings.first is not None or settings.second is not None:
-        raise UserError("judge.reviews: excludes judge.first and judge.second; give one or other")
+        raise UserError("judge.reviews: excludes judge.first and judge.second; give only one kind")
     names = settings.reviews if isinstance(settings.reviews, list) else [settings.reviews]
     return [Path(name) for name in names]
 
@@ -181,7 +181,7 @@ def _endpoint_settings(settings: JudgeConfig) -> EndpointSettings:
 
 
 def _describe(request: RequestSettings, endpoint: Endpoint) -> dict[str, Any]:
-    """What decides the replies, next to what the judge is shown."""
+    """What decides the replies, apart from what the judge is shown."""
     return {
         **asdict(request),
         "response_format": request.response_format.value,

@@ -1,10 +1,10 @@
-"""The paper's method from end to end; each stage runs in a process of its own.
+"""The paper's method from end to end; each stage runs in its own process.
 
     base model -> sample -> train (pre-experienced) -> score -> select -> train (cherry)
 
-A stage returns what it made, and the next one takes it. Artifacts lie in ``run_dir`` under the
-fingerprint of what they were made from, so that the jobs of a sweep share what they have in common;
-what is one job's own lies in the job's folder:
+A stage returns what it made, and the next one takes it. Artifacts are in ``run_dir``, named by the
+fingerprint of what they were made from, so that the jobs of a sweep share what they have in common.
+What belongs to one job only is in the job's folder:
 
     run_dir/experience/ models/ scores/     shared by all jobs
     job/cherry.json                         the chosen rows
@@ -59,14 +59,14 @@ def run(config: Config, job: Job) -> Outcome:
     """Runs the method, skipping stages whose results already exist.
 
     Raises:
-        UserError: a share of the shards was asked for, from which later stages cannot go on; the
-            settings of the sample do not fit; or a stage met a mistake.
+        UserError: only a share of the shards was asked for, which is not enough for later stages;
+            the settings of the sample contradict each other; or a stage met a mistake.
     """
     if "WORLD_SIZE" in os.environ:
-        raise UserError("pipeline: torchrun is for `train` alone; run the pipeline without it")
+        raise UserError("pipeline: torchrun is only for `train`; run the pipeline without it")
     if config.share.count != 1:
         raise UserError(
-            f"share.count={config.share.count}: only `score` and `embed` can be shared; drop it"
+            f"share.count={config.share.count}: only `score` and `embed` can be shared; give 1"
         )
     diverse_sampling(config)  # before any work
     files, base = find_input(config), find_model(config)
@@ -97,19 +97,19 @@ def run(config: Config, job: Job) -> Outcome:
 
 
 def _train(config: Config, group: TrainConfig, file: Path, base: Checkpoint) -> TunedModel:
-    """Trains on what another stage wrote, in this process alone."""
+    """Trains on what another stage wrote, in one process."""
     return cast(TunedModel, train_on(config, group, [file], base, is_made_here=True))
 
 
 def _with_date(config: Config, base: Checkpoint) -> Config:
-    """The same date for all stages, where the chat template writes one."""
+    """The configuration with one date for all stages, if the chat template writes a date."""
     if not config.prompt.chat:
         return config
     return replace(config, prompt=replace(config.prompt, date=find_prompt(config, base).date))
 
 
 class Manifest:
-    """``pipeline.json``: what was run, with which settings and versions, and what was made."""
+    """``pipeline.json``: the stages that were run, their settings and versions, and the results."""
 
     def __init__(self, job: Job, config: Config) -> None:
         self.path = job.output_dir / File.PIPELINE_MANIFEST
@@ -121,10 +121,10 @@ class Manifest:
         }
 
     def run(self, name: str, stage: Callable[..., Made], *arguments: Any) -> Made:
-        """Runs a stage in a process of its own, records it, and returns what it made.
+        """Runs a stage in its own process, records it, and returns what it made.
 
         Raises:
-            UserError: the stage met a mistake of the user's, or its process was killed.
+            UserError: the user made a mistake, or the process was killed.
         """
         started, clock = datetime.now(UTC), time.monotonic()
         try:
@@ -153,7 +153,7 @@ class Manifest:
 
 
 def _to_json(value: Any) -> Any:
-    """Configuration values as JSON has them."""
+    """Configuration values, with enums replaced by what JSON can hold."""
     if isinstance(value, dict):
         return {key: _to_json(item) for key, item in value.items()}
     return value.value if isinstance(value, Enum) else value

@@ -1,4 +1,4 @@
-"""``cherry-vllm report``: a run to one page and its pictures."""
+"""``cherry-vllm report``: turns a run into one page and its pictures."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from cherry_vllm.store.marks import mark_path
 
 
 def report(config: Config, job: Job) -> Outcome:
-    """Shows a run, of whatever stages, as one page and as pictures."""
+    """Shows a run, whichever stages it has, as one page and as pictures."""
     from cherry_vllm.reporting import report as pipeline
 
     run_dir, settings = Path(config.run_dir), config.report

@@ -1,4 +1,4 @@
-"""``cherry-vllm embed`` and ``sample``: prompts to the rows of the brief experience."""
+"""``cherry-vllm embed`` and ``sample``: find the rows of the brief experience."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,11 +37,11 @@ def embed(config: Config, _job: Job) -> Outcome:
 
 
 def sample(config: Config, _job: Job) -> Experience:
-    """Samples the rows that the pre-experienced model is to learn from."""
+    """Samples the rows that the pre-experienced model learns from."""
     if not has_experience(config):
         raise UserError(
             f"sample={config.sample.strategy.value}, sample.count={config.sample.count}: nothing "
-            "to sample; without experience the base model scores"
+            "to sample; choose a strategy and a count, or go on with `score`"
         )
     diverse_sampling(config)  # before the rows are embedded
     files = find_input(config)
@@ -52,9 +52,9 @@ def sample(config: Config, _job: Job) -> Experience:
 def sample_from(
     config: Config, files: Sequence[Path], base: Checkpoint | None, scores_dir: Path
 ) -> Experience:
-    """Samples rows of ``files`` by what the model ``base`` makes of them.
+    """Samples rows of ``files`` with the help of the model ``base``.
 
-    ``sample=kmeans`` embeds them with it, and ``sample=difficulty`` takes its scores in
+    ``sample=kmeans`` embeds the rows with it, and ``sample=difficulty`` takes its scores from
     ``scores_dir``.
     """
     settings, diverse = config.sample, diverse_sampling(config)
@@ -74,10 +74,10 @@ def sample_from(
 
 
 def diverse_sampling(config: Config) -> DiverseSampling | None:
-    """The settings of ``sample=kmeans``, as the room takes them; None for another strategy.
+    """The settings of ``sample=kmeans``; None for another strategy.
 
     Raises:
-        UserError: the clusters cannot share the count.
+        UserError: the count is not a multiple of the number of clusters.
     """
     settings = config.sample
     if not isinstance(settings, KMeansConfig):

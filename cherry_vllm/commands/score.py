@@ -1,4 +1,4 @@
-"""``cherry-vllm score``: data and a model to IFD scores."""
+"""``cherry-vllm score``: turns data and a model into IFD scores."""
 
 import logging
 from collections.abc import Sequence
@@ -39,11 +39,11 @@ def score(config: Config, job: Job) -> Outcome:
 def score_with(
     config: Config, job: Job, files: Sequence[Path], checkpoint: Checkpoint, scores_dir: Path
 ) -> Outcome:
-    """Scores ``files`` with ``checkpoint`` and leaves the scores in ``scores_dir``."""
+    """Scores ``files`` with ``checkpoint`` and writes the scores to ``scores_dir``."""
     scores = score_files(config, files, checkpoint, scores_dir, may_replace=not job.is_sweep)
     if scores is None:
         share = config.share
-        print(f"share {share.index} of {share.count} scored; the last to end aggregates")
+        print(f"share {share.index} of {share.count} scored; the last one writes the scores")
         return Outcome(Path(config.run_dir), {})
     _print(scores)
     return Outcome(scores_dir / SCORES, count_outcomes(scores.frame))
@@ -57,11 +57,11 @@ def score_files(
     *,
     may_replace: bool,
 ) -> Scores | None:
-    """The scores of ``files``; None if other processes still have shares of them to score.
+    """The scores of ``files``; None if other processes still have shares to score.
 
     Raises:
         UserError: the input or the model cannot be used, or ``scores_dir`` holds scores of other
-        settings and ``may_replace`` is False.
+            settings and ``may_replace`` is False.
     """
     prompt, run_dir = find_prompt(config, checkpoint), Path(config.run_dir)
     with hold_share(config) as share:
@@ -86,13 +86,13 @@ def score_files(
 
 
 def draw(scores: Scores) -> None:
-    """Draws the picture of the scores, unless it is there or another file has its place."""
+    """Draws the picture of the scores, unless it exists or another file is in its place."""
     picture = scores.folder / PICTURE
     mark = read_mark(picture)
     if mark and mark.get("scores") == scores.fingerprint:
         return
     if picture.exists() and not mark:
-        log.warning("%s: not drawn by cherry-vllm, so it stays; move it and run again", picture)
+        log.warning("%s: not drawn by cherry-vllm, so it is kept; move it and run again", picture)
         return
     from cherry_vllm.figures.figure import save_png
     from cherry_vllm.figures.scores import draw_ifd, draw_scores

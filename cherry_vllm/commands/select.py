@@ -1,4 +1,4 @@
-"""``cherry-vllm select``: scores to cherry data."""
+"""``cherry-vllm select``: chooses cherry data by its scores."""
 
 from pathlib import Path
 

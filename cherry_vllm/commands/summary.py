@@ -1,4 +1,4 @@
-"""What the terminal shows: the summary, a few rows."""
+"""What the terminal shows of a run: the summary and a few rows."""
 
 from typing import Any
 
@@ -38,7 +38,7 @@ def summarize(scores: pl.DataFrame, num_selected: int | None = None) -> str:
 
 
 def describe(title: str, facts: dict[str, Any]) -> str:
-    """A stage's counts, in lines of two columns; nested ones are indented."""
+    """A stage's counts, in lines of two columns; nested counts are indented."""
     lines = [printable(title)]
     for key, value in facts.items():
         name = "  " + printable(key).removeprefix("num_").replace("_", " ")
@@ -63,20 +63,20 @@ def _share(value: int, total: int) -> str:
 
 
 def misfit_warning(scores: pl.DataFrame) -> str | None:
-    """A warning, with the remedy, when too many rows have an IFD above 1."""
+    """A warning, with the remedy, if too many rows have an IFD above 1; else None."""
     num_scored = scores["ifd"].count()
     above = count_outcomes(scores)[DropReason.IFD_ABOVE_ONE]
     if not num_scored or above / num_scored <= MISFIT_SHARE:
         return None
     return (
         f"{above} of {num_scored} scored rows have an IFD above 1: the prompt makes answers "
-        "harder. Most often the template is not the one the model knows: try prompt=chat for a "
+        "harder. Most often the model was trained with another template: try prompt=chat for a "
         "chat model, prompt=alpaca for a base model"
     )
 
 
 def show_extremes(scores: pl.DataFrame, rows: pl.LazyFrame, count: int) -> str:
-    """The ``count`` usable rows with the highest IFD and with the lowest, two lines each."""
+    """The ``count`` usable rows with the highest IFD and with the lowest, two lines per row."""
     ranked = mark_sides(scores, count=count)
     groups = {
         "highest IFD": ranked.filter(side=Side.TOP.value),

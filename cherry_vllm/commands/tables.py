@@ -1,4 +1,4 @@
-"""What the terminal shows of judgements: tables like the paper's, and the doubts about them."""
+"""What the terminal shows of judgements: tables like the paper's, and warnings about them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -34,7 +34,7 @@ def _cells(row: Tally, counts: Sequence[str]) -> list[str]:
 
 
 def show_position_bias(total: Tally) -> str:
-    """How many verdicts depend on the order of the answers, and whom they favour."""
+    """How many verdicts depend on the order of the answers, and which side they favour."""
     num_decided = total.win + total.tie + total.loss
     line = f"position bias: {total.flips} of {num_decided} verdicts flip with the order"
     if not total.flips:
@@ -49,8 +49,8 @@ def show_agreement(agreement: Agreement, name: str) -> str:
     """How far this judge agrees with the one whose verdicts ``name`` holds."""
     if agreement.equal is None:
         return (
-            f"agreement with {name}: no question that both judges decided; it needs verdicts on "
-            "the same answers, first and second in the same roles"
+            f"agreement with {name}: no question that both judges decided; give verdicts on the "
+            "same answers, with first and second in the same roles"
         )
     kappa = "undefined" if agreement.kappa is None else f"{agreement.kappa:.3f}"
     return (
@@ -70,23 +70,23 @@ def show_ratings(counts: Mapping[str, int], threshold: float) -> str:
 
 
 def show_failures(reasons: Mapping[str, int]) -> str:
-    """How many requests have no reply, and why: the most frequent reasons first."""
+    """How many requests have no reply, and why, with the most frequent reasons first."""
     ordered = sorted(reasons.items(), key=lambda item: -item[1])
     shown = "; ".join(f"{count} x {reason}" for reason, count in ordered[:MAX_REASONS_SHOWN])
     more = "; ..." if ordered[MAX_REASONS_SHOWN:] else ""
     return (
         f"{sum(reasons.values())} requests have no reply ({shown}{more}); "
-        "the same command asks them again"
+        "the same command sends them again"
     )
 
 
 def show_markers(names: Sequence[str | int], unit: str) -> str:
-    """How many judgements may have been forged, and which."""
+    """How many judgements may have been manipulated, and which."""
     shown = ", ".join(map(str, names[:MAX_NAMES_SHOWN]))
     more = ", ..." if names[MAX_NAMES_SHOWN:] else ""
     return (
         f"{unit} that contain markers of the judge's prompt, which may mislead it: {len(names)} "
-        f"({shown}{more}); read the replies to them"
+        f"({shown}{more}); read the replies about them"
     )
 
 

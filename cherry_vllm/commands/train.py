@@ -1,4 +1,4 @@
-"""``cherry-vllm train``: data and a model to a tuned model."""
+"""``cherry-vllm train``: fine-tunes a model on data."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -56,7 +56,7 @@ def train_on(
 
 
 def training_settings(config: Config, group: TrainConfig, prompt: Prompt) -> Training:
-    """The settings of one training, as the room takes them."""
+    """The settings of one training."""
     values = arguments_of(group)
     return Training(
         name=group.name,

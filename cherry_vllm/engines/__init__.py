@@ -5,9 +5,10 @@ An engine turns spans into log-probabilities:
     token ids   [ p0 p1 p2 | a0 a1 a2 ]     start = 3
     returns                [ l0 l1 l2 ]     l0 = log P(a0 | p0 p1 p2), ...
 
-an embedder turns prompts into vectors, and a generator continues them. Only :mod:`engines.vllm`
-and the model class that it puts in place, :mod:`engines.answer_model`, import vllm. No engine is
-imported before it is built, so what needs no model starts in a second.
+An embedder turns prompts into vectors, and a generator continues them. Only :mod:`engines.vllm`
+and the model class that it puts in place, :mod:`engines.answer_model`, import vllm. vLLM and
+transformers are imported only when an engine is built, so commands that need no model start in a
+second.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ from cherry_vllm.errors import UserError
 
 
 class Span(NamedTuple):
-    """Token ids, of which those from ``start`` (at least 1) on are the answer."""
+    """Token ids of a prompt and an answer, which begins at ``start`` (at least 1)."""
 
     token_ids: list[int]
     start: int
@@ -41,8 +42,8 @@ class Engine(Protocol):
         """The natural log-probability of each answer token, given all tokens before it.
 
         Returns one array of ``num_answer_tokens`` floats per span, in the order of ``spans``.
-        ``on_scored`` is called with a number of spans as they finish. The same spans in the same
-        order give the same bits, so that a shard scored again is the shard that was lost.
+        ``on_scored`` is called with the number of spans that have just finished. The same spans in
+        the same order give the same bits, so a shard that is scored again equals the lost one.
         """
         ...
 
@@ -54,28 +55,29 @@ class Embedder(Protocol):
         """The mean of the model's last hidden states over all tokens of each prompt.
 
         Returns an array of shape [prompts, hidden size], not normalised, in the order of
-        ``prompts``, which are token ids. ``on_embedded`` is called with numbers of prompts.
+        ``prompts``, which are token ids. ``on_embedded`` is called with the number of prompts that
+        have just finished.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How the tokens of an answer are chosen, and how many at most."""
+    """How the tokens of an answer are chosen, and their largest number."""
 
     temperature: float  # 0: greedy
     top_p: float
-    top_k: int  # 0: of all
+    top_k: int  # 0: no limit
     max_new_tokens: int | None  # None: as many as fit
 
     def limit(self, prompt: Sequence[int], max_length: int) -> int:
-        """How many tokens may follow a prompt where both together take ``max_length``."""
+        """How many tokens may follow a prompt if both together may have ``max_length``."""
         room = max_length - len(prompt)
         return room if self.max_new_tokens is None else min(room, self.max_new_tokens)
 
 
 class Continuation(NamedTuple):
-    """What a model wrote after a prompt, up to a stop token and without it."""
+    """What a model wrote after a prompt, up to the stop token, which is left out."""
 
     token_ids: list[int]
     is_whole: bool  # a stop token came before the limit
@@ -85,10 +87,11 @@ class Generator(Protocol):
     def generate(
         self, prompts: Sequence[list[int]], on_answered: Callable[[int], None], *, seed: int
     ) -> list[Continuation]:
-        """Continues each prompt, which is token ids shorter than ``max_length``, in their order.
+        """One continuation per prompt, in order; a prompt has fewer than ``max_length`` tokens.
 
-        ``on_answered`` is called with numbers of prompts. ``seed`` decides what is drawn where the
-        temperature is above 0; the same prompts and seed give the same tokens.
+        ``on_answered`` is called with the number of prompts that have just finished. ``seed``
+        decides what is sampled at a temperature above 0; the same prompts and seed give the same
+        tokens.
         """
         ...
 
@@ -116,7 +119,7 @@ def build_engine(
 def build_embedder(
     settings: EngineSettings, checkpoint: Checkpoint, *, max_length: int, trust_remote_code: bool
 ) -> Embedder:
-    """As :func:`build_engine`, for embeddings."""
+    """Like :func:`build_engine`, for embeddings."""
     limits: Any = {"max_length": max_length, "trust_remote_code": trust_remote_code}
     if isinstance(settings, VllmSettings):
         _check_vllm(settings.name)
@@ -137,7 +140,7 @@ def build_generator(
     decoding: Decoding,
     stop_ids: Sequence[int],
 ) -> Generator:
-    """As :func:`build_engine`, for answers, which any of ``stop_ids`` ends."""
+    """Like :func:`build_engine`, for answers, which end at any of ``stop_ids``."""
     limits: Any = {"max_length": max_length, "trust_remote_code": trust_remote_code}
     how: Any = {"decoding": decoding, "stop_ids": stop_ids}
     if isinstance(settings, VllmSettings):

@@ -1,4 +1,4 @@
-"""Any causal language model of vLLM's, made to return the log-probs of an answer's tokens.
+"""Makes any causal language model of vLLM return the log-probs of an answer's tokens.
 
 Row p of the hidden states, made from the tokens up to p, predicts token p + 1:
 
@@ -6,8 +6,8 @@ Row p of the hidden states, made from the tokens up to p, predicts token p + 1:
     rows used             ^  ^  ^          start - 1 ... length - 1
     log-probs             a0 a1 a2
 
-The LM head sees these rows alone, some at a time, and one float per answer token leaves the device.
-The answer's last token predicts nothing, so that the prompt ends before it.
+The LM head sees only these rows, some at a time, and one float per answer token leaves the device.
+The prompt ends before the answer's last token, which predicts nothing.
 vLLM looks a class up as ``MODULE:NAME``; here NAME is the path of the class to be wrapped, as in
 ``cherry_vllm.engines.answer_model:vllm.model_executor.models.llama.LlamaForCausalLM``.
 """
@@ -31,8 +31,8 @@ from cherry_vllm.errors import UserError
 
 TASK: PoolingTask = "token_classify"
 START, LAST = "start", "last"  # in a request's extra_kwargs: where its answer starts, how it ends
-HEAD_ROWS = 1024  # enough for a fast product, few enough that their logits are no burden
-UNSCORED = float("inf")  # in place of a log-prob that no step has computed
+HEAD_ROWS = 1024  # enough for a fast product, few enough that their logits take little memory
+UNSCORED = float("inf")  # stands for a log-prob that no step has computed
 
 
 def __getattr__(name: str) -> type[Any]:
@@ -43,7 +43,7 @@ def __getattr__(name: str) -> type[Any]:
 
 
 def answer_model(causal_lm: type[Any]) -> type[Any]:
-    """A subclass whose pooler returns log-probs; its weights are loaded as ``causal_lm``'s are."""
+    """A subclass whose pooler returns log-probs; it loads its weights as ``causal_lm`` does."""
 
     class AnswerModel(causal_lm):  # type: ignore[misc]
         is_pooling_model = True
@@ -61,7 +61,7 @@ def answer_model(causal_lm: type[Any]) -> type[Any]:
 
         def load_weights(self, weights: Any) -> Any:
             loaded = super().load_weights(weights)
-            # A quantized model has parameters that no file holds.
+            # A quantized model has parameters that are in no file.
             if loaded is not None and not self._is_quantized:
                 refuse_unloaded({name for name, _ in self.named_parameters()} - loaded)
             return loaded
@@ -73,7 +73,7 @@ def answer_model(causal_lm: type[Any]) -> type[Any]:
 def refuse_unloaded(names: Set[str]) -> None:
     """Raises a UserError for parameters that vLLM's model got no weights for.
 
-    vLLM itself looks at some layers only, and leaves the others uninitialised.
+    vLLM itself checks only some layers, and leaves the others uninitialised.
     """
     if names:
         raise UserError(
@@ -83,8 +83,9 @@ def refuse_unloaded(names: Set[str]) -> None:
 
 
 class TorchLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc]
-    """torch's own product, in place of vLLM's packed weights: faster for thousands of rows, if the
-    CPU has matrix tiles (AMX).
+    """Uses torch's own product instead of vLLM's packed weights.
+
+    It is faster for thousands of rows if the CPU has matrix tiles (AMX).
     """
 
     def process_weights_after_loading(self, layer: Any) -> None:
@@ -99,7 +100,7 @@ class Part(NamedTuple):
 
     rows: range  # of the step's hidden states
     targets: Tensor  # the token ids that these rows predict
-    first: int  # the answer's token that the first of them is
+    first: int  # the position in the answer of the first of them
     num_answer_tokens: int
     is_last: bool
 
@@ -124,10 +125,10 @@ class AnswerPooler(Pooler):  # type: ignore[misc]
     def forward(
         self, hidden_states: Tensor, pooling_metadata: PoolingMetadata
     ) -> list[Tensor | None]:
-        """Log-probs (float32, [answer tokens]) of each prompt that this step ends, else None.
+        """Log-probs (float32, [answer tokens]) of each prompt; None if this step does not end it.
 
         ``hidden_states`` are of shape [scheduled tokens, width], prompt after prompt. A prompt may
-        come in parts, and after a preemption again from its start: log-probs wait in its state.
+        come in parts, and starts again after a preemption; its state keeps the log-probs so far.
         """
         parts = list(split_step(pooling_metadata))
         device = hidden_states.device
@@ -143,7 +144,7 @@ class AnswerPooler(Pooler):  # type: ignore[misc]
 
     def _logprobs(self, hidden_states: Tensor, rows: Tensor, targets: Tensor) -> Tensor:
         """log P(target) after each of ``rows``, in float32."""
-        # Other ranks than the first of a tensor-parallel group may get no logits, but take part.
+        # In a tensor-parallel group, ranks other than the first may get no logits, but take part.
         found = torch.zeros(len(rows), device=rows.device)
         for begin in range(0, len(rows), HEAD_ROWS):
             some = slice(begin, begin + HEAD_ROWS)
@@ -166,7 +167,7 @@ def split_step(metadata: PoolingMetadata) -> Iterator[Part]:
             strict=True,
         )
     ):
-        # The warm-up run has neither, and a last prompt that is longer than its token ids.
+        # The warm-up run has neither, and its last prompt is longer than its token ids.
         start, last = itemgetter(START, LAST)(
             metadata.pooling_params[line].extra_kwargs or {START: 1, LAST: 0}
         )
@@ -189,7 +190,7 @@ def target_logprobs(
 ) -> Tensor:
     """log softmax(logits)[target] in float32: [rows, vocabulary] and [rows] to [rows]."""
     found = in_one_pass(logits, targets)
-    overflown = ~found.isfinite()  # exp() does, where a log-prob is below some -88
+    overflown = ~found.isfinite()  # exp() overflows if a log-prob is below about -88
     if overflown.any():
         exact = logits[overflown].float().log_softmax(-1)
         found[overflown] = exact.gather(1, targets[overflown, None])[:, 0]
@@ -197,17 +198,17 @@ def target_logprobs(
 
 
 def one_pass(logits: Tensor, targets: Tensor) -> Tensor:
-    """-log sum exp(logits - logits[target]): no pass over the logits to find their largest."""
+    """-log sum exp(logits - logits[target]), which needs no pass to find the largest logit."""
     exact = logits.float()
     return -(exact - exact.gather(1, targets[:, None])).exp().sum(-1).log()
 
 
-# In one kernel, which keeps no float32 copy.
+# One kernel, without a float32 copy of the logits.
 compiled_one_pass = torch.compile(one_pass, dynamic=True)
 
 
 def slice_by_slice(logits: Tensor, targets: Tensor) -> Tensor:
-    """The same with float32 copies that fit in the cores' caches, or that fill a GPU."""
+    """Like :func:`one_pass`, in slices whose float32 copies fit the cores' caches or fill a GPU."""
     is_on_cpu = logits.device.type == "cpu"
     num_elements = 2**18 * torch.get_num_threads() if is_on_cpu else 2**26
     num_rows = max(1, num_elements // logits.shape[1])

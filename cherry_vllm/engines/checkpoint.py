@@ -18,7 +18,7 @@ SCORED_BY = (WEIGHTS, *TOKENIZER_FILES, *TEMPLATES, CODE)
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A file that decides a score, as it was when the checkpoint was found."""
+    """A file that decides a score, in its state when the checkpoint was found."""
 
     name: str  # relative to the checkpoint's folder
     stamp: Stamp
@@ -34,7 +34,7 @@ class Checkpoint:
     files: tuple[ModelFile, ...]
 
     def verify(self) -> None:
-        """Raises a UserError that names a file which has other contents than the fingerprint's."""
+        """Raises a UserError that names the first file that has changed since it was hashed."""
         before = {file.name: file for file in self.files}
         now = _scoring_files(self.folder)
         for name in sorted(before.keys() | now.keys()):
@@ -50,13 +50,13 @@ class Checkpoint:
             else:
                 change = "has changed"
             raise UserError(
-                f"{self.folder / name}: {change} since this run began; put the model back as it "
-                "was to go on, or score the new one in a run_dir of its own"
+                f"{self.folder / name}: {change} since this run began; restore the old files "
+                "to continue, or score the new model in a run_dir of its own"
             )
 
 
 class Limits(NamedTuple):
-    """What a model takes: token ids below ``vocab_size``, at most ``max_length`` of them."""
+    """What a model accepts: at most ``max_length`` token ids, each below ``vocab_size``."""
 
     vocab_size: int
     max_length: int | None
@@ -67,7 +67,7 @@ def find_checkpoint(path: str, *, trust_remote_code: bool = False) -> Checkpoint
 
     Raises:
         UserError: there is no such model; it lacks its configuration or weights, or has two sets
-            of these; it is an adapter; or its code would come from another place.
+            of weights; it is an adapter; or its code would come from another repository.
     """
     folder = Path(path).expanduser()
     if not folder.exists():
@@ -84,7 +84,7 @@ def find_checkpoint(path: str, *, trust_remote_code: bool = False) -> Checkpoint
 def _refuse_code_elsewhere(folder: Path) -> None:
     """Raises a UserError for code that transformers would fetch from another repository.
 
-    Nobody would notice a change of it.
+    The fingerprint would not notice a change of that code.
     """
     for file in (folder / "config.json", folder / "tokenizer_config.json"):
         named = json.dumps(read_settings(file).get("auto_map")) if file.is_file() else ""
@@ -152,8 +152,9 @@ def read_limits(folder: Path, *, trust_remote_code: bool) -> Limits:
 
 
 def read_stop_ids(folder: Path, tokenizer: Any, *, trust_remote_code: bool) -> list[int]:
-    """The tokens that end an answer: those that the tokenizer, the model and its own settings for
-    generation call end of text, which need not be the same.
+    """The tokens that end an answer.
+
+    The tokenizer, the model and its generation settings may each name different ones: all count.
     """
     from transformers import AutoConfig
 

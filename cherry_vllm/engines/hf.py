@@ -22,11 +22,11 @@ def load_model(checkpoint: Checkpoint, *, trust_remote_code: bool, **options: An
     """The checkpoint's causal language model; ``options`` go to ``from_pretrained``.
 
     Raises:
-        UserError: the weights do not fit the model, or it is none of transformers'.
+        UserError: the weights do not fit the model, or transformers does not know its type.
     """
     check_weights(checkpoint.folder, trust_remote_code=trust_remote_code)
     hide_transformers_bars()
-    if _caps_attention(checkpoint):  # which torch's fused attention leaves out
+    if _caps_attention(checkpoint):  # torch's fused attention would ignore the cap
         options["attn_implementation"] = "eager"
     auto: Any = AutoModelForCausalLM
     try:
@@ -56,14 +56,14 @@ def _caps_attention(checkpoint: Checkpoint) -> bool:
 
 
 class HfModel:
-    """A model, and its inputs in batches of like length."""
+    """A model, and its inputs in batches of similar length."""
 
     def __init__(
         self,
         settings: HfSettings,
         checkpoint: Checkpoint,
         *,
-        max_length: int,  # noqa: ARG002 - a forward pass takes what it is given
+        max_length: int,  # noqa: ARG002 - a forward pass takes any length
         trust_remote_code: bool,
     ) -> None:
         device = settings.device
@@ -76,7 +76,7 @@ class HfModel:
         self._can_keep_logits = "logits_to_keep" in signature(model.forward).parameters
 
     def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Indices of sequences of like length, longest first, so that memory peaks at once."""
+        """Batches of indices, similar in length, longest first, so that memory peaks at once."""
         batch: list[int] = []
         for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
             longest = lengths[batch[0]] if batch else 0
@@ -114,7 +114,7 @@ class HfEngine(HfModel):
 
     def _score(self, batch: list[Span]) -> Iterator[NDArray[np.float32]]:
         ids, mask = self._pad([span.token_ids for span in batch])
-        # Logits are needed from the position before the earliest answer on, and nowhere else.
+        # Logits are needed only from the position before the earliest answer on.
         first = min(span.start for span in batch) - 1 if self._can_keep_logits else 0
         kept = {"logits_to_keep": ids.shape[1] - first} if self._can_keep_logits else {}
         logits = self._model(input_ids=ids, attention_mask=mask, use_cache=False, **kept).logits
@@ -159,7 +159,7 @@ class HfGenerator(HfModel):
         super().__init__(settings, checkpoint, **limits)
         self._max_length, self._decoding, self._stop_ids = max_length, decoding, stop_ids
         names = ("temperature", "top_p", "top_k") if decoding.temperature else ()
-        # In place of the checkpoint's own, which may sample.
+        # Replaces the checkpoint's own, which may sample.
         self._model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
             do_sample=bool(names),
             eos_token_id=list(stop_ids) or None,
@@ -177,7 +177,7 @@ class HfGenerator(HfModel):
         lengths = [len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True)]
         found: dict[int, Continuation] = {}
         for batch in self._batches(lengths):
-            # Padded on the left: every answer begins in the same column.
+            # Padded on the left, so that every answer begins in the same column.
             ids, mask = self._pad([prompts[index][::-1] for index in batch])
             written = self._model.generate(
                 ids.flip(1),

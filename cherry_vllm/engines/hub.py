@@ -1,4 +1,4 @@
-"""Models from the Hugging Face Hub: the files that an engine reads, and no weights twice."""
+"""Models from the Hugging Face Hub: only the files that an engine reads, and one set of weights."""
 
 from glob import escape
 from pathlib import Path
@@ -12,10 +12,10 @@ CODE = "*.py"
 
 
 def download_model(name: str, *, with_code: bool) -> Path:
-    """The folder of the model ``OWNER/NAME``, fetched where the hub's cache lacks it.
+    """The folder of the model ``OWNER/NAME``; files that the hub's cache lacks are fetched.
 
-    Of several sets of weights it gets the one in the index, or ``model.safetensors``: neither
-    variants (``fp16/``, ``onnx/``) nor the same weights in another format (``consolidated*``).
+    Of several sets of weights, only the one in the index or ``model.safetensors`` is fetched: no
+    variants (``fp16/``, ``onnx/``), and no other format of the same weights (``consolidated*``).
 
     Raises:
         UserError: there is no such model, or the hub cannot be reached.
@@ -25,7 +25,7 @@ def download_model(name: str, *, with_code: bool) -> Path:
     patterns = [*TOKENIZER_FILES, CODE] if with_code else list(TOKENIZER_FILES)
     folder = _fetch(name, patterns, ignored=["*/*"])
     weights = listed_files(folder / INDEX) if (folder / INDEX).is_file() else {SINGLE}
-    # Of the same commit, so that all files lie in one folder.
+    # From the same commit, so that all files are in one folder.
     return _fetch(name, [*map(escape, sorted(weights)), *TEMPLATES], commit=folder.name)
 
 

@@ -1,22 +1,22 @@
-"""What an engine is run with: the keys of ``conf/engine/``, checked there."""
+"""Settings of an engine: the keys of ``conf/engine/``; :mod:`config` checks their ranges."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
-# Settings that decide whether a run fits in memory, and no score: changing them resumes a run.
+# Settings that decide whether a run fits in memory, but no score: a run resumes if they change.
 MEMORY_SETTINGS = ("gpu_memory_utilization", "cpu_kv_cache_gib")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
-    """What every engine has."""
+    """Settings of every engine."""
 
     name: str  # "vllm_fused", "vllm" or "hf"
     dtype: str  # of weights and activations: "auto" (the checkpoint's), "float32", "bfloat16", ...
 
     @property
     def num_devices(self) -> int:
-        """How many GPUs one engine computes on, where there are some."""
+        """How many GPUs one engine uses, if there are any."""
         return 1
 
     def computes_in(self, checkpoint_dtype: str) -> str:
@@ -29,7 +29,7 @@ class EngineSettings:
         return "a few seconds"
 
     def identity(self) -> dict[str, Any]:
-        """The settings that decide a score, as fingerprints hash them."""
+        """The settings that decide a score, for fingerprints."""
         items = asdict(self).items()
         return {key: value for key, value in items if key not in MEMORY_SETTINGS}
 
@@ -61,7 +61,7 @@ class VllmSettings(EngineSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class HfSettings(EngineSettings):
-    """transformers."""
+    """transformers; ``conf/engine/hf.yaml`` explains the keys."""
 
     device: str  # "auto", "cpu", "cuda", "cuda:1", ...
-    batch_tokens: int  # a batch's padded tokens at most; 1 runs one sequence at a time
+    batch_tokens: int  # at most this many padded tokens per batch; 1: one sequence at a time

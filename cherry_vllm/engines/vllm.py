@@ -1,4 +1,4 @@
-"""vLLM, on GPU and CPU alike: scoring in two ways, mean pooling for embeddings, answers."""
+"""vLLM, on GPUs and CPUs: scoring in two ways, embeddings by mean pooling, and answers."""
 
 import io
 import logging
@@ -22,7 +22,7 @@ from cherry_vllm.runtime.console import is_verbose, quiet_libraries
 
 
 class VllmEngine:
-    """Stock ``prompt_logprobs``."""
+    """Scores with stock ``prompt_logprobs``."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class VllmEngine:
 
 
 class FusedVllmEngine:
-    """vLLM with :mod:`answer_model`: the LM head on answer rows alone, and no object per token."""
+    """Scores with :mod:`answer_model`: the LM head on answer rows only, and no object per token."""
 
     def __init__(
         self,
@@ -78,14 +78,14 @@ class FusedVllmEngine:
         self, spans: Sequence[Span], on_scored: Callable[[int], None]
     ) -> list[NDArray[np.float32]]:
         """See :class:`cherry_vllm.engines.Engine`."""
-        self._llm.reset_prefix_cache()  # or a run that was resumed would have other batches
+        self._llm.reset_prefix_cache()  # else a resumed run would have other batches
         found = self._encode(spans, on_scored, use_cache=True)
         # A cached prefix that reaches into the answer has no hidden states there.
         missing = [index for index, floats in enumerate(found) if np.isposinf(floats).any()]
         again = self._encode([spans[index] for index in missing], _ignore, use_cache=False)
         for index, floats in zip(missing, again, strict=True):
             if np.isposinf(floats).any():
-                raise RuntimeError("vLLM left tokens of an answer out")
+                raise RuntimeError("vLLM left out tokens of an answer")
             found[index] = floats
         return found
 
@@ -105,7 +105,7 @@ class FusedVllmEngine:
             )
             # The last token is predicted, but predicts nothing.
             prompt = tokens_input(span.token_ids[:-1])
-            # Not LLM.encode(), which has a good deal to do for each request, and wants a tokenizer.
+            # Not LLM.encode(), which does a lot of work per request and needs a tokenizer.
             self._llm.llm_engine.add_request(str(index), prompt, params)
         outputs = self._llm.wait_for_completion(use_tqdm=partial(_Progress, on_scored=on_scored))
         return [output.outputs.data.numpy() for output in outputs]
@@ -120,7 +120,7 @@ class VllmEmbedder:
         max_length: int,
         trust_remote_code: bool,
     ) -> None:
-        # A prompt is pooled in one piece: not in several steps, and not after a cached prefix.
+        # A prompt must be pooled in one piece: in one step, and without a cached prefix.
         whole = replace(
             settings,
             max_num_batched_tokens=max(settings.max_num_batched_tokens, max_length),
@@ -203,7 +203,7 @@ def _load(
     *,
     trust_remote_code: bool,
 ) -> Any:
-    """The engine in this process; ``use`` gives the arguments for what it is to do."""
+    """Loads the engine in this process; ``use`` returns the arguments for its purpose."""
     check_weights(checkpoint.folder, trust_remote_code=trust_remote_code)
     _set_environment()
     from vllm import LLM
@@ -212,7 +212,7 @@ def _load(
     is_on_cpu = current_platform.is_cpu()
     arguments: dict[str, Any] = dict(
         model=str(checkpoint.folder),
-        config_format="hf",  # vLLM prefers Mistral's own files where they lie beside
+        config_format="hf",  # else vLLM prefers Mistral's own files, if present
         max_model_len=max_model_len,
         # vLLM's own "auto" rounds an fp32 checkpoint.
         dtype=settings.computes_in(checkpoint_dtype(checkpoint.folder)),
@@ -228,7 +228,7 @@ def _load(
         trust_remote_code=trust_remote_code,
         **use(checkpoint),
     )
-    if not is_verbose():  # it logs a traceback where an error follows
+    if not is_verbose():  # it logs a traceback before the error
         logging.getLogger("vllm.model_executor.models.registry").setLevel(logging.CRITICAL)
     try:
         return LLM(**arguments)
@@ -291,7 +291,7 @@ def _scoring_answers(checkpoint: Checkpoint) -> dict[str, Any]:
         from cherry_vllm.engines import answer_model
 
         known = ModelRegistry.models[architecture]
-        wrapped = known.class_name  # by an engine before this one
+        wrapped = known.class_name  # already wrapped by an earlier engine
         if known.module_name != answer_model.__name__:
             wrapped = f"{known.module_name}.{known.class_name}"
     except (ImportError, AttributeError) as error:
@@ -299,8 +299,8 @@ def _scoring_answers(checkpoint: Checkpoint) -> dict[str, Any]:
             f"engine=vllm_fused: does not fit vLLM {vllm.__version__} and {checkpoint.folder} "
             f"({type(error).__name__}: {error}); use engine=vllm"
         ) from None
-    # Prefixes are cached in whole blocks; 32 tokens are the least that attention on CPUs takes. The
-    # head makes logits in fp32 where that is free, which on CPUs it is not.
+    # Prefixes are cached in whole blocks, and 32 tokens is the smallest block for attention on
+    # CPUs. The head makes logits in fp32 where that is free, but on CPUs it is not.
     on_cpu = {"block_size": 32, "hf_overrides": {"head_dtype": "model"}}
     return {
         "runner": "pooling",
@@ -312,7 +312,7 @@ def _scoring_answers(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _set_environment() -> None:
-    """What vLLM takes from the environment only; what the user has set stays."""
+    """Sets what vLLM reads only from the environment; variables that the user has set stay."""
     quiet_libraries()
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
     # With the engine in this process all requests are queued before the first step, so batches,
@@ -326,7 +326,7 @@ def _set_environment() -> None:
         # vLLM's own choice keeps a core back.
         cores = sorted(os.sched_getaffinity(0))
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores)))
-        # What it compiles ahead of time for CPUs it saves and then cannot load; torch's cache can.
+        # vLLM cannot load again what it compiles ahead of time for CPUs; torch's cache can.
         os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")
 
 
@@ -351,7 +351,7 @@ class _Progress(tqdm):  # type: ignore[misc]
 
 def _answer_logprobs(span: Span, output: Any) -> NDArray[np.float32]:
     flat = output.prompt_logprobs
-    # One entry per token but the first. Releases have returned those of other tokens.
+    # One entry per token but the first. Some releases have returned those of other tokens.
     if flat.token_ids != span.token_ids[1:]:
-        raise RuntimeError("vLLM returned log-probs of other tokens than the prompt's")
+        raise RuntimeError("vLLM returned log-probs of tokens that are not the prompt's")
     return np.asarray(flat.logprobs[span.start - 1 :], dtype=np.float32)

@@ -1,4 +1,4 @@
-"""The weights of a model folder: one set of files, whole, and a tensor for every parameter.
+"""The weights of a model folder: one complete set of files, with a tensor for every parameter.
 
 Engines choose files by rules of their own. transformers takes ``model.safetensors`` and then the
 files of the index; vLLM takes the files of the index and then all there are. Parameters without a
@@ -40,7 +40,7 @@ def refuse_adapter(folder: Path) -> None:
     if not (folder / ADAPTER).is_file():
         return
     base = read_settings(folder / ADAPTER).get("base_model_name_or_path") or "an unnamed model"
-    remedy = "merge it (peft: merge_and_unload, save_pretrained) and take the merged model"
+    remedy = "merge it (peft: merge_and_unload, save_pretrained) and use the merged model"
     if (folder / SINGLE).is_file() or (folder / INDEX).is_file():
         remedy = (
             "transformers would apply it to the weights beside it; remove the adapter_* files if "
@@ -87,7 +87,7 @@ def listed_files(index: Path) -> set[str]:
 
 
 def _refuse_shared_names(files: Iterable[Path]) -> None:
-    """Raises a UserError for damaged files, and for a tensor that two files hold."""
+    """Raises a UserError for damaged files, and for a tensor that is in two files."""
     seen: dict[str, Path] = {}
     for file in files:
         for name in read_shapes(file):
@@ -115,13 +115,13 @@ def read_shapes(file: Path) -> dict[str, list[int]]:
 
 
 def check_weights(folder: Path, *, trust_remote_code: bool) -> None:
-    """Holds the names and shapes in the weights' headers against the model's parameters.
+    """Compares the names and shapes in the weights' headers with the model's parameters.
 
-    transformers builds the model without memory and reports what is left over, renamed and tied
-    tensors considered. Where it does not know the architecture, the engine has to.
+    transformers builds the model without memory and reports what is left over; it knows renamed
+    and tied tensors. If it does not know the architecture, the engine has to check the weights.
 
     Raises:
-        UserError: a parameter has no tensor or one of another shape, or a tensor no parameter.
+        UserError: a parameter has no tensor or one of another shape, or a tensor has no parameter.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -136,7 +136,7 @@ def check_weights(folder: Path, *, trust_remote_code: bool) -> None:
         try:
             model_class = type(auto.from_config(config, trust_remote_code=trust_remote_code))
         except (ValueError, NotImplementedError):
-            return  # no causal language model of transformers', or none that can be built so
+            return  # transformers has no such causal language model, or cannot build it this way
         try:
             _, report = model_class.from_pretrained(
                 None,
@@ -162,7 +162,7 @@ def check_weights(folder: Path, *, trust_remote_code: bool) -> None:
 
 
 def check_report(folder: Path, report: dict[str, Any]) -> None:
-    """Raises a UserError that names what transformers' report on loading weights calls wrong."""
+    """Raises a UserError for a fault in transformers' report on loading weights."""
     for fault, names in (
         ("no weights for", report["missing_keys"]),
         ("weights without a parameter in the model:", report["unexpected_keys"]),
@@ -173,7 +173,10 @@ def check_report(folder: Path, report: dict[str, Any]) -> None:
 
 
 def _without_packed(missing: Iterable[str], packed: Iterable[str]) -> set[str]:
-    """The parameters whose module has no tensor of another name, as quantized weights have."""
+    """The missing parameters of modules that have no packed tensor either.
+
+    Quantized weights have tensors of other names.
+    """
     names = list(packed)
     return {
         name

@@ -1,1 +1,1 @@
-"""A side room: two models' answers to one test set, compared by a judge model."""
+"""Models' answers to test sets, compared by a judge model, and a judge's ratings of rows."""

@@ -12,11 +12,11 @@ class Agreement(NamedTuple):
 
     questions: int
     equal: float | None  # share of equal verdicts
-    kappa: float | None  # Cohen's; None where chance alone would make all equal
+    kappa: float | None  # Cohen's; None if chance alone would make all equal
 
 
 def compare(verdicts: pl.DataFrame, others: pl.DataFrame) -> Agreement:
-    """Compares two judges' verdicts on the same answers, whatever ids the questions have."""
+    """The agreement of two judges on the same answers, whatever ids the questions have."""
     left, right = (_decided_by_pair(frame) for frame in (verdicts, others))
     both = left.join(right, on=["pair", "occurrence"])
     if both.is_empty():

@@ -10,7 +10,7 @@ from cherry_vllm.store.files import fingerprint
 MAX_IDS_SHOWN = 3
 ONLY_TESTSET = "test set"  # the name of a test set that has none
 REQUIRED = ("question", "answer")
-NO_ANSWER = "drop_reason"  # holds why a line's answer is null
+NO_ANSWER = "drop_reason"  # says why a line's answer is null
 OPTIONAL = ("input", "category", "testset")
 
 
@@ -43,7 +43,7 @@ class AnswerPair(NamedTuple):
 
     @property
     def key(self) -> str:
-        """Names the question with these two answers, whoever judged them and whatever its id."""
+        """Names the question and these two answers, whoever judges them and whatever its id."""
         return fingerprint({"question": self.question, "answers": [self.first, self.second]})
 
 
@@ -54,8 +54,8 @@ def read_pairs(first: Path, second: Path) -> list[AnswerPair]:
     ``testset``; ids are unique within a test set. A null answer needs a ``drop_reason``.
 
     Raises:
-        UserError: a file is not readable or a line is broken, an id is in one file only, or the
-            two files have different questions under one id.
+        UserError: a file is not readable, a line is broken, an id is only in one file, or the two
+            files have different questions under one id.
     """
     left, right = _read_answers(first), _read_answers(second)
     _check_same_ids(first, left, second, right)
@@ -101,7 +101,7 @@ def _read_answers(file: Path) -> dict[tuple[str, str], Answer]:
 
 
 def _decode(line: str) -> Answer:
-    """Raises ValueError with the reason if the line holds no answer."""
+    """The answer on a line; raises ValueError with the reason if there is none."""
     try:
         fields = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -130,7 +130,7 @@ def _decode(line: str) -> Answer:
 
 
 def check_text(value: Any, field: str) -> str:
-    """The value itself; ValueError with the reason if it is not text that UTF-8 can carry."""
+    """The value itself; raises ValueError with the reason if it is not valid text."""
     if value is None:
         raise ValueError(f"no field '{field}'")
     if not isinstance(value, str):
@@ -141,7 +141,7 @@ def check_text(value: Any, field: str) -> str:
 
 
 def read_text(file: Path) -> str:
-    """A whole UTF-8 file; UserError if it cannot be read."""
+    """The text of a UTF-8 file; raises a UserError if it cannot be read."""
     try:
         return file.read_text(encoding="utf-8-sig")
     except OSError as error:

@@ -41,30 +41,31 @@ def highest_and_lowest(
 ) -> pl.DataFrame:
     """The usable rows with the highest and with the lowest IFD: columns row, side and ifd.
 
-    Each side has ``count`` rows, or else ``fraction`` of the usable rows, rounded down. No row is
-    on both sides.
+    Each side has ``count`` rows, or else ``fraction`` of the usable rows, rounded down.
 
     Raises:
         UserError: a side would be empty, or the two would overlap.
     """
     if fraction is None and count is None:
-        raise UserError("judge.fraction: not given, nor is judge.count; give one of the two")
+        raise UserError(
+            "judge.fraction: not given, and neither is judge.count; give one of the two"
+        )
     usable = scores["drop_reason"].null_count()
     number = take_share(usable, fraction or 0) if count is None else count
     if not 0 < number <= usable // 2:
         asked = f"judge.fraction={fraction}" if count is None else f"judge.count={count}"
         raise UserError(
-            f"{asked}: {number} rows on either side, of {usable} usable ones; ask for "
-            "at least 1 and at most half of them"
+            f"{asked}: {number} rows on each side, of {usable} usable ones; ask for at least 1 and "
+            "at most half of them"
         )
     ends = mark_sides(scores, count=number).filter(pl.col("side") != Side.OTHERS.value)
     return ends.select("row", pl.col("side").cast(ASPECTS["side"]), "ifd")
 
 
 def rate(run_dir: Path, rows: pl.DataFrame, requests: AspectRequests, endpoint: Endpoint) -> Rated:
-    """Has every row's instruction rated.
+    """Has the judge rate every row's instruction.
 
-    ``rows`` has the columns row, side, ifd, instruction and input. The result is a frame of
+    ``rows`` has the columns row, side, ifd, instruction and input. The ratings are a frame of
     :data:`ASPECTS` and one column per aspect; a row has all aspects or none.
 
     Raises:

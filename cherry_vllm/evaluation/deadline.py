@@ -1,7 +1,7 @@
 """The HTTP client under the ``openai`` client, with a deadline for each try.
 
-The library's own timeout bounds the pause between two bytes, so that a server that sends a byte
-now and then holds a request for ever. Here each try ends ``timeout_s`` after it began.
+The library's own timeout limits only the pause between two bytes, so a server that sends a byte now
+and then can hold a request forever. Here each try ends ``timeout_s`` after it began.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class DeadlineClient(DefaultAsyncHttpxClient):
-    """Ends each try on time, and logs the first one that failed: retries are silent otherwise."""
+    """Ends each try on time, and logs the first one that fails: otherwise retries are silent."""
 
     def __init__(self, timeout_s: float) -> None:
         super().__init__(timeout=timeout_s)

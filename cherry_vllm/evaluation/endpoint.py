@@ -1,9 +1,8 @@
 """An OpenAI-compatible chat endpoint, asked through the ``openai`` client.
 
-The library retries, backs off and obeys Retry-After. What it lacks is here and in the two modules
-that use this one: a deadline for the whole of a try (:mod:`deadline`), the end of a run that an
-endpoint refuses or that only meets failures, and the end of all requests on a signal
-(:mod:`requests`).
+The library retries, backs off and obeys Retry-After. This module and the two that use it add what
+it lacks: a deadline for a whole try (:mod:`deadline`), the end of a run that an endpoint refuses or
+that meets only failures, and the end of all requests on a signal (:mod:`requests`).
 """
 
 import json
@@ -23,19 +22,19 @@ if TYPE_CHECKING:
     from openai import APIStatusError
 
 MAX_REASON_CHARS = 300
-SETTINGS_STATUS = (401, 403, 404)  # the key, the model or the URL: no other request would pass
+SETTINGS_STATUS = (401, 403, 404)  # the key, the model or the URL is wrong: every request fails
 FORMAT_WORDS = ("response_format", "json_schema", "structured")
 VARIABLE_NAME = re.compile(r"[A-Z_][A-Z0-9_]*")
 RETRIED_STATUS = (408, 409, 429)  # and 500 upwards
-NO_KEY = "none"  # the client needs one in any case
+NO_KEY = "none"  # the client requires a key
 
 
 class RequestError(Exception):
-    """A request has no reply after every try; the message is the reason."""
+    """A request has no reply after all tries; the message is the reason."""
 
 
 class RefusedError(RequestError):
-    """A request was refused for what it holds: others may well pass."""
+    """A request was refused for its contents: others may succeed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +49,10 @@ class EndpointSettings:
 
 
 class Endpoint:
-    """An endpoint to ask many requests at once, inside an ``async with`` block."""
+    """An endpoint that takes many requests at once, inside an ``async with`` block."""
 
     def __init__(self, settings: EndpointSettings) -> None:
-        """Checks the settings and reads the key; connects to nothing.
+        """Checks the settings and reads the key; does not connect yet.
 
         Raises:
             UserError: the package ``openai`` is missing, or the URL or the key cannot be used.
@@ -93,8 +92,8 @@ class Endpoint:
         """The endpoint's reply, which is never empty.
 
         Raises:
-            RequestError: every try failed, or there is nothing in the reply.
-            RefusedError: the endpoint does not take what the request holds.
+            RequestError: every try failed, or the reply is empty.
+            RefusedError: the endpoint refuses the request's contents.
             UserError: the endpoint refuses the key, the model, the URL or the response format.
         """
         body = {key: value for key, value in request.items() if key not in ("model", "messages")}
@@ -133,17 +132,17 @@ class Endpoint:
         )
 
     def _reason(self, text: str) -> str:
-        """One short printable line without the key, which a server may have repeated."""
+        """The text as one short printable line, without the key, which a server may repeat."""
         if self._api_key:
             text = text.replace(self._api_key, "[key]")
         return printable(" ".join(text.split()))[:MAX_REASON_CHARS]
 
 
 def read_api_key(variable: str | None) -> str | None:
-    """The key in an environment variable; None where no variable is named.
+    """The key in an environment variable; None if no variable is named.
 
     Raises:
-        UserError: the variable is not set, or holds what no HTTP header can carry.
+        UserError: the variable is not set, or holds characters that no HTTP header can have.
     """
     if variable is None:
         return None
@@ -163,7 +162,7 @@ def read_api_key(variable: str | None) -> str | None:
 
 
 def _check_url(url: str) -> str:
-    """The URL, in the one form that names the endpoint."""
+    """The URL without trailing slashes, so that it names the endpoint in one form."""
     try:
         parts = urlsplit(url)
         is_usable = parts.scheme in ("http", "https") and bool(parts.hostname)
@@ -172,7 +171,9 @@ def _check_url(url: str) -> str:
     except ValueError:
         is_usable, is_secret = False, False
     if is_secret:  # not repeated: it may hold a password
-        raise UserError("judge.base_url: holds a user name or a query; pass keys by api_key_env")
+        raise UserError(
+            "judge.base_url: contains a user name or a query; pass keys by judge.api_key_env"
+        )
     if not is_usable:
         raise UserError(f"judge.base_url={url}: give a URL such as http://localhost:8000/v1")
     return url.rstrip("/")

@@ -30,9 +30,9 @@ log = logging.getLogger(__name__)
 # One line per question, written by the answering stage.
 ANSWERS: Schema = {
     "row": pl.Int64,
-    "answer": pl.String,  # may be empty: the model said nothing
-    "num_answer_tokens": pl.UInt32,  # the stop token not counted
-    "truncated": pl.Boolean,  # the limit came before the model's end
+    "answer": pl.String,  # empty if the model said nothing
+    "num_answer_tokens": pl.UInt32,  # without the stop token
+    "truncated": pl.Boolean,  # the answer was cut at the limit
     "drop_reason": REASON,  # why there is no answer
 }
 
@@ -144,7 +144,7 @@ def write_answers(output: Path, questions: Shards, answers: Shards) -> dict[str,
 
 
 def count_answers(answers: pl.DataFrame) -> dict[str, Any]:
-    """Questions answered and dropped, by how they ended and why; the two add up to all."""
+    """Counts of questions answered, by how the answer ended, and dropped, by reason."""
     dropped = answers["drop_reason"].drop_nulls().value_counts(sort=True)
     answered = answers.filter(pl.col("drop_reason").is_null())
     num_cut = int(answered["truncated"].sum())

@@ -31,19 +31,19 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Judged:
-    """Judgements, in the order of the pairs, and what to know about how they were made."""
+    """Judgements, in the order of the pairs, and what went wrong or is doubtful about them."""
 
     judgements: Sequence[Judgement]
     failures: Counter[str] = field(default_factory=Counter)  # reasons of failed requests
-    ids_with_markers: Sequence[str] = ()  # questions or answers that hold the prompt's markers
+    ids_with_markers: Sequence[str] = ()  # questions whose texts contain the prompt's markers
 
 
 def judge(
     run_dir: Path, pairs: Sequence[AnswerPair], requests: PairRequests, endpoint: Endpoint
 ) -> Judged:
-    """Has every pair judged in both orders.
+    """Has the judge compare every pair in both orders.
 
-    Nothing is asked about a pair that lacks an answer.
+    A pair that lacks an answer is not sent to the judge.
 
     Raises:
         UserError: the endpoint refuses the settings or is down, or no request has a reply.
@@ -74,7 +74,7 @@ def _find_judgement(
 
 
 def read_others(file: Path) -> pl.DataFrame:
-    """Another judge's verdicts: a ``verdicts.parquet``, or recorded reviews.
+    """Another judge's verdicts, from a ``verdicts.parquet`` or from recorded reviews.
 
     Raises:
         UserError: the file is neither.

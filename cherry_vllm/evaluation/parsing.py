@@ -1,8 +1,8 @@
-"""Parses a judge's reply into its scores, or into none: a guess would be worse than a gap.
+"""Parses a judge's reply into its scores; an unclear reply has none, as a guess would be worse.
 
-A reply is a JSON object (structured outputs), or text in the form that the prompt asks for: the
-numbers alone on the first line. In a text, lines headed "Scores:" count as well. If two such lines
-disagree, or one holds impossible numbers, the reply has no scores.
+A reply is a JSON object (structured outputs), or text in the form that the prompt asks for: only
+the numbers on the first line. In a text, lines that begin with "Scores:" count as well. If two such
+lines disagree, or one contains impossible numbers, the reply has no scores.
 """
 
 import json
@@ -15,7 +15,7 @@ MAX_RATING = 5
 SCORES = ("assistant_1", "assistant_2")  # the fields of a JSON reply
 RATING = ("score",)
 
-# "8 9", "8, 9" and "8.5 7"; behind a heading on any line, without one on the first alone.
+# "8 9", "8, 9" and "8.5 7": after a heading on any line, without a heading only on the first.
 HEADING = r"(?:(?:final|overall)\s+)?(?:scores?|ratings?)\s*:\s*"
 NUMBERS = re.compile(
     rf"(?P<heading>{HEADING})?(?P<numbers>\d+(?:\.\d+)?(?:[\s,]+\d+(?:\.\d+)?)*)", re.I
@@ -34,8 +34,8 @@ class Scores(NamedTuple):
 def parse_scores(reply: str, *, is_whole: bool = True) -> Scores | None:
     """The two scores of a reply; None if it does not state them clearly.
 
-    ``is_whole`` is False for a reply that was cut at the token limit: what may have lost its end,
-    such as the "8 1" of an "8 10", does not count.
+    ``is_whole`` is False for a reply that was cut at the token limit. Then a line that may have
+    lost its end does not count, such as "8 1" where the judge meant "8 10".
     """
     found = _parse(reply, SCORES, MAX_SCORE, is_whole=is_whole)
     return None if found is None else Scores(*found)
@@ -82,14 +82,14 @@ def _numbers(match: re.Match[str]) -> list[float]:
 
 
 def _answer(reply: str) -> str:
-    """The reply without thoughts before it, and without the fence around a JSON object."""
+    """The reply without the thoughts before it and without a fence around a JSON object."""
     text = reply.rpartition("</think>")[2].strip()
     inner = text.removeprefix("```json").removeprefix("```").removesuffix("```").strip()
     return inner if inner.startswith("{") else text
 
 
 def _lines(text: str, *, is_whole: bool) -> list[str]:
-    """The lines of a text that say something, without mark-up around them."""
+    """The lines of a text that are not blank, without the mark-up around them."""
     if not is_whole:
         text = text.rpartition("\n")[0]
     lines = text.replace("**", "").split("\n")

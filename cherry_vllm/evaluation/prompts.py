@@ -1,4 +1,4 @@
-"""The judge's prompts, filled in: a pair in either order of its answers, or a single answer."""
+"""The judge's prompts, filled in with two answers in both orders, one answer or an instruction."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class JudgePrompt:
     """The texts around what the judge is shown."""
 
     system: str
-    user: str  # with {reply_format} where one of the next two goes
+    user: str  # {reply_format} in it stands for one of the next two
     reply_as_json: str
     reply_as_text: str
     question_with_input: str
@@ -31,24 +31,24 @@ class JudgePrompt:
 
 @dataclass(frozen=True, kw_only=True)
 class RequestSettings:
-    """What a request is made of, next to what the judge is shown."""
+    """What a request contains, apart from what the judge is shown."""
 
     model: str
-    parameters: Mapping[str, Any]  # passed to the endpoint as they are
+    parameters: Mapping[str, Any]  # passed to the endpoint unchanged
     response_format: ResponseFormat
     prompt: JudgePrompt
 
 
 class _Requests:
-    """A system message, and a user message with {question} and fields of its own."""
+    """Requests with a system message and a user message, which has {question} and other fields."""
 
     fields: frozenset[str]
 
     def __init__(self, settings: RequestSettings, schema: Mapping[str, Any]) -> None:
-        """``schema`` is what a reply holds as JSON.
+        """``schema`` describes a reply in JSON.
 
         Raises:
-            UserError: a text has other fields or lacks one, or a parameter is set elsewhere.
+            UserError: a text has other fields or lacks one, or a parameter is reserved.
         """
         self._prompt, user = settings.prompt, settings.prompt.user
         optional = {REPLY_FORMAT} if f"{{{REPLY_FORMAT}}}" in user else set()
@@ -60,7 +60,7 @@ class _Requests:
         )
         taken = sorted(set(RESERVED) & set(settings.parameters))
         if taken:
-            raise UserError(f"judge.parameters.{taken[0]}: is set by the judge; remove it")
+            raise UserError(f"judge.parameters.{taken[0]}: set by cherry-vllm itself; remove it")
         self._fixed = {"model": settings.model, **settings.parameters}
         self._reply_format = self._prompt.reply_as_text
         if settings.response_format is ResponseFormat.json_schema:
@@ -70,7 +70,7 @@ class _Requests:
         self._markers = _find_markers(user)
 
     def holds_marker(self, texts: Iterable[str | None]) -> bool:
-        """Whether a text that the judge is shown holds a marker of the prompt, as if to end it."""
+        """Whether a text that the judge is shown contains a marker of the prompt."""
         shown = " ".join(" ".join(text or "" for text in texts).split()).casefold()
         return any(marker in shown for marker in self._markers)
 
@@ -115,15 +115,15 @@ class RatingRequests(_Requests):
 
 
 class AspectRequests(_Requests):
-    """Shows one instruction, and what each aspect means as {aspects}."""
+    """Shows one instruction, and the meaning of each aspect as {aspects}."""
 
     fields = frozenset({"aspects"})
 
     def __init__(self, settings: RequestSettings, aspects: Mapping[str, str]) -> None:
-        """``aspects`` holds the aspects' names and what they mean.
+        """``aspects`` maps the names of the aspects to their meanings.
 
         Raises:
-            UserError: there is none, or as for all requests.
+            UserError: there is no aspect, or a text or parameter is wrong as for all requests.
         """
         if not aspects:
             raise UserError("judge.aspects: none given; name at least one, as conf/judge does")
@@ -139,8 +139,7 @@ class AspectRequests(_Requests):
 def _schema(fields: Sequence[str], top: int, *, is_explained: bool = True) -> dict[str, Any]:
     """A JSON object with a number from 0 to ``top`` per field, and an explanation last.
 
-    So the scores come before they are explained, as in the text form. Judges score in steps of a
-    half.
+    So the scores come before the explanation, as in the text form. Judges score in steps of 0.5.
     """
     halves = [half / 2 for half in range(2 * top + 1)]
     numbers = [int(half) if half.is_integer() else half for half in halves]

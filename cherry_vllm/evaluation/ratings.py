@@ -33,15 +33,17 @@ RATINGS: Schema = {
 
 @dataclass(frozen=True)
 class Rated:
-    """Ratings, and what to know about how they were made."""
+    """Ratings, and what went wrong or is doubtful about them."""
 
     ratings: pl.DataFrame
     failures: Counter[str]  # reasons of failed requests
-    rows_with_markers: Sequence[int]  # their text holds markers of the judge's prompt
+    rows_with_markers: Sequence[int]  # their text contains markers of the judge's prompt
 
 
 def rate(run_dir: Path, rows: pl.LazyFrame, requests: RatingRequests, endpoint: Endpoint) -> Rated:
-    """Has every usable row of a frame of :data:`schema.ROWS` rated: a frame of :data:`RATINGS`.
+    """Has the judge rate every usable row of a frame of :data:`schema.ROWS`.
+
+    The ratings are a frame of :data:`RATINGS`, which has all rows.
 
     Raises:
         UserError: the endpoint refuses the settings or is down, or no request has a reply.

@@ -1,4 +1,4 @@
-"""Replies that survive a kill: what was paid for is never asked again."""
+"""Replies that survive a kill: a reply that was paid for is never requested again."""
 
 import json
 import logging
@@ -17,7 +17,7 @@ OPENING = b'{"request": "'  # of every line
 
 @dataclass(frozen=True)
 class Reply:
-    """What a judge wrote; ``model`` is what the endpoint says answered."""
+    """What a judge wrote; ``model`` is the model that answered, as the endpoint names it."""
 
     text: str
     finish_reason: str | None = None
@@ -25,15 +25,15 @@ class Reply:
 
     @property
     def is_whole(self) -> bool:
-        """False if the token limit cut it."""
+        """False if the reply was cut at the token limit."""
         return self.finish_reason != "length"
 
 
 class Replies:
     """Replies by the name of their request, in a file that only grows.
 
-    Each is a line of JSON, on the disk before :meth:`add` returns. A line that a kill tore off
-    is removed when the file is next opened. One process at a time.
+    Each is a line of JSON, on the disk before :meth:`add` returns. A line that a kill cut short is
+    removed when the file is opened again. Only one process at a time may open the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -64,13 +64,13 @@ class Replies:
             while rest:
                 rest = rest[self._file.write(rest) :]
             os.fsync(self._file.fileno())
-        except BaseException:  # a full disk or Ctrl-C: the next line must not follow a torn one
+        except BaseException:  # a full disk or Ctrl-C: no line may follow an incomplete one
             self._file.truncate(end)
             raise
         self._replies[request] = reply
 
     def warn_of_old_lines(self) -> None:
-        """Says that older replies are not used, if there are any."""
+        """Warns that replies of an earlier version are not used, if there are any."""
         if self._num_old:
             log.warning(
                 "%s: %d replies of an earlier version do not say which endpoint gave them; they "
@@ -105,7 +105,7 @@ class Replies:
                 is_torn = start + len(line) == len(content) and _is_beginning(line)
                 if not is_torn:
                     raise UserError(
-                        f"{self._path}: line {number} is not a stored reply; delete the line, and "
+                        f"{self._path}: line {number} is not a stored reply; delete the line, then "
                         "its request is sent again"
                     ) from None
                 self._file.truncate(start)
@@ -121,5 +121,5 @@ class Replies:
 
 
 def _is_beginning(line: bytes) -> bool:
-    """Whether a line may be what a kill left of one of ours."""
+    """Whether a line may be one of ours that a kill cut short."""
     return not line.endswith(b"\n") and line[: len(OPENING)] == OPENING[: len(line)]

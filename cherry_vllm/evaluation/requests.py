@@ -1,4 +1,4 @@
-"""Requests to replies: each is stored in ``run_dir/replies.jsonl`` as it comes, and asked once."""
+"""Requests to replies: each reply is stored in ``run_dir/replies.jsonl`` when it arrives."""
 
 import asyncio
 from collections import Counter
@@ -14,27 +14,27 @@ from cherry_vllm.runtime.progress import Progress
 from cherry_vllm.store.files import fingerprint
 from cherry_vllm.store.run_folder import File
 
-MAX_FAILURES_IN_A_ROW = 20  # then the endpoint is down, and the rest would only wait for nothing
+MAX_FAILURES_IN_A_ROW = 20  # then the endpoint is down, and further requests are pointless
 
 
 @dataclass(frozen=True)
 class Responses:
-    """The replies by the name of their request, and the reasons why others have none, counted."""
+    """The replies by the name of their request, and how many others failed for each reason."""
 
     replies: Mapping[str, Reply]
     failures: Counter[str]
 
 
 def name_request(request: Request, endpoint: Endpoint) -> str:
-    """Names a request by all that decides the reply: where it is sent, and what it holds."""
+    """Names a request by all that decides the reply: its address and its contents."""
     return fingerprint({**request, "base_url": endpoint.address})
 
 
 def ask_all(run_dir: Path, requests: Mapping[str, Request], endpoint: Endpoint) -> Responses:
-    """The replies to requests, which are given by name (:func:`name_request`).
+    """The replies to ``requests``, whose keys are from :func:`name_request`.
 
-    A request that failed is asked again by the next run. One that has a reply in ``run_dir``, from
-    whatever run, is not sent. A signal cancels the requests in flight.
+    A request that failed is sent again by the next run. A request that has a reply in ``run_dir``,
+    from any run, is not sent. A signal cancels the requests in flight.
 
     Raises:
         UserError: the endpoint refuses the settings or is down, or no request has a reply.
@@ -47,7 +47,10 @@ def ask_all(run_dir: Path, requests: Mapping[str, Request], endpoint: Endpoint) 
         found = {name: stored.get(name) for name in requests}
     if requests and len(failures) == len(requests):
         reason = next(iter(failures.values()))
-        raise UserError(f"judge: none of {len(requests)} requests has a reply; first: {reason}")
+        raise UserError(
+            f"judge: none of {len(requests)} requests has a reply; first: {reason}; check the "
+            "endpoint"
+        )
     replies = {name: reply for name, reply in found.items() if reply}
     return Responses(replies, Counter(failures.values()))
 
@@ -55,7 +58,7 @@ def ask_all(run_dir: Path, requests: Mapping[str, Request], endpoint: Endpoint) 
 def ask_about_rows(
     run_dir: Path, requests: Mapping[int, Request], endpoint: Endpoint
 ) -> tuple[dict[int, tuple[str, Reply | None]], Counter[str]]:
-    """As :func:`ask_all`, by row: the request's name and its reply; and the failures."""
+    """Like :func:`ask_all`, by row: returns each request's name and reply, and the failures."""
     names = {row: name_request(request, endpoint) for row, request in requests.items()}
     responses = ask_all(run_dir, {names[row]: requests[row] for row in requests}, endpoint)
     replies = {row: (name, responses.replies.get(name)) for row, name in names.items()}
@@ -65,7 +68,7 @@ def ask_about_rows(
 async def _ask_missing(
     missing: Mapping[str, Request], stored: Replies, endpoint: Endpoint, *, total: int
 ) -> dict[str, str]:
-    """Asks what has no reply yet; returns the reasons of those that failed."""
+    """Sends the requests that have no reply yet; returns the reason of each failure."""
     failures: dict[str, str] = {}
     num_in_a_row = 0
     waiting = iter(missing.items())
@@ -82,8 +85,8 @@ async def _ask_missing(
                 if num_in_a_row == MAX_FAILURES_IN_A_ROW:
                     raise UserError(
                         f"{num_in_a_row} requests failed one after another, the last with: "
-                        f"{failure}; fix the cause and run the same command again: it asks only "
-                        "what has no reply"
+                        f"{failure}; fix the cause and give the same command again: it sends only "
+                        "requests without a reply"
                     ) from None
             bar.update()
 
@@ -93,5 +96,5 @@ async def _ask_missing(
                 for _ in range(min(endpoint.concurrency, len(missing))):
                     workers.create_task(work())
         except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None  # one worker's error has ended the others
+            raise errors.exceptions[0] from None  # one worker's error ended the others
     return failures

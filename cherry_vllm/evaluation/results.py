@@ -1,4 +1,4 @@
-"""A table of results and its summary: written together, and never over a file that is not ours."""
+"""A table of results and its summary, which never replace a file that is not ours."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ OURS = {"version", "settings", "sha256"}  # keys of every summary
 
 @dataclass(frozen=True)
 class Results:
-    """``table`` is Parquet; ``summary`` is JSON and names the table's SHA-256."""
+    """Where results are: ``table`` is Parquet; ``summary`` is JSON with the table's SHA-256."""
 
     table: Path
     summary: Path
@@ -27,7 +27,9 @@ class Results:
         targets = {path.resolve() for path in (self.table, self.summary)}
         for path in inputs:
             if path.resolve() in targets:
-                raise UserError(f"{path}: is read and would be replaced; choose another run_dir")
+                raise UserError(
+                    f"{path}: is an input and would be replaced; choose another run_dir"
+                )
         check_replaceable(self.table)
         if self.summary.exists() and self.read_summary() is None:
             raise UserError(

@@ -23,13 +23,13 @@ FORMAT = "give a reviews file: an object with the list 'data'"
 
 
 def read_reviews(files: Sequence[Path]) -> list[Judgement]:
-    """The reviews of all files, in the form that an endpoint's replies have.
+    """The reviews of all files, in the same form as an endpoint's replies.
 
     A file's test set is its ``dataset_name``, or else the file's name. A record may hold ``id``,
-    ``input`` and ``category``; its position is its id otherwise.
+    ``input`` and ``category``; without an ``id``, its position is its id.
 
     Raises:
-        UserError: a file is not readable or not in the format, or two are of one test set.
+        UserError: a file is not readable or has another format, or two files have one test set.
     """
     reviews: list[Judgement] = []
     seen: dict[str, Path] = {}
@@ -64,7 +64,7 @@ def _read_file(file: Path) -> tuple[str, list[Any]]:
 
 
 def _decode(record: Any, testset: str, index: int) -> Judgement:
-    """Raises ValueError with the reason if the record is not a review."""
+    """The judgement in a record; raises ValueError with the reason if it is not a review."""
     if not isinstance(record, dict):
         raise ValueError("not a JSON object")
     question = next((name for name in QUESTION_FIELDS if name in record), "text")

@@ -11,7 +11,7 @@ Z = 1.959964  # the 97.5% quantile of the normal distribution
 
 
 class Tally(NamedTuple):
-    """The figures of a group of questions; None stands for every test set or category."""
+    """The figures of a group of questions; None as test set or category means all of them."""
 
     testset: str | None
     category: str | None
@@ -26,13 +26,13 @@ class Tally(NamedTuple):
     interval: tuple[float, float] | None  # 95% (:func:`score_interval`)
     position_bias: float | None  # share of the decided questions whose verdict flips
     flips: int
-    flips_to_assistant_1: int  # those that prefer whichever answer is Assistant 1's
+    flips_to_assistant_1: int  # flips that prefer whichever answer is Assistant 1's
 
 
 def tally(
     verdicts: pl.DataFrame, *, testset: str | None = None, category: str | None = None
 ) -> Tally:
-    """Counts a frame of :data:`VERDICTS`."""
+    """The figures of a frame of :data:`VERDICTS`."""
     counts = {verdict: verdicts.filter(verdict=verdict.value).height for verdict in Verdict}
     win, tie, loss = (counts[verdict] for verdict in DECIDED)
     num_decided = win + tie + loss
@@ -52,7 +52,7 @@ def tally(
 
 
 def tally_groups(verdicts: pl.DataFrame) -> list[Tally]:
-    """Each test set, followed by its categories, in order of appearance; then all, if several."""
+    """The figures of each test set and its categories, in order of appearance; then of all."""
     tallies = []
     testsets = verdicts.partition_by("testset", as_dict=True, maintain_order=True)
     for (testset,), group in testsets.items():
@@ -69,9 +69,9 @@ def tally_groups(verdicts: pl.DataFrame) -> list[Tally]:
 def score_interval(win: int, tie: int, loss: int) -> tuple[float, float]:
     """The 95% interval of the winning score, after Bonett and Price (2012).
 
-    Wins and losses are the discordant pairs of a paired comparison, so the score less 1 is a
+    Wins and losses are the discordant pairs of a paired comparison, so the score minus 1 is a
     difference of paired proportions. One win and one loss are added before the usual formula. The
-    interval always contains the score, and unlike a bootstrap it keeps its width where a few
+    interval always contains the score. Unlike a bootstrap interval, it keeps its width if a few
     questions all have the same verdict.
     """
     total = win + tie + loss + 2

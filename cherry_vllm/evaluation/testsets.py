@@ -28,9 +28,9 @@ CONVENTIONAL_INPUT = "input"  # may be missing; any other name was given for thi
 
 
 class QuestionColumns(NamedTuple):
-    """Where a record holds the four fields; None if it does not.
+    """The names of the four fields in a record; None if it lacks the field.
 
-    A dotted name leads through objects and lists, as in "instances.0.input".
+    A dotted name goes through objects and lists, as in "instances.0.input".
     """
 
     id: str | None
@@ -110,7 +110,7 @@ def _records(file: Path) -> list[tuple[str, Any]]:
 def _decode(
     record: Any, position: int, columns: QuestionColumns
 ) -> tuple[str, str | None, str, str]:
-    """Id, category, question and input; ValueError with the reason if there is no question."""
+    """Id, category, question and input; raises ValueError if there is no question."""
     if isinstance(record, str):
         try:
             record = json.loads(record)
@@ -140,5 +140,5 @@ def _find(record: Any, column: str) -> Any:
             found = found[int(name)] if int(name) < len(found) else None
         else:
             found = found.get(name) if isinstance(found, dict) else None
-    # Some publish a single turn as a list of one.
+    # Some test sets publish a single turn as a list of one item.
     return found[0] if isinstance(found, list) and len(found) == 1 else found

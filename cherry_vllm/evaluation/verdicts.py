@@ -1,4 +1,4 @@
-"""The judge's scores in both orders to one verdict per question."""
+"""Turns the judge's scores in both orders into one verdict per question."""
 
 from collections.abc import Iterable
 from enum import StrEnum
@@ -42,7 +42,7 @@ VERDICTS: Schema = {
     "first_score_reversed": pl.Float64,  # of the first answer, shown as Assistant 2
     "second_score_reversed": pl.Float64,
     "verdict": VERDICT,
-    "flips": pl.Boolean,  # each order prefers another answer; null without a verdict
+    "flips": pl.Boolean,  # the two orders prefer different answers; null without a verdict
 }
 
 

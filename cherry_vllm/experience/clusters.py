@@ -6,14 +6,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-MINIBATCH_SIZE = 4096  # rows a step; each start is made from three times as many
+MINIBATCH_SIZE = 4096  # rows per step; each start is computed from three times as many
 
 
 class Clustering(NamedTuple):
-    """Which cluster each embedding fell into."""
+    """The cluster of each embedding."""
 
     labels: NDArray[np.int32]  # one per embedding
-    num_clusters: int  # that hold an embedding; their labels may have gaps
+    num_clusters: int  # that hold an embedding; labels may have gaps
     method: str  # "kmeans" or "minibatch"
 
 
@@ -27,10 +27,10 @@ def cluster_embeddings(
 ) -> Clustering:
     """K-means over ``embeddings`` (rows x width), the best of ``n_init`` starts (k-means++).
 
-    From ``minibatch_rows`` rows on it is mini-batch k-means, which takes no copy of the embeddings
-    and tries its starts on a sample. Fewer rows than ``num_clusters``, or fewer distinct ones, make
-    fewer clusters. The embeddings are left as they are. Equal seeds give equal labels on one
-    machine; another one's arithmetic may move a row that lies between two clusters.
+    With ``minibatch_rows`` rows or more it is mini-batch k-means, which does not copy the
+    embeddings and tries its starts on a sample. Fewer (distinct) rows than ``num_clusters`` give
+    fewer clusters. The embeddings are not changed. Equal seeds give equal labels on one machine;
+    another machine's arithmetic may move a row that lies between two clusters.
 
     Raises:
         ValueError: there is no row, or a value is not finite.
@@ -45,7 +45,7 @@ def cluster_embeddings(
     else:
         method, estimator = "minibatch", MiniBatchKMeans(**shared, batch_size=MINIBATCH_SIZE)
     with warnings.catch_warnings():
-        # It says that rows repeat, which num_clusters tells.
+        # The warning says that rows repeat; num_clusters shows that anyway.
         warnings.simplefilter("ignore", ConvergenceWarning)
         labels = estimator.fit(embeddings).labels_
     return Clustering(labels, len(np.unique(labels)), method)
@@ -60,9 +60,9 @@ def sample_clusters(
 ) -> NDArray[np.int64]:
     """Up to ``rows_per_cluster`` positions of each cluster, by cluster, then by position.
 
-    A cluster of fewer rows is taken whole. Of another, the rows are eligible whose perplexity lies
-    within the cluster's ``percentiles`` (0 to 100, interpolated linearly, both ends included);
-    they are taken at even steps from the first on.
+    A cluster with fewer rows is taken whole. In a larger one, rows are eligible if their perplexity
+    lies within the cluster's ``percentiles`` (0 to 100, interpolated linearly, both ends included);
+    they are taken at even steps, starting with the first.
 
     Raises:
         ValueError: a perplexity is not finite.
@@ -93,16 +93,16 @@ def _sample_cluster(
 
 
 def sample_random(num_rows: int, count: int, seed: int) -> NDArray[np.int64]:
-    """``count`` of ``num_rows`` positions, each as likely as the other, ascending; all if fewer.
+    """``count`` of ``num_rows`` positions, drawn uniformly, in ascending order; all if fewer.
 
-    Under one seed a larger count holds the rows of a smaller one.
+    With one seed, a larger count includes the rows of a smaller one.
     """
     return np.sort(np.random.default_rng(seed).permutation(num_rows)[:count])
 
 
 def sample_difficult(ifd: NDArray[np.float64], count: int) -> NDArray[np.int64]:
-    """Positions of the ``count`` highest IFD, the earlier of equals first, ascending.
+    """Positions of the ``count`` highest IFDs, in ascending order; of equal ones, the earlier.
 
-    The IFD is the base model's own, finite, and of rows that were kept (at most 1).
+    ``ifd`` is the IFD of the usable rows under the base model, finite and at most 1.
     """
     return np.sort(np.argsort(-ifd, kind="stable")[:count])

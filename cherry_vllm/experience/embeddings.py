@@ -18,10 +18,10 @@ def embed_shard(
     builder: SpanBuilder,
     model: Callable[..., NDArray[np.float32]],
 ) -> pl.DataFrame:
-    """A frame of :data:`schema.ROWS` to one of :data:`schema.EMBEDDINGS`.
+    """Embeds one shard: a frame of :data:`schema.ROWS` to one of :data:`schema.EMBEDDINGS`.
 
     An embedding is the mean of the last hidden states over all tokens of the prompt (paper,
-    section 2.1), null where there is a drop reason. ``model`` is :meth:`engines.Embedder.embed`.
+    section 2.1); it is null for a dropped row. ``model`` is :meth:`engines.Embedder.embed`.
     """
     encoded = _encode_prompts(rows, builder)
     prompts = encoded.filter(pl.col("token_ids").is_not_null())
@@ -40,11 +40,10 @@ def measure_shard(
     builder: SpanBuilder,
     model: Callable[..., list[NDArray[np.float32]]],
 ) -> pl.DataFrame:
-    """A frame of :data:`schema.ROWS` to one of :data:`schema.PERPLEXITIES`.
+    """Measures one shard: a frame of :data:`schema.ROWS` to one of :data:`schema.PERPLEXITIES`.
 
-    The perplexity of a prompt of n tokens is the exponential of the mean negative log-likelihood
-    of all but the first; of a single token there is none. ``model`` is
-    :meth:`engines.Engine.logprobs`.
+    The perplexity of a prompt is the exponential of the mean negative log-likelihood of all its
+    tokens but the first; a single token has none. ``model`` is :meth:`engines.Engine.logprobs`.
     """
     encoded = _drop_single_tokens(_encode_prompts(rows, builder))
     prompts = encoded.filter(pl.col("token_ids").is_not_null())

@@ -4,7 +4,7 @@ run_dir/embeddings/FINGERPRINT/     embed: mean hidden states, shard for shard
 run_dir/perplexities/FINGERPRINT/   measure_perplexity: of the prompts, shard for shard
 run_dir/experience/STRATEGY-FINGERPRINT/
   experience.json                   sample: the chosen rows, with all their fields
-  experience.json.meta.json         which rows they are, and how they came to be chosen
+  experience.json.meta.json         their row numbers, and how they were chosen
 """
 
 import logging
@@ -43,9 +43,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class DiverseSampling:
-    """``count`` rows in all, as many from each of ``num_clusters`` clusters of instructions.
+    """At most ``count`` rows, up to the same number from each of ``num_clusters`` clusters.
 
-    See :func:`clusters.cluster_embeddings` and :func:`clusters.sample_clusters` for the rest.
+    See :func:`clusters.cluster_embeddings` and :func:`clusters.sample_clusters` for the other
+    fields.
     """
 
     count: int
@@ -55,11 +56,11 @@ class DiverseSampling:
     minibatch_rows: int
 
     def __post_init__(self) -> None:
-        """Raises a UserError if the clusters cannot share ``count``."""
+        """Raises a UserError if ``count`` is not a multiple of ``num_clusters``."""
         if self.count % self.num_clusters:
             raise UserError(
                 f"sample.count={self.count}: give a multiple of "
-                f"sample.num_clusters={self.num_clusters}, since every cluster gives as many rows"
+                f"sample.num_clusters={self.num_clusters}, since each gives the same number of rows"
             )
 
     @property
@@ -107,7 +108,7 @@ def sample_diverse(
     *,
     seed: int,
 ) -> Experience:
-    """Some rows of every cluster of instructions (paper, section 2.1).
+    """Samples a few rows of every cluster of instructions (paper, section 2.1).
 
     Raises:
         UserError: no row can be chosen, or the file of an earlier run was changed.
@@ -155,10 +156,10 @@ def sample_diverse(
 def sample_most_difficult(
     run_dir: Path, rows: Shards, scores_dir: Path, *, count: int
 ) -> Experience:
-    """The ``count`` usable rows with the highest IFD in ``scores_dir``, the base model's.
+    """Samples the ``count`` usable rows with the highest IFD under the base model.
 
     Raises:
-        UserError: there are no scores, they are of other rows, or no row is usable.
+        UserError: ``scores_dir`` holds no scores, or those of other rows; or no row is usable.
     """
     if not (scores_dir / SCORES).is_file():
         raise UserError(
@@ -167,7 +168,7 @@ def sample_most_difficult(
         )
     scores = open_scores(scores_dir)
     if scores.rows_fingerprint != rows.fingerprint:
-        raise UserError(f"{scores_dir}: scores of other rows than data.path's; score these first")
+        raise UserError(f"{scores_dir}: the scores are not of data.path's rows; score those first")
 
     def choose() -> tuple[list[int], dict[str, Any]]:
         usable = scores.frame.filter(pl.col("drop_reason").is_null())
@@ -179,7 +180,7 @@ def sample_most_difficult(
 
 
 def sample_any(run_dir: Path, rows: Shards, *, count: int, seed: int) -> Experience:
-    """``count`` rows at random."""
+    """Samples ``count`` usable rows at random."""
 
     def choose() -> tuple[list[int], dict[str, Any]]:
         usable = rows.scan().filter(pl.col("drop_reason").is_null()).select("row").collect()["row"]

@@ -1,4 +1,4 @@
-"""What a run has to tell, read from its folder and not yet drawn."""
+"""Facts of a run that figures show: its selection and its judgements."""
 
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ class Selection(NamedTuple):
 
     @property
     def cut(self) -> float | None:
-        """The lowest IFD chosen, where IFD is what rows were chosen by."""
+        """The lowest IFD chosen; None if the rows were not chosen by IFD."""
         by_ifd = self.mark["strategy"] == Strategy.cherry.value
         return float(self.rows["ifd"].min()) if by_ifd else None  # type: ignore[arg-type]
 
@@ -31,7 +31,7 @@ class Job(NamedTuple):
 
     @property
     def series(self) -> str:
-        """What sets the job apart from others, the number of its rows aside."""
+        """What distinguishes the job from others, apart from the number of its rows."""
         strategy = str(self.selection["strategy"]) if self.selection else "no selection"
         folder, _, own = self.name.rpartition("/")
         shared = (*SIZE_KEYS, "select.strategy=")

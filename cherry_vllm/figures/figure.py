@@ -1,4 +1,4 @@
-"""A figure: a drawing that a page and a PNG share, and what all drawings are made with."""
+"""A figure, which the page and a PNG share, and the parts that all figures are made of."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,11 +19,11 @@ NOT_XML = r"[\x00-\x08\x0B\x0C\x0E-\x1F\x{FFFE}\x{FFFF}]"  # a PNG is drawn by w
 
 Chart = alt.Chart | alt.LayerChart | alt.FacetChart
 Key = Mapping[str, int]
-"""What a legend names, and the place of its colour in the palette."""
+"""A legend: each label and the position of its colour in the palette."""
 
 
 class Figure(NamedTuple):
-    """A drawing and what is to be said of it."""
+    """A drawing with its title, caption and legend."""
 
     name: str  # of its PNG
     title: str
@@ -39,7 +39,7 @@ class Figure(NamedTuple):
 
 
 def save_png(path: Path, *figures: Figure) -> None:
-    """Writes the figures, side by side, in light colours."""
+    """Writes the figures side by side, in light colours."""
     titled = [figure.chart.properties(width=PNG_WIDTH, title=figure.title) for figure in figures]
     chart = titled[0] if len(titled) == 1 else alt.hconcat(*titled, spacing=40)
     png = vl_convert.vegalite_to_png(
@@ -51,7 +51,7 @@ def save_png(path: Path, *figures: Figure) -> None:
 
 
 def inline(frame: pl.DataFrame) -> alt.InlineData:
-    """The frame as a chart's data, rounded to what can be seen; encodings must name their types."""
+    """The frame as a chart's data, rounded to visible digits; encodings must name their types."""
     values = frame.with_columns(
         pl.col(pl.Float32, pl.Float64).round_sig_figs(DIGITS),
         pl.col(pl.String).str.replace_all(NOT_XML, "\ufffd"),
@@ -60,7 +60,7 @@ def inline(frame: pl.DataFrame) -> alt.InlineData:
 
 
 def color_by(column: str, key: Key, *, columns: int = 3) -> alt.Color:
-    """Colours by the places in the palette; a place that ``key`` leaves out stays unused."""
+    """Colours by position in the palette; a position that ``key`` leaves out stays unused."""
     labels = {place: label for label, place in key.items()}
     domain = [labels.get(place, f"unused {place}") for place in range(max(labels) + 1)]
     legend = alt.Legend(values=list(key), columns=columns)
@@ -68,13 +68,14 @@ def color_by(column: str, key: Key, *, columns: int = 3) -> alt.Color:
 
 
 def dash_name(place: int) -> str:
-    """What the line at a place of the palette looks like beside its colour; "" if it is solid."""
+    """The name of the dashes of the line at a position of the palette; "" if it is solid."""
     return list(DASHES)[place // len(LIGHT_COLORS) % len(DASHES)]
 
 
 def dash_by(column: str, key: Key) -> alt.StrokeDash:
-    """Dashes for lines whose colours repeat, so that no two of :data:`theme.DASHES` x colours
-    series look alike.
+    """Dashes for lines whose colours repeat.
+
+    With them, as many series differ as there are colours times :data:`theme.DASHES`.
     """
     ordered = sorted(key, key=key.__getitem__)
     patterns = [DASHES[dash_name(key[label])] for label in ordered]
@@ -96,7 +97,7 @@ def rule(style: str, **encoding: Any) -> alt.Chart:
 
 
 def tooltips(*names: str) -> list[alt.Tooltip]:
-    """What a mark shows when it is pointed at."""
+    """What a mark shows when the mouse points at it."""
     titles = {
         "ifd": "IFD",
         "direct_score": "s(A)",

@@ -1,4 +1,4 @@
-"""Where the instructions at either end of the IFD scale lie, how they begin, how they are rated."""
+"""Figures of the instructions at both ends of the IFD scale: a map, first words, and ratings."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +19,7 @@ def _side_names(fraction: float) -> dict[str, str]:
 
 
 def draw_landscape(landscape: pl.DataFrame, num_usable: int, fraction: float) -> Figure:
-    """The instructions in the plane, the two ends of the IFD scale coloured (paper, Figure 7)."""
+    """A map of the instructions, with both ends of the IFD scale coloured (paper, Figure 7)."""
     names = _side_names(fraction)
     key = {name: place for place, name in enumerate(names.values())}
     shown = landscape.select(
@@ -53,7 +53,7 @@ def draw_landscape(landscape: pl.DataFrame, num_usable: int, fraction: float) ->
 
 
 def draw_words(shares: pl.DataFrame, fraction: float) -> Figure:
-    """First words of the instructions at either end: least to the left, top to the right."""
+    """First words of the instructions at both ends: least on the left, top on the right."""
     names = _side_names(fraction)
     signed = shares.with_columns(
         side=pl.col("side").replace_strict(names),

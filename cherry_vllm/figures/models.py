@@ -1,4 +1,4 @@
-"""How models were trained, and what judges say of them."""
+"""Figures of models: how they were trained, and what judges say about them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -55,7 +55,7 @@ def _total(judgement: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def find_points(jobs: Sequence[Job]) -> pl.DataFrame:
-    """One line for each selection that was judged: its rows, winning score and interval."""
+    """One line for each judgement of a selection: its rows, winning score and interval."""
     schema = {
         "series": pl.String,
         "rows": pl.Int64,
@@ -103,7 +103,7 @@ def draw_winning_score(points: pl.DataFrame) -> Figure:
 def _verdict_lines(jobs: Sequence[Job]) -> list[tuple[str, str, int, int]]:
     """A name, a verdict, its count and its place in the bar, for every test set of every job.
 
-    The third line of a name tells apart what the first two, which are shown, may not.
+    Only the first two lines of a name are shown; the third makes it unique.
     """
     lines = []
     for job in jobs:

@@ -1,4 +1,4 @@
-"""What became of the rows, and how their scores lie."""
+"""Figures of what became of the rows, and how their scores are distributed."""
 
 import math
 from collections.abc import Mapping
@@ -22,14 +22,14 @@ from cherry_vllm.schema import DropReason
 from cherry_vllm.scoring.ifd import count_outcomes
 
 BINS_PER_UNIT = 40  # of IFD: an edge lies at 1
-MAX_POINTS = 5_000  # a scatter of more shows a sample
+MAX_POINTS = 5_000  # a scatter plot of more rows shows a sample
 TREND_BUCKETS = 12
 MIN_TREND_ROWS = 48
 SELECTED, USABLE, DROPPED = "selected", "usable", "IFD above 1"
 
 
 def draw_ledger(scores: pl.DataFrame, selection: Selection | None) -> Figure:
-    """Rows read, dropped for each reason, and what was left, as a falling staircase of bars."""
+    """Rows read, rows dropped for each reason and rows left, as a falling staircase of bars."""
     outcomes = count_outcomes(scores)
     usable = outcomes.pop("usable")
     left = scores.height
@@ -87,7 +87,7 @@ def _with_status(scores: pl.DataFrame, selection: Selection | None) -> pl.DataFr
 
 
 def _emphasized(found: pl.Series, first: str, second: str, rest: str) -> Key:
-    """A key of what was found; where there is no ``first``, ``second`` has its colour."""
+    """A legend of what was found; without ``first``, ``second`` gets its colour."""
     places = {first: 0, second: 1, rest: 2} if first in found else {second: 0, rest: 2}
     return {label: place for label, place in places.items() if label in found}
 
@@ -105,7 +105,7 @@ def draw_ifd(
     selection: Selection | None = None,
     cuts: Mapping[str, float] | None = None,
 ) -> Figure:
-    """The distribution of IFD. ``cuts`` are the lowest IFDs chosen, by the name of the choice."""
+    """The distribution of IFD; ``cuts`` holds the lowest IFD chosen, by name of the choice."""
     scored = _with_status(scores, selection)
     key, last = _status_key(scored), _last_bin(scored)
     binned = (
@@ -142,13 +142,13 @@ def draw_ifd(
         places = ", ".join(f"{value:.3f} ({name})" for name, value in cuts.items())
         caption += f" The cut (solid line), the lowest IFD chosen, is at {places}."
     if (scored["ifd"] * BINS_PER_UNIT >= last).any():
-        caption += " The last bin holds all that lies beyond."
+        caption += " The last bin holds all higher values."
     chart = alt.layer(bars, one, *lines).properties(height=HEIGHT)
     return Figure("ifd", "How IFD is distributed", caption, chart, key)
 
 
 def _sampled(scored: pl.DataFrame) -> tuple[pl.DataFrame, str]:
-    """At most ``MAX_POINTS`` rows, and what to say of it."""
+    """At most ``MAX_POINTS`` rows, and a sentence that says which."""
     if scored.height <= MAX_POINTS:
         return scored, f"All {scored.height:,} scored rows."
     shown = scored.sample(MAX_POINTS, seed=0).sort("row")
@@ -156,7 +156,7 @@ def _sampled(scored: pl.DataFrame) -> tuple[pl.DataFrame, str]:
 
 
 def draw_scores(scores: pl.DataFrame, selection: Selection | None = None) -> Figure:
-    """The two scores that IFD is the ratio of, against each other."""
+    """The direct against the conditioned score, whose ratio is IFD."""
     scored = _with_status(scores, selection)
     shown, caption = _sampled(scored)
     key = _status_key(scored)

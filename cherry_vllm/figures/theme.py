@@ -1,9 +1,9 @@
-"""Colours and type of the figures, as Vega-Lite configuration: one for light, one for dark."""
+"""Colours and fonts of the figures, as Vega-Lite configuration: one for light, one for dark."""
 
 from typing import Any
 
-# The first three have one meaning everywhere: singled out, its counterpart, the rest.
-# All six stay apart for colour-blind readers (a test simulates three kinds); further series get
+# The first three mean the same everywhere: the highlighted rows, their counterpart, and the rest.
+# Colour-blind readers can tell all six apart (a test simulates three kinds); further series get
 # other dashes, see DASHES.
 LIGHT_COLORS = ("#b3294e", "#2f6da8", "#b6bcc5", "#e8a200", "#1b1b2f", "#8a5a00")
 DARK_COLORS = ("#f26d90", "#6fb0ea", "#59636f", "#fff3b0", "#c77b30", "#2e5fd0")

@@ -1,4 +1,4 @@
-"""Texts to token ids; of a text that is far too long, only the first."""
+"""Texts to token ids; of a text that is far too long, only the first token ids."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,19 +6,19 @@ from typing import Any
 from cherry_vllm.errors import UserError
 
 CHARS_PER_TOKEN = 64  # a text longer than this for each token wanted is cut before it is encoded
-MARGIN_TOKENS = 64  # so close to a cut, tokens may not be those of the whole text
+MARGIN_TOKENS = 64  # this close to a cut, tokens may differ from those of the whole text
 
 
 class Encoder:
-    """A tokenizer that puts its BOS before a text, if it has one, and no EOS behind it."""
+    """A tokenizer that puts its BOS, if it has one, before a text, and no EOS after it."""
 
     def __init__(self, tokenizer: Any, *, adds_special_tokens: bool) -> None:
-        """Without ``adds_special_tokens``, texts hold their special tokens already."""
+        """Without ``adds_special_tokens``, texts already contain their special tokens."""
         self._tokenizer = tokenizer
         self._prefix = _special_prefix(tokenizer) if adds_special_tokens else []
 
     def encode(self, texts: Sequence[str], num_tokens: int) -> list[list[int]]:
-        """All token ids of each text, or more than the first ``num_tokens`` of a longer one."""
+        """The token ids of each text: all, or of a very long text more than ``num_tokens``."""
         limit = CHARS_PER_TOKEN * (num_tokens + MARGIN_TOKENS)
         whole = iter(self._encode([text for text in texts if len(text) <= limit]))
         return [
@@ -27,7 +27,7 @@ class Encoder:
         ]
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of token ids, special tokens left out."""
+        """The text of token ids, without special tokens."""
         return str(
             self._tokenizer.decode(
                 token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
@@ -35,7 +35,10 @@ class Encoder:
         )
 
     def _encode_head(self, text: str, num_tokens: int, limit: int) -> list[int]:
-        """Tokens that do not depend on where the text is cut are those of the whole text."""
+        """The first tokens of a long text, from a part of it.
+
+        Tokens that do not depend on where the text is cut are those of the whole text.
+        """
         wanted = num_tokens + 1
         while limit < len(text):
             cut, shorter = self._encode([text[:limit], text[: limit - 1]])
@@ -52,10 +55,13 @@ class Encoder:
 
 
 def _special_prefix(tokenizer: Any) -> list[int]:
-    """What the tokenizer puts before a text (its BOS, or nothing); what it puts after is left."""
+    """What the tokenizer puts before a text: its BOS, or nothing."""
     plain = tokenizer.encode("a", add_special_tokens=False)
     full = tokenizer.encode("a")
     for start in range(len(full) - len(plain) + 1):
         if full[start : start + len(plain)] == plain:
             return list(full[:start])
-    raise UserError("model.path: this tokenizer changes a text's tokens when it adds special ones")
+    raise UserError(
+        "model.path: this tokenizer changes a text's tokens when it adds special ones; use another "
+        "model"
+    )

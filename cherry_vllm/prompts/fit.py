@@ -1,4 +1,4 @@
-"""Whether a prompt suits the model's chat template and the answers; what is fixed before a run."""
+"""Fixes the prompt before a run, and checks that it suits the chat template and the answers."""
 
 import logging
 import re
@@ -21,10 +21,10 @@ ANOTHER_DAY = timedelta(days=400)  # another year, day of the month and day of t
 
 
 def settle_prompt(checkpoint: Path, prompt: Prompt, *, trust_remote_code: bool) -> Prompt:
-    """The prompt with what a chat template would leave to the moment: its date and its text.
+    """The prompt with its date and rendered text fixed, for a chat template.
 
-    A template that writes a date takes ``prompt.date``, or today. Workers that get the settled
-    prompt render this text, or refuse.
+    A template that writes a date gets ``prompt.date``, or today. Workers that get the settled
+    prompt render the same text, or refuse to work.
 
     Raises:
         UserError: the prompt does not suit the checkpoint.
@@ -38,12 +38,14 @@ def settle_prompt(checkpoint: Path, prompt: Prompt, *, trust_remote_code: bool) 
     rendered = _render(tokenizer, settled)
     if rendered == _render(tokenizer, replace(prompt, date=(day - ANOTHER_DAY).isoformat())):
         if prompt.date:
-            raise UserError(f"prompt.date={prompt.date}: the chat template writes no date; drop it")
+            raise UserError(
+                f"prompt.date={prompt.date}: the chat template writes no date; leave it out"
+            )
         settled = replace(prompt, date=None)
     elif not prompt.date:
         log.warning(
             "the chat template writes today's date into every prompt: on another day, "
-            "prompt.date=%s goes on with this run, and without it a new one begins",
+            "prompt.date=%s resumes this run; without it, a new run begins",
             settled.date,
         )
     _warn_of_header(tokenizer, settled)
@@ -51,7 +53,7 @@ def settle_prompt(checkpoint: Path, prompt: Prompt, *, trust_remote_code: bool) 
 
 
 def answer_warnings(prompt: Prompt, answers: pl.LazyFrame) -> list[str]:
-    """What a settled prompt and the column ``answer`` have twice, or leave open."""
+    """Warnings if answers repeat the end of a settled prompt, or do not close its last tag."""
     text = prompt.rendered[0] if prompt.rendered else build_template(None, prompt).render("", "")[0]
     tag, last_line = OPEN_TAG.search(text), text.rstrip().rpartition("\n")[2].strip()
     answer = pl.col("answer")
@@ -69,7 +71,7 @@ def answer_warnings(prompt: Prompt, answers: pl.LazyFrame) -> list[str]:
     if num_open and tag:
         warnings.append(
             f"{num_open} of {num_rows} answers do not close the {tag[0].strip()} that the prompt "
-            "ends in, so they are read as a thought; switch it off, as in "
+            "ends in, so they are read as thoughts; switch thinking off, as in "
             "prompt.template_kwargs='{enable_thinking: false}', or close it in prompt.answer_prefix"
         )
     if num_repeated and last_line:
@@ -85,15 +87,15 @@ def _render(tokenizer: Any, prompt: Prompt) -> tuple[str, ...]:
 
 
 def _warn_of_header(tokenizer: Any, prompt: Prompt) -> None:
-    """Warns if the template writes an answer behind something else than the prompt's end."""
-    if prompt.answer_prefix or prompt.template_kwargs:  # the user has seen to it
+    """Warns if the template itself puts an answer after other text than the prompt ends in."""
+    if prompt.answer_prefix or prompt.template_kwargs:  # the user has taken care of it
         return
     template = ChatTemplate(tokenizer, prompt)
     text, written = template.render(QUESTION, "").text, template.before_answer()
     if written is None or written == text:
         return
     log.warning(
-        "prompt=chat: the chat template writes an answer behind %r, but the prompt ends in %r; "
+        "prompt=chat: the chat template writes an answer after %r, but the prompt ends in %r; "
         "prompt.answer_prefix can add what is missing, prompt.template_kwargs can change the rest",
         written.rpartition(QUESTION)[2],
         text.rpartition(QUESTION)[2],

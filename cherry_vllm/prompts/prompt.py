@@ -21,11 +21,11 @@ class Prompt:
     system: str | None
     answer_prefix: str = ""
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    date: str | None = None  # the day that a chat template takes for today, as in 2026-01-31
-    rendered: tuple[str, ...] = ()  # what the chat template made of a sample when the run began
+    date: str | None = None  # what a chat template uses as today's date, as in 2026-01-31
+    rendered: tuple[str, ...] = ()  # a sample, as the chat template rendered it at the run's start
 
     def as_json(self) -> dict[str, Any]:
-        """The settings for a fingerprint; of those that came later, only the ones in use."""
+        """The settings for a fingerprint; newer settings are included only if they are in use."""
         content: dict[str, Any] = {
             "without_input": self.without_input,
             "with_input": self.with_input,

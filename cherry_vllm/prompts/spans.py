@@ -1,7 +1,7 @@
-"""Prompts and answers to token ids with the place where the answer starts.
+"""Prompts and answers to token ids with the position where the answer starts.
 
 The whole string is encoded at once, and the answer starts at the length of the encoded prefix, as
-in the paper's code: pieces encoded apart and joined would give other ids.
+in the paper's code. Pieces that are encoded separately and joined would give other ids.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from cherry_vllm.schema import DropReason
 
 
 class AnswerSpans(NamedTuple):
-    """A row's two passes over the same answer tokens."""
+    """The spans of a row's two passes, which score the same answer tokens."""
 
     conditioned: Span
     direct: Span
@@ -71,14 +71,14 @@ class SpanBuilder:
     def encode_prompts(
         self, instructions: Sequence[str], inputs: Sequence[str]
     ) -> list[list[int] | DropReason]:
-        """The token ids of each row's prompt alone, or the reason why no answer fits after it."""
+        """The token ids of each row's prompt, without answer, or the reason why it is dropped."""
         rows = zip(instructions, inputs, strict=True)
         texts = [self._template.render(*row).text for row in rows]
         encoded = self._encoder.encode(texts, self._max_length)
         return [self._check_prompt(token_ids) for token_ids in encoded]
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of token ids, special tokens left out."""
+        """The text of token ids, without special tokens."""
         return self._encoder.decode(token_ids)
 
     def _check_prompt(self, token_ids: list[int]) -> list[int] | DropReason:
@@ -109,7 +109,7 @@ class SpanBuilder:
 def open_span_builder(
     checkpoint: Checkpoint, *, prompt: Prompt, max_length: int, trust_remote_code: bool
 ) -> SpanBuilder:
-    """The builder that fits a checkpoint.
+    """The span builder for a checkpoint.
 
     Raises:
         UserError: the checkpoint cannot take ``max_length`` tokens, or the prompt does not suit it.

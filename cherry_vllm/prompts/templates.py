@@ -1,7 +1,7 @@
-"""All prompt templates: one place, for scoring and for training.
+"""All prompt templates, in one place for scoring and training.
 
-A row becomes a prompt, which the answer follows directly, and a response marker, which takes the
-prompt's place in the direct pass so that the first answer token is scored in both.
+A row becomes a prompt, which the answer follows directly, and a response marker. The marker takes
+the prompt's place in the direct pass, so that the first answer token is scored in both passes.
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ class PromptTemplate(Protocol):
     """Whether the tokenizer's BOS goes before the text; False where the text holds it already."""
 
     def render(self, instruction: str, input: str) -> Rendered:
-        """The prompt of a row; an input of blanks alone counts as none."""
+        """The prompt of a row; an input that is blank counts as none."""
         ...
 
 
@@ -57,7 +57,7 @@ class TextTemplate:
         self._answer_prefix = answer_prefix
 
     def render(self, instruction: str, input: str) -> Rendered:
-        # The paper's code takes blanks for an input; they would leave an empty section.
+        # Unlike in the paper's code, a blank input is no input: it would leave an empty section.
         template = self._with_input if input.strip() else self._without_input
         text = template.format(instruction=instruction, input=input)
         return Rendered(text + self._answer_prefix, self._marker)
@@ -72,10 +72,10 @@ class ChatTemplate:
     adds_special_tokens = False
 
     def __init__(self, tokenizer: Any, prompt: Prompt) -> None:
-        """``prompt.marker`` stands in for the generation prompt where the template makes none.
+        """``prompt.marker``, if set, replaces the template's generation prompt as the marker.
 
         Raises:
-            UserError: the tokenizer has no chat template, or it makes no generation prompt.
+            UserError: the tokenizer has no chat template, or there is no marker.
         """
         if not tokenizer.chat_template:
             raise UserError(
@@ -106,21 +106,21 @@ class ChatTemplate:
         return Rendered(self._apply(message) + self._answer_prefix, self._marker)
 
     def before_answer(self) -> str | None:
-        """What the template itself writes before an answer to :data:`QUESTION`, if it shows one."""
+        """What the template itself writes before an answer to :data:`QUESTION`; None if unknown."""
         try:
             text = self._apply(QUESTION, ANSWER)
-        except UserError:  # it takes no answer, or none without more
+        except UserError:  # it takes no answer, or needs more than that
             return None
         before, found, _ = text.rpartition(ANSWER)
         return before if found else None
 
     def _generation_prompt(self, opened: str) -> str:
-        """What is added to a conversation to have it answered; "" if nothing is."""
+        """What the template adds to a conversation to request an answer; "" if nothing."""
         closed = self._apply(QUESTION, add_generation_prompt=False)
         if opened.startswith(closed):
             return opened[len(closed) :]
-        # Where the other text ends in EOS, both begin alike. Told by tokens: "</s>" and
-        # "<|assistant|>" have a character in common.
+        # If the other text ends in EOS, both begin alike. They are compared by tokens, since "</s>"
+        # and "<|assistant|>" have a character in common.
         ids, others = (
             self._tokenizer(text, add_special_tokens=False)["input_ids"]
             for text in (opened, closed)
@@ -148,7 +148,9 @@ class ChatTemplate:
                 **self._kwargs,
             )
         except TemplateError as error:  # such as "System role not supported"
-            raise UserError(f"prompt=chat: the chat template refuses: {error}") from None
+            raise UserError(
+                f"prompt=chat: the chat template refuses: {error}; change the prompt's settings"
+            ) from None
         return str(text)
 
 
@@ -160,7 +162,10 @@ def build_template(tokenizer: Any, prompt: Prompt) -> PromptTemplate:
     """
     if not prompt.chat:
         if prompt.marker is None or prompt.system is not None:
-            raise UserError("prompt: a text template needs a marker, and takes no system message")
+            raise UserError(
+                "prompt: a text template needs a marker and takes no system message; set "
+                "prompt.marker and prompt.system=null"
+            )
         for key in ("template_kwargs", "date"):
             if getattr(prompt, key):
                 raise UserError(f"prompt.{key}: only chat templates take it; use prompt=chat")
@@ -175,7 +180,7 @@ def build_template(tokenizer: Any, prompt: Prompt) -> PromptTemplate:
 
 
 def check_fields(key: str, template: str, fields: set[str]) -> None:
-    """Raises a UserError if a template's fields are not those named."""
+    """Raises a UserError if a template does not have exactly these fields."""
     try:
         found = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
     except ValueError as error:
@@ -197,15 +202,17 @@ def _text_template(prompt: Prompt, *, answer_prefix: str = "") -> TextTemplate:
 
 
 def _template_kwargs(tokenizer: Any, prompt: Prompt) -> dict[str, Any]:
-    """The arguments that the chat template sees, its clock among them."""
+    """The arguments that the chat template gets, including its clock."""
     taken = {*signature(tokenizer.apply_chat_template).parameters, "messages", "strftime_now"}
     for key in prompt.template_kwargs:
         if key in taken.difference(OWN_KWARGS):
-            raise UserError(f"prompt.template_kwargs.{key}: set by cherry-vllm itself; drop it")
+            raise UserError(
+                f"prompt.template_kwargs.{key}: set by cherry-vllm itself; leave it out"
+            )
     kwargs: Mapping[str, Any] = prompt.template_kwargs
     if prompt.date is None:
         return dict(kwargs)
-    # An argument goes before the function of this name that transformers gives to templates.
+    # This argument overrides the function of the same name that transformers gives to templates.
     return {**kwargs, "strftime_now": datetime.combine(parse_date(prompt.date), time()).strftime}
 
 

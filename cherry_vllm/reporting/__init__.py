@@ -1,1 +1,1 @@
-"""A run as a page: what went in and out, how the scores lie, and which rows they single out."""
+"""A run as a page: rows in and out, the distribution of scores, and the rows to look at."""

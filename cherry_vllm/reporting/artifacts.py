@@ -1,4 +1,4 @@
-"""What lies in a run folder: of a single stage, of the whole method, or of a sweep."""
+"""Finds what a run folder holds, from a single stage, the whole method or a sweep."""
 
 import logging
 from collections.abc import Iterable
@@ -41,7 +41,7 @@ def _read_all(paths: Iterable[Path], *keys: str) -> dict[Path, dict[str, Any]]:
 
 
 def find_manifests(run_dir: Path) -> list[dict[str, Any]]:
-    """The manifests of the run itself and of the jobs below it, in this order."""
+    """The manifests of the run itself and then of the jobs below it."""
     paths = sorted(
         run_dir.rglob(File.PIPELINE_MANIFEST.value), key=lambda path: (len(path.parts), path)
     )
@@ -50,7 +50,7 @@ def find_manifests(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def find_artifacts(manifests: list[dict[str, Any]], run_dir: Path, stage: str) -> list[Path]:
-    """What the stage made, once for all jobs that share it; the run folder may have moved."""
+    """What a stage made, each result once even if jobs share it; the run folder may have moved."""
     entries = [
         (entry["artifact"], manifest["config"]["run_dir"])
         for manifest in manifests
@@ -61,7 +61,7 @@ def find_artifacts(manifests: list[dict[str, Any]], run_dir: Path, stage: str) -
 
 
 def _locate(run_dir: Path, artifact: str, made_in: str) -> Path:
-    """An artifact of the method: below this run folder, or above it if this is a job's."""
+    """The path of an artifact: below this run folder, or below a parent if this is a job's."""
     if not Path(artifact).is_relative_to(made_in):
         return Path(artifact)
     inner = Path(artifact).relative_to(made_in)
@@ -79,16 +79,16 @@ def find_scores(run_dir: Path, scores_dir: Path) -> list[Path]:
         return [scores_dir]
     if scores_dir != run_dir:
         raise UserError(
-            f"scores_dir={scores_dir}: no scores.parquet there; score first, or leave out"
+            f"scores_dir={scores_dir}: no scores.parquet there; score first, or leave it out"
         )
     found = find_artifacts(find_manifests(run_dir), run_dir, "score")
     return [path.parent for path in found if path.is_file()]
 
 
 def find_selection(mark: Path, scores: pl.DataFrame, fingerprint: str) -> Selection | None:
-    """The selection that its mark describes, if it was made from these scores.
+    """The selection that a mark describes; None if it was not made from these scores.
 
-    One by rating needs its ``ratings.parquet``, beside it or above.
+    A selection by rating needs its ``ratings.parquet``, in the same folder or above.
     """
     if not mark.is_file():
         return None
@@ -107,7 +107,7 @@ def find_selection(mark: Path, scores: pl.DataFrame, fingerprint: str) -> Select
 
 
 def find_aspects(run_dir: Path, fingerprint: str) -> dict[str, Any] | None:
-    """Both sides of the first ``aspects.json`` that was made from these scores."""
+    """Both sides of the first ``aspects.json`` made from these scores; None if there is none."""
     found = _read_all(
         sorted(run_dir.rglob(File.ASPECT_SUMMARY.value)), "settings", "sides"
     ).values()
@@ -116,8 +116,8 @@ def find_aspects(run_dir: Path, fingerprint: str) -> dict[str, Any] | None:
 
 
 def find_embeddings(run_dir: Path, scores: Scores) -> pl.LazyFrame | None:
-    """A finished embedding of the rows that were scored, as a frame of EMBEDDINGS."""
-    # Scores of the whole method lie below its run folder, and so may the job that is shown.
+    """Embeddings of the rows that were scored, as a frame of EMBEDDINGS; None without any."""
+    # Scores of the pipeline are below its run folder, and the job that is shown may be too.
     parents = dict.fromkeys([run_dir, *run_dir.resolve().parents[:2]])
     for parent in parents:
         for summary in sorted((parent / Folder.EMBEDDINGS).glob(f"*/{Inner.COMPLETE}")):
@@ -131,7 +131,7 @@ def find_embeddings(run_dir: Path, scores: Scores) -> pl.LazyFrame | None:
 
 
 def find_rows(scores: Scores) -> pl.LazyFrame | None:
-    """The rows that were scored, as a frame of ROWS; None where their shards were deleted."""
+    """The rows that were scored, as a frame of ROWS; None if their shards were deleted."""
     return scores.open_rows().scan() if list(scores.rows_folder.glob("part-*.parquet")) else None
 
 
@@ -157,14 +157,14 @@ def find_losses(run_dir: Path) -> pl.DataFrame:
 
 
 def find_jobs(run_dir: Path, mark_name: str) -> list[Job]:
-    """Every selection and every verdict in the run folder and below it, by folder name.
+    """The jobs with a selection or verdicts, in the run folder and below it, by folder name.
 
-    Verdicts belong to the selection in the same folder or, without one, in the nearest above.
+    Verdicts belong to the selection in the same folder, or else in the nearest folder above.
     """
     found = {
         path.parent: mark for path, mark in _read_all(sorted(run_dir.rglob(mark_name))).items()
     }
-    # Answers may be called as a selection is, and have a mark of their own.
+    # Answers, which have marks too, may have the same name as a selection.
     marks = {folder: mark for folder, mark in found.items() if "num_selected" in mark}
     judged: dict[Path, dict[str, dict[str, Any]]] = {folder: {} for folder in marks}
     for path, judgement in _read_all(

@@ -1,4 +1,4 @@
-"""The rows at either end of the IFD scale, and what their instructions say."""
+"""The rows at both ends of the IFD scale, and their texts."""
 
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ MAX_WORDS_PER_SIDE = 8
 
 
 def find_texts(rows: pl.LazyFrame, wanted: pl.DataFrame) -> pl.DataFrame:
-    """``wanted`` with the instruction, input and answer of each of its rows, in its order."""
+    """``wanted``, in its order, with the instruction, input and answer of each row."""
     texts = (
         rows.select("row", "instruction", "input", "answer")
         .join(wanted.lazy().select("row"), on="row", how="semi")
@@ -37,7 +37,7 @@ class Sample(NamedTuple):
 
 
 def find_samples(ranked: pl.DataFrame, rows: pl.LazyFrame, count: int) -> dict[str, list[Sample]]:
-    """``count`` rows from the beginning, the middle and the end of ``ranked``, or fewer."""
+    """Up to ``count`` rows each from the beginning, the middle and the end of ``ranked``."""
     count = min(count, ranked.height // 3)
     middle = (ranked.height - count) // 2
     parts = {
@@ -60,17 +60,17 @@ def _shorten_texts(found: pl.DataFrame) -> pl.DataFrame:
 
 
 def shorten(text: pl.Expr, max_chars: int) -> pl.Expr:
-    """The text, cut to ``max_chars`` with an ellipsis where it is longer."""
+    """The text, cut to ``max_chars`` with an ellipsis if it is longer."""
     cut = text.str.slice(0, max_chars - 1).str.strip_chars_end() + "\u2026"
     return pl.when(text.str.len_chars() > max_chars).then(cut).otherwise(text).name.keep()
 
 
 def count_first_words(texts: pl.DataFrame) -> pl.DataFrame:
-    """How often the instructions of either side begin with a word.
+    """How often the instructions of each side begin with a word.
 
-    Takes columns ``side`` and ``instruction``; gives ``side``, ``word`` and ``share`` (of the
-    side's rows, 0 to 1) for the most frequent words of each side. The first word, courtesies left
-    out, is the verb of an English request; no grammar is consulted.
+    Takes the columns ``side`` and ``instruction``; returns ``side``, ``word``, ``count`` and
+    ``share`` (of the side's rows, 0 to 1) for the most frequent words of each side. After
+    courtesies, the first word of an English request is mostly its verb; no parser is used.
     """
     sides = texts.filter(pl.col("side") != Side.OTHERS.value)
     words = sides.with_columns(

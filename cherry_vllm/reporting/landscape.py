@@ -1,4 +1,4 @@
-"""The instructions in the plane and in clusters: where the two ends of the IFD scale lie."""
+"""A map and clusters of the instructions: where both ends of the IFD scale lie."""
 
 from typing import NamedTuple
 
@@ -10,9 +10,9 @@ from cherry_vllm.experience.clusters import cluster_embeddings
 from cherry_vllm.reporting.extremes import find_texts, shorten
 from cherry_vllm.selection.extremes import Side
 
-MIN_DISTINCT = 10  # embeddings: fewer make no map
+MIN_DISTINCT = 10  # different embeddings that a map needs
 PERPLEXITY = 30
-PCA_WIDTH = 50  # t-SNE sees so many principal components
+PCA_WIDTH = 50  # principal components that t-SNE gets
 KMEANS_STARTS = 3
 MAX_CLUSTERS_PER_SIDE = 3
 MAX_EXAMPLES = 3
@@ -40,8 +40,8 @@ def survey(
 ) -> pl.DataFrame | None:
     """A map of at most ``max_rows`` of the ``ranked`` rows, drawn with ``seed``.
 
-    Adds ``x`` and ``y`` (t-SNE of the embeddings), ``cluster`` (K-Means, in their full width) and
-    ``instruction`` (shortened). None where fewer than ten rows have embeddings that differ.
+    Adds ``x`` and ``y`` (t-SNE of the embeddings), ``cluster`` (K-Means on their full width) and
+    ``instruction`` (shortened). None if there are fewer than ten different embeddings.
     """
     drawn = ranked.sample(min(max_rows, ranked.height), seed=seed)
     found = (
@@ -82,7 +82,7 @@ def _project(vectors: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
 
 
 def find_dominated(landscape: pl.DataFrame) -> list[Cluster]:
-    """The clusters in which one side outnumbers the other most, at most three of either."""
+    """The clusters in which one side outnumbers the other most, at most three for each side."""
     counted = (
         landscape.group_by("cluster")
         .agg(
@@ -104,7 +104,7 @@ def find_dominated(landscape: pl.DataFrame) -> list[Cluster]:
 
 
 def _examples(landscape: pl.DataFrame, cluster: int, side: Side) -> list[str]:
-    """``landscape`` is in order of IFD, so either side's most extreme rows come first or last."""
+    """The most extreme instructions of a side in a cluster; ``landscape`` is sorted by IFD."""
     mine = landscape.filter(cluster=cluster, side=side.value)["instruction"].drop_nulls()
     ordered = mine if side is Side.TOP else mine.reverse()
     return ordered.unique(maintain_order=True).head(MAX_EXAMPLES).to_list()

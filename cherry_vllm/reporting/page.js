@@ -8,8 +8,8 @@ async function draw() {
     views.get(name)?.finalize();
     const place = document.querySelector(`[data-figure="${name}"]`);
     const renderer = place.dataset.renderer;
-    // The interpreter spares the page a policy that allows eval.
-    const patch = (vega) => ({ ...vega, legends: [] }); // the page has its own, which wrap
+    // With the interpreter (ast), the page's policy need not allow eval.
+    const patch = (vega) => ({ ...vega, legends: [] }); // the page has its own legends, which wrap
     const options = { actions: false, ast: true, config, patch, renderer, tooltip: { theme: scheme.matches ? "dark" : "light" } };
     views.set(name, await vegaEmbed(place, spec, options));
   }

@@ -47,12 +47,12 @@ class Page:
         self.figures[figure.name] = figure
 
     def lack(self, what: str, stage: str, *overrides: str) -> None:
-        """Notes what is missing, and the command that makes it."""
+        """Notes what is missing and the command that makes it."""
         self.missing.append(Missing(what, shlex.join(["cherry-vllm", stage, *overrides])))
 
 
 def render(page: Page) -> str:
-    """The page as HTML. What comes from the data set is text in it, never markup or script."""
+    """The page as HTML. Text from the data set stays text, and never becomes markup or script."""
     specs = {name: figure.spec("container") for name, figure in page.figures.items()}
     data = {"specs": specs, "light": LIGHT, "dark": DARK}
     scripts = [bundle(), (FOLDER / "page.js").read_text(encoding="utf-8")]
@@ -76,14 +76,14 @@ def render(page: Page) -> str:
 
 
 def _embed(value: Any) -> str:
-    """JSON that an HTML parser takes for plain text: no tag can begin or end in it."""
+    """The value as JSON in which an HTML parser can find no tag."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 @functools.cache
 def bundle() -> str:
-    """Vega, Vega-Lite and vega-embed as one script, as vl-convert carries them."""
+    """Vega, Vega-Lite and vega-embed as one script, as bundled with vl-convert."""
     script: str = vl_convert.javascript_bundle()  # type: ignore[call-arg]
     if "</script" in script.lower():
         raise RuntimeError("the bundled library would end its own script element")
@@ -91,5 +91,5 @@ def bundle() -> str:
 
 
 def _hash(script: str) -> str:
-    """What the page's policy knows a script by; any other is not run."""
+    """The hash by which the page's policy allows a script; no other script runs."""
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

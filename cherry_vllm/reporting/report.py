@@ -1,4 +1,4 @@
-"""The room's own corridor: a run folder to a page.
+"""A run folder to a page.
 
 .../report.html    everything, in one file that needs no network
 .../report/*.png   its figures, in light colours
@@ -47,12 +47,12 @@ class Scored(NamedTuple):
     folder: Path
     manifest: dict[str, Any]  # score.json
     scores: pl.DataFrame  # of SCORES
-    ranked: pl.DataFrame  # the usable ones, with their side
+    ranked: pl.DataFrame  # the usable rows, with their side
     rows: pl.LazyFrame | None  # of ROWS
     embeddings: pl.LazyFrame | None
-    aspects: dict[str, Any] | None  # how a judge rates both sides
+    aspects: dict[str, Any] | None  # how a judge rated both sides
     selection: Selection | None  # of the run itself
-    cuts: dict[str, float]  # of that selection or, without one, of a sweep's
+    cuts: dict[str, float]  # of that selection, or else of a sweep's selections
 
 
 def report(
@@ -67,14 +67,14 @@ def report(
     num_examples: int,
     seed: int,
 ) -> tuple[Path, Page]:
-    """Writes ``report.html`` and its figures of all that ``run_dir`` holds.
+    """Writes ``report.html`` and its figures, from all that ``run_dir`` holds.
 
-    ``mark_name`` is what the mark of a selection is called. ``fraction`` of the usable rows
-    are the top by IFD, and as many the least; the map shows at most ``max_embeddings`` rows.
+    ``mark_name`` is the file name of a selection's mark. ``fraction`` is the share of the usable
+    rows at each end of the IFD scale; the map shows at most ``max_embeddings`` rows.
 
     Raises:
-        UserError: the folder holds nothing that a page could show, ``scores_dir`` no scores, or
-        something that is not ours is where the page would be.
+        UserError: the folder holds nothing that a page could show, ``scores_dir`` holds no scores,
+            or the page would replace something that is not ours.
     """
     for target in _find_targets(output_dir):
         check_replaceable(target, COMMAND)
@@ -99,7 +99,7 @@ def report(
         _add_aspects(page, scored, place)
         _add_origin(page, scored)
     else:
-        page.lack("Scores, and what is drawn from them", "score", "data.path=...", MODEL, place)
+        page.lack("Scores and their figures", "score", "data.path=...", MODEL, place)
     if losses.height:
         page.draw(model_figures.draw_losses(losses))
     else:
@@ -169,7 +169,7 @@ def _add_scores(page: Page, scored: Scored, place: str) -> None:
 
 
 def _add_rows(page: Page, scored: Scored, num_examples: int) -> None:
-    """What the rows themselves say, where their shards are still there."""
+    """Adds what the texts of the rows show, if their shards still exist."""
     if scored.rows is None:
         log.warning("%s: the row shards are gone; the page shows no texts", scored.folder)
         return
@@ -184,7 +184,7 @@ def _add_aspects(page: Page, scored: Scored, place: str) -> None:
     if scored.aspects:
         page.draw(instruction_figures.draw_aspects(scored.aspects))
     else:
-        page.lack("What sets either end apart", "judge", "judge=aspects", "judge.model=...", place)
+        page.lack("How both ends differ", "judge", "judge=aspects", "judge.model=...", place)
 
 
 def _add_landscape(
@@ -206,7 +206,7 @@ def _add_landscape(
         seed=seed,
     )
     if landscape is None:
-        log.warning("%s: too few instructions that differ for a map", scored.folder)
+        log.warning("%s: too few different instructions for a map", scored.folder)
         return
     page.draw(instruction_figures.draw_landscape(landscape, scored.ranked.height, page.fraction))
     page.clusters = find_dominated(landscape)

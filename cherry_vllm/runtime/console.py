@@ -1,9 +1,9 @@
-"""What the libraries print: errors alone, or everything with ``verbose=true``."""
+"""What the libraries print: only errors, or everything with ``verbose=true``."""
 
 import os
 import warnings
 
-VERBOSE = "CHERRY_VLLM_VERBOSE"  # in the environment, where all processes of a run find it
+VERBOSE = "CHERRY_VLLM_VERBOSE"  # an environment variable, so that all processes of a run see it
 QUIET = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "TRANSFORMERS_VERBOSITY": "error",
@@ -13,7 +13,7 @@ QUIET = {
 
 
 def set_verbose(*, is_verbose: bool) -> None:
-    """Decides it for this process and for those that it starts."""
+    """Sets whether libraries may print, in this process and those that it starts."""
     os.environ[VERBOSE] = "1" if is_verbose else "0"
     quiet_libraries()
 
@@ -26,7 +26,7 @@ def is_verbose() -> bool:
 def quiet_libraries() -> None:
     """Keeps libraries from printing, unless the run is verbose; call it before importing them.
 
-    What the user has set in the environment stays.
+    Variables that the user has set are left as they are.
     """
     if is_verbose():
         return

@@ -1,4 +1,4 @@
-"""Processes of our own for what must not share this one: a model's memory, an engine's death."""
+"""Child processes, for work whose memory or crash must not affect this process."""
 
 import ctypes
 import logging
@@ -25,10 +25,10 @@ from cherry_vllm.runtime.liveness import Pulse, cpu_seconds_of
 from cherry_vllm.runtime.signals import descendants, interrupt, kill_all
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
-GRACE_S = 10.0  # to exit in
-INTERRUPT_GRACE_S = 0.5  # to clean up in after a signal; less than :data:`signals.GRACE_S`
-HOME = Path(__file__).parents[2]  # where this package lies
-# The last entry of the path serves a checkout that is not installed.
+GRACE_S = 10.0  # for a child to exit
+INTERRUPT_GRACE_S = 0.5  # to clean up after a signal; less than :data:`signals.GRACE_S`
+HOME = Path(__file__).parents[2]  # the folder that holds this package
+# The path's last entry is needed by a checkout that is not installed.
 BOOTSTRAP = (
     "import sys; sys.path.append(sys.argv.pop()); "
     "from cherry_vllm.runtime.processes import run_child; run_child(*sys.argv[1:])"
@@ -38,11 +38,11 @@ T = TypeVar("T")
 
 
 class ChildError(Exception):
-    """A child ended, or hangs; the message goes on after "its process"."""
+    """A child ended or hangs; the message continues a sentence, such as "its process ..."."""
 
 
 class ChildTimeoutError(ChildError):
-    """A child neither reported nor computed anything for longer than it may."""
+    """A child neither reported nor computed anything until the timeout."""
 
 
 class Wire(Connection):
@@ -56,14 +56,14 @@ class Wire(Connection):
         with self._send_lock:
             super().send(message)
 
-    put_nowait = send  # as logging's QueueHandler calls it
+    put_nowait = send  # the name by which logging's QueueHandler calls it
 
 
 class Child:
     """A Python process that runs ``function(wire, *arguments)`` and does not outlive this one.
 
-    It leads a session of its own, so that Ctrl-C reaches this process alone and all that the child
-    starts can be ended with it. What it logs is logged here.
+    It leads its own session, so that Ctrl-C reaches only this process, and everything that the
+    child starts can be ended with it. Its log records are handled in this process.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Child:
         self.send((function, arguments))
 
     def send(self, message: Any) -> None:
-        """Hands a message over; that the child is gone is left for :meth:`receive` to find."""
+        """Sends a message; if the child is gone, :meth:`receive` will notice it."""
         with suppress(BrokenPipeError, ConnectionResetError):
             self._wire.send(message)
 
@@ -124,7 +124,7 @@ class Child:
                 logger.handle(message)
 
     def _describe_end(self) -> str:
-        # Looked at and not waited for: until it is, no other process can have its number.
+        # WNOWAIT: until the child is reaped, no other process can get its number.
         end = wait([self._end], GRACE_S) and os.waitid(
             os.P_PIDFD, self._end, os.WEXITED | os.WNOWAIT
         )
@@ -142,16 +142,16 @@ class Child:
                 os.kill(self._process.pid, signal.SIGTERM)
 
     def kill(self) -> None:
-        """Ends the child, and all that it started, at once; any thread may do so."""
+        """Ends the child and all that it started at once; any thread may call this."""
         with self._lock:
             if not self._closed:
                 pid = self._process.pid
                 kill_all([pid, *descendants(pid)])
-                with suppress(ProcessLookupError):  # what has lost its parent is still in the group
+                with suppress(ProcessLookupError):  # orphans are still in the group
                     os.killpg(pid, signal.SIGKILL)
 
     def close(self, grace_s: float = 0) -> None:
-        """Gives the child ``grace_s`` to end by itself; nothing of it is left afterwards."""
+        """Waits ``grace_s`` for the child to end, then kills it and all that it started."""
         wait([self._end], grace_s)
         self.kill()
         with self._lock:
@@ -162,9 +162,9 @@ class Child:
 
 
 def run_child(descriptor: str, parent: str) -> None:
-    """What the child's interpreter runs."""
+    """Runs in the child's interpreter: receives a function and calls it."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(parent):  # it ended before the line above
+    if os.getppid() != int(parent):  # the parent ended before the line above
         return
     wire = Wire(int(descriptor))
     logging.getLogger().addHandler(QueueHandler(wire))  # type: ignore[arg-type]
@@ -183,10 +183,10 @@ def isolate(
     environment: Mapping[str, str] | None = None,
     **keywords: Any,
 ) -> T:
-    """What ``function``, run in a process of its own, returns or raises.
+    """Runs ``function`` in its own process, and returns or raises what it does.
 
     Raises:
-        ChildError: its process was killed.
+        ChildError: the process ended before it could answer.
     """
     child = Child(_answer, partial(function, *arguments, **keywords), environment=environment)
     grace_s = GRACE_S
@@ -217,6 +217,9 @@ def _answer(wire: Wire, function: Callable[[], Any]) -> None:
 
 
 def preload_malloc() -> dict[str, str]:
-    """What makes a child use tcmalloc, if that is installed: models on CPUs allocate a lot."""
+    """The environment that makes a child use tcmalloc, which is faster for models on CPUs.
+
+    It is empty if tcmalloc is not installed.
+    """
     found = find_library("tcmalloc_minimal") or find_library("tcmalloc")
     return {"LD_PRELOAD": found} if found and "LD_PRELOAD" not in os.environ else {}

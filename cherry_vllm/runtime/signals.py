@@ -1,8 +1,8 @@
-"""Ctrl-C, SIGTERM and SIGHUP end a command within two seconds, wherever it is.
+"""Ctrl-C, SIGTERM and SIGHUP end a command within two seconds, whatever it is doing.
 
 A signal raises KeyboardInterrupt in the main thread, which cleans up. Where the main thread cannot
 be interrupted (in a library's native code, or while other threads finish), a watcher ends the
-process when the grace is over. Nothing is lost: files are written atomically, and runs resume.
+process after a grace period. Nothing is lost: files are written atomically, and runs resume.
 """
 
 import os
@@ -17,11 +17,11 @@ from threading import Lock, Thread, current_thread, main_thread
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-GRACE_S = 1.2  # to clean up in
+GRACE_S = 1.2  # to clean up
 
 _ending = Lock()
 _received: list[int] = []
-_wakes = socket.socketpair()  # Python writes a signal's number to the second at once
+_wakes = socket.socketpair()  # Python writes each signal's number to the second
 
 
 @contextmanager
@@ -45,7 +45,7 @@ def obeying_signals() -> Iterator[None]:
 
 
 def install_handlers() -> None:
-    """Call it again after a library has put handlers of its own in place, as polars does.
+    """Installs our handlers. Call it again after a library has replaced them, as Polars does.
 
     A signal that this process was started to ignore (``nohup``) stays ignored.
     """
@@ -55,7 +55,7 @@ def install_handlers() -> None:
 
 
 def restore_handlers() -> None:
-    """Puts the handlers back, where they were in place, after an import that replaced one."""
+    """Reinstalls our handlers, if they were in use, after an import that replaced one."""
     if signal.getsignal(signal.SIGTERM) is _interrupt_once:
         install_handlers()
 
@@ -73,7 +73,7 @@ def _interrupt_once(number: int, _frame: FrameType | None) -> None:
 
 
 def _watch() -> None:
-    """Ends the process when the grace after the first signal is over, or at a second signal."""
+    """Ends the process when the grace period after a signal is over, or at a second signal."""
     first = _next_signal()
     started = time.monotonic()
     _wakes[0].settimeout(GRACE_S)
@@ -94,10 +94,10 @@ def _next_signal() -> int:
 
 
 def end_process(number: int) -> None:
-    """Ends this process, and all that it started, as stopped by a signal."""
-    _ending.acquire()  # whoever comes second waits for the end
+    """Ends this process and all that it started, with the exit code for signal ``number``."""
+    _ending.acquire()  # a second caller waits here for the end
     kill_all(descendants(os.getpid()))
-    if current_thread() is main_thread():  # else it may be what the main thread waits in
+    if current_thread() is main_thread():  # which may be blocked in this very call
         with suppress(OSError, ValueError):  # nobody may be reading any more
             sys.stdout.flush()
     name = signal.Signals(number).name
@@ -108,7 +108,7 @@ def end_process(number: int) -> None:
 
 
 def kill_all(pids: list[int]) -> None:
-    """Ends processes at once; those that are gone already are fine."""
+    """Ends processes at once; those that have already ended are ignored."""
     for pid in pids:
         try:
             os.kill(pid, signal.SIGKILL)
@@ -117,7 +117,7 @@ def kill_all(pids: list[int]) -> None:
 
 
 def descendants(pid: int) -> list[int]:
-    """The processes that ``pid`` and its descendants started and that are still there."""
+    """The processes that ``pid`` and its descendants started and that still exist."""
     children: dict[int, list[int]] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         found = read_stat(int(folder.name))

@@ -9,7 +9,7 @@ UNSAFE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
 def printable(text: object) -> str:
-    """The text on one line, with an escape such as ``\\x1b`` for what a terminal would act on."""
+    """The text on one line; characters that a terminal acts on become escapes such as ``\\x1b``."""
     return "".join(_escape(char) if _is_unsafe(char) else char for char in str(text))
 
 
@@ -22,7 +22,7 @@ def _escape(char: str) -> str:
 
 
 class OneLine(logging.Formatter):
-    """Formats a log record as one printable line; a traceback follows as it is."""
+    """Formats a log record as one printable line; a traceback follows unchanged."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - of logging
         record.message = printable(record.message)

@@ -59,7 +59,7 @@ def _sum(column: str) -> pl.Expr:
 
 
 def count_outcomes(scores: pl.DataFrame) -> dict[str, int]:
-    """How many rows are usable, and how many fell to each drop reason: all rows together."""
+    """How many rows are usable, and how many have each drop reason; the counts add up to all."""
     counts = dict(scores["drop_reason"].value_counts().iter_rows())
     reasons = {reason.value: counts.get(reason.value, 0) for reason in DropReason}
     return {"usable": counts.get(None, 0), **reasons}

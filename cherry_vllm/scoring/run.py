@@ -1,4 +1,4 @@
-"""Row shards to log-prob shards, and these to ``scores.parquet``."""
+"""Row shards to log-prob shards, and log-prob shards to ``scores.parquet``."""
 
 import logging
 from contextlib import suppress
@@ -34,12 +34,12 @@ def score_rows(
     keep_logprobs: bool = True,
     share: Share = WHOLE,
 ) -> Shards:
-    """Row shards to log-prob shards, or to their sums alone where ``keep_logprobs`` is False.
+    """Row shards to log-prob shards, or only to their sums if ``keep_logprobs`` is False.
 
     Raises:
-        UserError: the model cannot be used, or cannot take ``max_length`` tokens; files of the
-        user are where the scores would be; or scores of other settings lie in ``scores_dir``, and
-        ``may_replace`` is False.
+        UserError: the model cannot be used, or cannot take ``max_length`` tokens; the scores would
+            replace the user's files; or ``scores_dir`` holds scores of other settings and
+            ``may_replace`` is False.
     """
     scoring = ModelRun(
         run_dir / Folder.LOGPROBS, rows, checkpoint, use, keep_logprobs=keep_logprobs
@@ -63,12 +63,12 @@ def score_rows(
 
 
 def aggregate(scores_dir: Path, rows: Shards, logprobs: Shards) -> Scores:
-    """Log-prob shards to ``scores.parquet`` and ``score.json``, unless these are there.
+    """Log-prob shards to ``scores.parquet`` and ``score.json``, unless these exist already.
 
-    The caller is inside :func:`changing_scores`.
+    The caller must be inside :func:`changing_scores`.
 
     Raises:
-        UserError: a shard is missing or damaged, or files of the user are in the way.
+        UserError: a shard is missing or damaged, or the user's files would be replaced.
     """
     with suppress(UserError):
         scores = open_scores(scores_dir)

@@ -20,8 +20,8 @@ def score_shard(
 ) -> pl.DataFrame:
     """Scores one shard: a frame of :data:`schema.ROWS` to one of :data:`schema.LOGPROBS`.
 
-    Rows dropped before stay dropped, with their reason. ``on_scored`` is called with numbers of
-    spans, two to a scored row. ``model`` is :meth:`engines.Engine.logprobs`.
+    Rows that are already dropped keep their reason. ``on_scored`` is called with the number of
+    spans just scored; each scored row has two. ``model`` is :meth:`engines.Engine.logprobs`.
     """
     open_rows = rows.filter(pl.col("drop_reason").is_null())
     built = builder.build(
@@ -68,5 +68,5 @@ def sum_shard(
     builder: SpanBuilder,
     model: Callable[..., list[NDArray[np.float32]]],
 ) -> pl.DataFrame:
-    """As :func:`score_shard`, to a frame of :data:`schema.SUMS`."""
+    """Like :func:`score_shard`, to a frame of :data:`schema.SUMS`."""
     return sum_logprobs(score_shard(rows, on_scored, builder=builder, model=model).lazy()).collect()

@@ -34,7 +34,7 @@ a row by its Instruction-Following Difficulty, IFD = s(A|Q) / s(A)
 ([arXiv 2308.12032](https://arxiv.org/abs/2308.12032)). Each row has all fields of its source, and
 the licence of its source applies.
 """
-# What Markdown acts on within a line, HTML included. An underscore within a word is no emphasis.
+# What Markdown or HTML acts on within a line. An underscore inside a word is not emphasis.
 ACTIVE = re.compile(r"[\\`*\[\]<>|&~$]|(?<![0-9A-Za-z])_|_(?![0-9A-Za-z])")
 
 
@@ -49,8 +49,9 @@ def write_card(
 ) -> None:
     """Writes the card in Markdown.
 
-    ``manifest`` is the ``score.json`` of the run, ``choice`` the settings and counts of the
-    selection, ``file`` holds the rows below the card's folder, ``command`` made them.
+    ``file`` is the file of the rows, relative to the card's folder, and ``command`` the command
+    that made it. ``manifest`` is the run's ``score.json``; ``choice`` holds the settings and counts
+    of the selection.
     """
     sections = {
         "Source": _describe_source(manifest["read"]),
@@ -95,12 +96,12 @@ def _describe_scores(manifest: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _count_rows(manifest: Mapping[str, Any], num_selected: int) -> dict[str, int]:
-    """What became of the rows read: selected, not selected and dropped make up all."""
+    """Counts of the rows read, selected, not selected and dropped; the last three add up."""
     outcomes = manifest["outcomes"]
     dropped = {
         f"dropped: {reason.value}": outcomes[reason.value]
         for reason in DropReason
-        if outcomes.get(reason.value)  # a run of an earlier release knows fewer reasons
+        if outcomes.get(reason.value)  # a run of an earlier release has fewer reasons
     }
     kept = {"selected": num_selected, "usable, not selected": outcomes["usable"] - num_selected}
     return {"rows read": manifest["num_rows"], **kept, **dropped}
@@ -121,7 +122,7 @@ def _cell(value: Any) -> str:
 
 
 def _markdown(text: str) -> str:
-    """A text on one line that Markdown and HTML show as it is."""
+    """A text on one line, escaped so that Markdown and HTML show it literally."""
     return ACTIVE.sub(lambda match: f"\\{match[0]}", printable(" ".join(text.split())))
 
 
@@ -131,7 +132,7 @@ def _yaml(text: str) -> str:
 
 
 def _code_block(text: str) -> str:
-    """A text as a code block, whose fence is longer than any within it."""
+    """A text as a code block, with a fence longer than any in the text."""
     longest = max(map(len, re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}bash\n{printable(text)}\n{fence}"

@@ -14,20 +14,20 @@ from cherry_vllm.options import Order, Rule, Strategy
 class Choice:
     """Which usable rows come first, how many are chosen, and in which order they are written.
 
-    ``fraction`` chooses floor(fraction x N) of N usable rows, the product taken exactly: 0.07 of
-    100 is 7. ``count`` takes precedence and chooses that many. ``num_tokens`` takes precedence over
-    both and chooses as many as hold no more answer tokens than that. Of equal scores the earlier
-    row comes first.
+    ``fraction`` chooses floor(fraction x N) of N usable rows, computed exactly: 0.07 of 100 is 7.
+    ``count`` takes precedence and chooses that many. ``num_tokens`` takes precedence over both and
+    chooses as many rows as fit into that many answer tokens. Of equal scores the earlier row comes
+    first.
 
-    A row without a rating, or with one below ``threshold``, is not chosen by ``rating``. Without
-    ``fraction``, ``count`` and ``num_tokens`` this strategy chooses all others.
+    The strategy ``rating`` never chooses a row without a rating, or with one below ``threshold``.
+    Without ``fraction``, ``count`` and ``num_tokens`` it chooses all others.
 
     The reference's rules are for ``cherry``, and set the output order. ``data_by_ifd`` takes
     int(fraction * N) in floating point, the later of equal rows first, in input order;
     ``select_from_ifd_json`` takes int(fraction * all rows) of those with IFD <= 1, by IFD.
 
     Raises:
-        UserError: a value is out of its range, or two do not go together.
+        UserError: a value is out of range, or two values contradict each other.
     """
 
     strategy: Strategy = Strategy.cherry
@@ -37,24 +37,24 @@ class Choice:
     threshold: float | None = field(default=None, metadata={LIMIT: number()})  # of ratings
     order: Order = Order.input
     rule: Rule = Rule.exact
-    seed: int = 0  # of the strategy random
+    seed: int = 0  # for the strategy random
 
     def __post_init__(self) -> None:
         check(self, "select.")
         if self.rule is not Rule.exact and self.strategy is not Strategy.cherry:
             raise UserError(
-                f"select.rule={self.rule.value} is the reference's rule for select.strategy=cherry;"
-                f" use select.rule=exact with {self.strategy.value}"
+                f"select.rule={self.rule.value}: a rule of the reference, only for "
+                f"select.strategy=cherry; use select.rule=exact with {self.strategy.value}"
             )
         has_size = any(size is not None for size in (self.fraction, self.count, self.num_tokens))
         if not has_size and self.strategy is not Strategy.rating:
             raise UserError(
-                "select.fraction: not given, and neither is select.count nor select.num_tokens; "
+                "select.fraction: not given, and neither are select.count and select.num_tokens; "
                 "give one of them"
             )
 
     def to_json(self) -> dict[str, Any]:
-        """The settings as JSON has them."""
+        """The settings as values that JSON can hold."""
         return {
             name: value.value if isinstance(value, Enum) else value
             for name, value in asdict(self).items()
@@ -62,10 +62,10 @@ class Choice:
 
     @classmethod
     def from_json(cls, facts: Mapping[str, Any]) -> "Choice":
-        """The choice that :meth:`to_json` described, among other facts.
+        """The choice that :meth:`to_json` described; ``facts`` may hold more than that.
 
         Raises:
-            KeyError, TypeError, ValueError, UserError: there is no such description.
+            KeyError, TypeError, ValueError, UserError: the facts do not describe a choice.
         """
         values = {item.name: facts[item.name] for item in fields(cls)}
         enums = {

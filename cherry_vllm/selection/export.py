@@ -1,4 +1,4 @@
-"""Chosen rows to what trainers read: a JSON array, JSON Lines, Parquet, or a data set folder."""
+"""Chosen rows to formats that trainers read: JSON, JSON Lines, Parquet, or a data set folder."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,11 +14,11 @@ CARD = "README.md"  # of a data set folder
 DATA_FOLDER = "data"
 
 WriteCard = Callable[[Path, str], None]
-"""Writes the card to a path; the second argument is the file of the rows, below its folder."""
+"""Writes the card to a path; the second argument is the file of the rows, relative to it."""
 
 
 def find_records(rows: pl.LazyFrame, wanted: pl.Series) -> pl.Series:
-    """The input records of the row numbers ``wanted``, in that order, from a frame of ROWS."""
+    """The input records with the row numbers ``wanted``, in that order, from a frame of ROWS."""
     chosen = wanted.alias("row").to_frame()
     found = (
         rows.select("row", "record")
@@ -38,10 +38,10 @@ def export(
 ) -> Path:
     """Writes records to ``output``, with its mark; returns the file that holds them.
 
-    The suffix names the format; without one a data set folder with a card is written.
+    The suffix names the format; without a suffix, a data set folder with a card is written.
 
     Raises:
-        UserError: the records do not fit in Parquet, or something else is there.
+        UserError: the records do not fit in Parquet, or ``output`` must not be replaced.
     """
     if output.suffix:
         with marked_file(output, facts) as path:
@@ -54,9 +54,9 @@ def export(
 
 
 def write_records(records: pl.Series, path: Path, output: Path) -> None:
-    """Writes records (JSON objects, as text) in their order; JSON keeps them to the letter.
+    """Writes records (JSON objects, as text) in order; the JSON formats keep their text exactly.
 
-    ``output`` is what ``path`` will become.
+    ``output`` is the path that ``path`` will be renamed to.
     """
     if output.suffix == ".parquet":
         write_parquet(records, path, output)
@@ -67,10 +67,10 @@ def write_records(records: pl.Series, path: Path, output: Path) -> None:
 
 
 def _write_dataset(records: pl.Series, folder: Path, output: Path) -> str:
-    """Writes the rows below ``folder``; returns their file, by its path from there.
+    """Writes the rows below ``folder``; returns the path of their file, relative to it.
 
-    Its name follows from its contents: the cache of ``datasets`` tells data sets apart by the file
-    names in their cards, and nothing else.
+    The file is named by its contents: the cache of ``datasets`` distinguishes data sets only by the
+    file names in their cards.
     """
     (folder / DATA_FOLDER).mkdir()
     path = folder / DATA_FOLDER / "train.parquet"

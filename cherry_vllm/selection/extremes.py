@@ -8,7 +8,7 @@ from cherry_vllm.selection.ranking import take_share
 
 
 class Side(StrEnum):
-    """Where a usable row stands by its IFD."""
+    """The part of the IFD scale that a usable row belongs to."""
 
     TOP = "top"
     LEAST = "least"
@@ -20,8 +20,8 @@ def mark_sides(
 ) -> pl.DataFrame:
     """The usable rows of :data:`schema.SCORES`, highest IFD first, with their ``side``.
 
-    Each end holds ``count`` of them, or ``fraction``, rounded down but at least one. Both ends are
-    equally long and share no row.
+    Each end holds ``count`` rows, or else ``fraction`` of them, rounded down but at least one. Both
+    ends have the same length and share no row.
     """
     usable = scores.filter(pl.col("drop_reason").is_null())
     ranked = usable.sort(["ifd", "row"], descending=[True, False])

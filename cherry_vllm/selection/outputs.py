@@ -16,7 +16,7 @@ COMMAND = "select"
 def check_format(output: Path) -> None:
     """Raises a UserError if the suffix of ``output`` names no format.
 
-    Without a suffix a data set folder is written.
+    No suffix is fine: it stands for a data set folder.
     """
     if output.name.endswith(MARK_SUFFIX):
         raise UserError(
@@ -31,10 +31,10 @@ def check_format(output: Path) -> None:
 
 
 def check_output(output: Path, scores: Scores, run_dirs: Sequence[Path]) -> None:
-    """Raises a UserError if something would be lost, or mixed up, with the writing of ``output``.
+    """Raises a UserError if writing ``output`` would destroy or mix up something.
 
-    It can't be a file that a run keeps for itself in one of the ``run_dirs``, the data that was
-    scored, or anything that ``select`` did not write.
+    It can't be one of a run's own files in the ``run_dirs``, the data that was scored, or anything
+    that ``select`` did not write.
     """
     for folder in (*run_dirs, scores.folder):
         if is_reserved(output, folder):
@@ -50,7 +50,7 @@ def check_output(output: Path, scores: Scores, run_dirs: Sequence[Path]) -> None
 
 
 def _sources_within(output: Path, scores: Scores) -> Iterator[str]:
-    """The input files that would be lost with ``output``, also if they have moved since."""
+    """The input files that replacing ``output`` would destroy, even if they have moved."""
     mark = read_mark(output)
     if mark is None:
         return

@@ -1,4 +1,4 @@
-"""JSON records as columns of one type each, with no value changed."""
+"""JSON records to Parquet: each column gets one type that changes no value."""
 
 import json
 import logging
@@ -27,7 +27,7 @@ MAX_SHOWN_CHARS = 40
 
 
 class Inexact(NamedTuple):
-    """A number that no 64-bit float equals: NaN, an infinity, or one with too many digits."""
+    """A number that no finite 64-bit float equals: NaN, infinite, or with too many digits."""
 
     text: str
 
@@ -39,10 +39,11 @@ class MisfitError(Exception):
 def write_parquet(records: Iterable[str], path: Path, output: Path) -> None:
     """Writes records (JSON objects, as text) to the Parquet file ``path``.
 
-    A field that a record lacks is null. Errors name ``output``, which ``path`` will become.
+    A field that a record lacks is null. Errors name ``output``, the path that ``path`` will be
+    renamed to.
 
     Raises:
-        UserError: the values of a field have no type in common, or a column would change one.
+        UserError: the values of a field have no common type, or a column would change a value.
     """
     objects = [
         json.loads(record, parse_float=_parse_decimal, parse_constant=Inexact) for record in records
@@ -61,7 +62,7 @@ def _column(name: str, values: list[Any], output: Path) -> pl.Series:
         column = pl.Series(name, values, dtype)
     except UnicodeEncodeError:
         raise _refusal(
-            output, f"column '{name}' holds a lone surrogate, which is no text"
+            output, f"column '{name}' contains a lone surrogate, which is not valid text"
         ) from None
     except MisfitError as misfit:
         raise _refusal(output, str(misfit)) from None
@@ -78,7 +79,10 @@ def _refusal(output: Path, fault: str) -> UserError:
 
 
 def _find_dtype(values: Sequence[Any], place: str, mixed: list[str]) -> pl.DataType:
-    """The type that holds all the values; ``mixed`` gets the places of whole numbers as floats."""
+    """The type that holds all the values.
+
+    ``mixed`` collects the places where whole numbers become floats.
+    """
     present = [value for value in values if value is not None]
     kinds = {type(value) for value in present}
     if Inexact in kinds:
@@ -147,7 +151,7 @@ def _find_struct(objects: Sequence[dict[str, Any]], place: str, mixed: list[str]
 
 
 def _parse_decimal(text: str) -> float | Inexact:
-    """The float that a JSON number spells, digit for digit."""
+    """The float that a JSON number spells, or an :class:`Inexact` if no float equals it."""
     value = float(text)
     is_exact = math.isfinite(value) and (
         repr(value) == text or Decimal(repr(value)) == Decimal(text)

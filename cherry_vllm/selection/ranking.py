@@ -1,4 +1,4 @@
-"""Scores to chosen rows: the cherry data and what it is compared with."""
+"""Scores to chosen rows: the cherry data and its baselines."""
 
 from fractions import Fraction
 
@@ -25,7 +25,7 @@ def select_rows(scores: pl.DataFrame, choice: Choice) -> pl.DataFrame:
     :func:`add_ratings`.
 
     Raises:
-        UserError: the number of rows is none, or more than are usable.
+        UserError: no row would be chosen, or more rows than are usable.
     """
     usable = scores.filter(pl.col("drop_reason").is_null())
     if usable.is_empty():
@@ -73,7 +73,7 @@ def _at_least(threshold: float | None) -> str:
 
 
 def _count(ranked: pl.DataFrame, usable: int, rows: int, choice: Choice) -> int:
-    """How many of the ``ranked`` rows are chosen, of so many usable ones and of so many in all."""
+    """How many of the ``ranked`` rows are chosen; ``usable`` and ``rows`` count usable and all."""
     if choice.num_tokens is not None:
         tokens = ranked["num_answer_tokens"].cast(pl.Int64).cum_sum()
         number, asked = int((tokens <= choice.num_tokens).sum()), f"num_tokens={choice.num_tokens}"

@@ -15,7 +15,7 @@ def read_ratings(file: Path, origin: str | None = None) -> pl.DataFrame:
     ``origin`` names the data whose rows are rated (:func:`run_folder.name_data`).
 
     Raises:
-        UserError: the file is not such a table, or its rows are of other data.
+        UserError: the file is not such a table, or rates rows of other data.
     """
     try:
         found = pl.read_parquet_metadata(file).get("origin")
@@ -36,14 +36,14 @@ def read_ratings(file: Path, origin: str | None = None) -> pl.DataFrame:
     numbers = [schema.get(name, pl.Null()) for name in ("row", "rating")]
     if not (numbers[0].is_integer() and numbers[1].is_numeric()):
         raise UserError(
-            f"{file}: no ratings; the columns row (whole numbers) and rating (numbers) are needed"
+            f"{file}: no ratings; it needs the columns row (whole numbers) and rating (numbers)"
         )
     is_fault = (
         pl.col("row").is_null() | pl.col("row").is_duplicated() | ~pl.col("rating").is_finite()
     )
     for row, rating in frame.filter(is_fault).select("row", "rating").head(1).iter_rows():
         raise UserError(
-            f"{file}: row {row} has the rating {rating}; each row may be there once, with a finite "
+            f"{file}: row {row} has the rating {rating}; each row may occur once, with a finite "
             "number or null"
         )
     reason = pl.col("reason") if "reason" in schema else pl.lit(None)
@@ -53,9 +53,9 @@ def read_ratings(file: Path, origin: str | None = None) -> pl.DataFrame:
 
 
 def add_ratings(scores: pl.DataFrame, ratings: pl.DataFrame) -> pl.DataFrame:
-    """Adds the columns ``rating`` and ``rating_reason``, the reason why a row has no rating.
+    """Adds the columns ``rating`` and ``rating_reason``, which says why a row has no rating.
 
-    ``ratings`` has the columns row, rating and reason; a row that it lacks is "not rated".
+    ``ratings`` has the columns row, rating and reason; a row that is not in it is "not rated".
     """
     joined = scores.join(
         ratings.select("row", "rating", rating_reason="reason"),
@@ -69,6 +69,6 @@ def add_ratings(scores: pl.DataFrame, ratings: pl.DataFrame) -> pl.DataFrame:
 
 
 def count_unrated(scores: pl.DataFrame) -> dict[str, int]:
-    """Counts the usable rows without a rating, by the reason."""
+    """Counts the usable rows without a rating, by reason."""
     unrated = scores.filter(pl.col("drop_reason").is_null() & pl.col("rating").is_null())
     return dict(unrated["rating_reason"].value_counts(sort=True).iter_rows())

@@ -1,4 +1,4 @@
-"""Scores to chosen rows in files, with what was chosen beside them."""
+"""Scores to chosen rows in files, with a mark that records the choice."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,9 +28,9 @@ class SelectedRows:
     output: Path  # a file, or a data set folder
     path: Path  # the file with the rows
     fingerprint: str  # names the scores and the choice
-    facts: dict[str, Any]  # as its mark has them
-    scores: pl.DataFrame  # all of them
-    rows: pl.LazyFrame  # of schema.ROWS, those that were scored
+    facts: dict[str, Any]  # as in the output's mark
+    scores: pl.DataFrame  # of all rows
+    rows: pl.LazyFrame  # of schema.ROWS: the rows that were scored
 
     @property
     def count(self) -> int:
@@ -49,13 +49,13 @@ def select_records(
 ) -> SelectedRows:
     """Chooses rows by ``scores_dir/scores.parquet`` and writes them, with all their fields.
 
-    The suffix of ``output`` is its format; without one it becomes a data set folder, whose card
-    names the ``command``. ``ratings`` are added to the scores. ``run_dirs`` are folders in
-    which a run keeps files of its own, next to ``scores_dir``.
+    The suffix of ``output`` names its format; without a suffix it becomes a data set folder, whose
+    card names the ``command``. ``ratings`` are added to the scores. ``run_dirs`` are folders, in
+    addition to ``scores_dir``, in which a run keeps its own files.
 
     Raises:
         UserError: there are no scores yet, the choice is empty or impossible, the rows are damaged,
-        or ``output`` is not to be replaced.
+            or ``output`` must not be replaced.
     """
     check_format(output)
     scored = open_scores(scores_dir)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-# Fields that belong to the question in common data sets: left out, the answer has lost its context.
+# Fields that belong to the question in common data sets: without them, answers lack their context.
 CONTEXT_FIELDS = (
     "system",
     "system_prompt",
@@ -28,25 +28,25 @@ MAX_NAMES, MAX_NAME_CHARS = 12, 60
 
 @dataclass(frozen=True)
 class Columns:
-    """The names, in the data, of the three fields; ``input`` is None where there is none."""
+    """The names of the three fields in the data; ``input`` is None if there is none."""
 
     instruction: str
     input: str | None
     output: str
 
     def names(self) -> dict[str, str]:
-        """The fields that the data have, by their key in ``data.columns``."""
+        """The names of the fields that the data have, by key of ``data.columns``."""
         named = {"instruction": self.instruction, "input": self.input, "output": self.output}
         return {key: name for key, name in named.items() if name is not None}
 
     def unread_context(self) -> list[str]:
-        """Fields that hold context where they occur, and that are not read."""
+        """Fields that would hold context, but are not read."""
         read = set(self.names().values())
         return [name for name in CONTEXT_FIELDS if name not in read]
 
 
 def missing_field(columns: Columns, found: Iterable[str]) -> str | None:
-    """What to say of data whose fields, ``found``, lack the instruction or the answer."""
+    """An error for data whose fields ``found`` lack the instruction or the answer, else None."""
     names = list(found)
     for key in ("instruction", "output"):
         name = columns.names()[key]
@@ -60,6 +60,6 @@ def missing_field(columns: Columns, found: Iterable[str]) -> str | None:
 
 
 def legible(names: Iterable[str]) -> str:
-    """Names that may be anything, on one line."""
+    """Names, which may hold anything, on one printable line."""
     shown = [name if name.isprintable() else ascii(name) for name in names]
     return ", ".join(name[:MAX_NAME_CHARS] for name in shown[:MAX_NAMES]) or "none"

@@ -1,4 +1,4 @@
-"""CSV to records: quotes doubled within quoted fields, and as many fields in a row as names."""
+"""CSV to records: quotes are doubled within quoted fields, and each row has a field per column."""
 
 import csv
 import io
@@ -16,11 +16,10 @@ BOM = "\ufeff"
 def read_csv_records(file: Path) -> Iterator[RawRecord]:
     """The records of a CSV file with a header.
 
-    A header that occurs again (of files that were joined) and a row with too few fields are
-    malformed.
+    A repeated header (of files that were joined) and a row with too few fields are malformed.
 
     Raises:
-        UserError: the file cannot be read as CSV, since a field may then be in a wrong column.
+        UserError: the file cannot be read as CSV: a field might end up in the wrong column.
         READ_ERRORS: the file is damaged.
     """
     read_head(file)  # to refuse other encodings
@@ -39,8 +38,8 @@ def read_csv_records(file: Path) -> Iterator[RawRecord]:
                     header = _check_header(file, row)
         except csv.Error as error:
             raise UserError(
-                f"{file}: not readable as csv (line {rows.line_num}: {error}); a quote within a "
-                'quoted field has to be doubled, as in "say ""hi"""'
+                f"{file}: not readable as csv (line {rows.line_num}: {error}); a quote in a "
+                'quoted field must be doubled, as in "say ""hi"""'
             ) from None
         except UnicodeDecodeError:
             raise UserError(f"{file}: not readable as csv: {NOT_UTF8}") from None
@@ -58,7 +57,7 @@ def _record(file: Path, header: list[str], row: list[str], line: int) -> RawReco
     if len(row) > len(header):
         raise UserError(
             f"{file}: not readable as csv (line {line}: {len(row)} fields, but {len(header)} "
-            'columns); a field with a comma or a quote has to be quoted, as in "say ""hi"""'
+            'columns); a field with a comma or a quote must be quoted, as in "say ""hi"""'
         )
     fields = dict(zip(header, row, strict=False))
     text = as_text(fields)

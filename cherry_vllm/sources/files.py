@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 def find_files(patterns: Iterable[str]) -> list[Path]:
     """The local files that paths, globs and ``hf://`` paths stand for, in the order given.
 
-    A file that several of them stand for is read once, and a glob leaves out what runs wrote.
+    A file that is named twice is read once, and a glob leaves out files that runs wrote.
 
     Raises:
         UserError: nothing is found, or what is found is not a readable file with content.
@@ -54,7 +54,7 @@ def _check(file: Path) -> None:
 
 
 def _files_within(folder: Path) -> str:
-    """What to give instead of a folder."""
+    """The advice what to give instead of a folder."""
     for file in sorted(folder.rglob("*")):
         if file.is_file() and find_format(file):
             pattern = file.parent / f"*{''.join(file.suffixes[-1:])}"
@@ -99,7 +99,11 @@ def _is_mark(file: Path) -> bool:
 
 
 def _open_saved(path: Path) -> list[Path]:
-    """The files of a folder that ``Dataset.save_to_disk`` wrote; any other path as it is."""
+    """The files of a folder that ``Dataset.save_to_disk`` wrote; any other path is returned as is.
+
+    Raises:
+        UserError: the folder holds several splits, or cannot be read.
+    """
     if (path / "dataset_dict.json").is_file():
         splits = [str(name) for name in _read(path / "dataset_dict.json").get("splits", [])]
         raise UserError(
@@ -122,7 +126,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _download(pattern: str) -> list[Path]:
-    """Fetches hub files into the hub's own cache, so that they are read like any local file."""
+    """Fetches hub files into the hub's own cache; from there they are read like local files."""
     from huggingface_hub import HfFileSystem, hf_hub_download
 
     try:

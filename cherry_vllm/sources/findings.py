@@ -1,4 +1,4 @@
-"""What reading notices and the user has to hear: counted over all files, told in a line each."""
+"""What the user must know about the rows that are read: counted over all files, a line each."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -9,11 +9,11 @@ from cherry_vllm.sources.columns import Columns, legible
 
 MAX_FAULTS_SHOWN = 3
 INPUT_FIELDS = ("input", "context", "passage", "document")
-CONVENTIONAL_INPUT = "input"  # may be absent; any other name of the input column was given
+CONVENTIONAL_INPUT = "input"  # may be absent; any other name was given by the user
 
 
 class Findings:
-    """Counts what is odd about rows that are read, and tells of it."""
+    """Counts what is odd about the rows that are read, and reports it."""
 
     def __init__(self, columns: Columns, tell: Callable[[str], None]) -> None:
         """``tell`` is called with one line at a time."""
@@ -28,31 +28,31 @@ class Findings:
         self._names: dict[str, None] = {}
 
     def malformed(self, file: Path, row: int, fault: str) -> None:
-        """A row of a file that is dropped; the first few are told."""
+        """Notes a dropped row of a file; the first few are reported."""
         self._num_malformed += 1
         if self._num_malformed <= MAX_FAULTS_SHOWN:
             self._faults.append(f"{file}: row {row} dropped as malformed: {fault}")
 
     def unread_context(self, name: str, num_rows: int = 1) -> None:
-        """Rows that have something in a field that holds context and is not read."""
+        """Counts rows with content in a context field that is not read."""
         self._unread[name] += num_rows
 
     def number(self, name: str, num_rows: int = 1) -> None:
-        """Rows whose field is a number or a truth value, and is read as its text."""
+        """Counts rows whose field is a number or a truth value, which is read as text."""
         self._numbers[name] += num_rows
 
     def converted(self, name: str, dtype: str) -> None:
-        """A column of a type that JSON lacks: its values are kept as text."""
+        """Notes a column of a type that JSON lacks; its values are kept as text."""
         self._converted[name] = dtype
 
     def not_finite(self, name: str, num_rows: int = 1) -> None:
-        """Rows whose number JSON lacks, NaN or an infinity: kept as null."""
+        """Counts rows with a number that JSON lacks, NaN or an infinity, which is kept as null."""
         self._not_finite[name] += num_rows
 
     def file_read(
         self, file: Path, num_rows: int, names: dict[str, None], *, has_input: bool
     ) -> None:
-        """A file is done: its rows, the names of its fields, and whether one is the input's."""
+        """Notes that a file is done, its rows and field names, and whether it has the input."""
         for fault in self._faults:
             self._tell(fault)
         self._faults.clear()
@@ -65,7 +65,7 @@ class Findings:
             self._without_input.append(file)
 
     def conclude(self) -> None:
-        """Tells the counts.
+        """Reports the counts.
 
         Raises:
             UserError: no row has the input column that was asked for.
@@ -105,8 +105,10 @@ class Findings:
             return
         lack = f"no row has a field '{name}' (found: {legible(self._names)})"
         if name != CONVENTIONAL_INPUT:
-            raise UserError(f"data.columns.input={name}: {lack}; null if the data have no input")
+            raise UserError(
+                f"data.columns.input={name}: {lack}; give null if the data has no input"
+            )
         self._tell(
-            f"{lack}, so all are read without input; name it with data.columns.input=..., or give "
-            "null if there is none"
+            f"{lack}, so all rows are read without input; name the field with "
+            "data.columns.input=..., or give null if there is none"
         )

@@ -33,7 +33,7 @@ def detect_format(file: Path) -> DataFormat:
     """The format that a file's suffix names, compression aside.
 
     Raises:
-        UserError: the suffix names none.
+        UserError: the suffix names no format.
     """
     found = find_format(file)
     if found is None:
@@ -45,7 +45,7 @@ def detect_format(file: Path) -> DataFormat:
 
 
 def find_format(file: Path) -> DataFormat | None:
-    """The format that a file's suffix names, in any case; None if it names none."""
+    """The format that a file's suffix names, in upper or lower case; None if it names none."""
     suffixes = [suffix.lower() for suffix in file.suffixes]
     named = [suffix for suffix in suffixes if suffix not in COMPRESSIONS]
     return SUFFIXES.get(named[-1]) if named else None
@@ -65,7 +65,7 @@ def read_head(file: Path) -> bytes:
     """The beginning of a text file, decompressed.
 
     Raises:
-        UserError: it is in an encoding of two or four bytes a character.
+        UserError: it is in an encoding of two or four bytes per character.
     """
     with open_bytes(file) as stream:
         head = stream.read(HEAD_BYTES)
@@ -76,5 +76,5 @@ def read_head(file: Path) -> bytes:
 
 
 def unreadable(file: Path, error: Exception) -> UserError:
-    """The line for a file that one of :data:`READ_ERRORS` cut short."""
-    return UserError(f"{file}: not readable ({error}); check that it is whole")
+    """The error for a file whose reading raised one of :data:`READ_ERRORS`."""
+    return UserError(f"{file}: not readable ({error}); check that it is complete")

@@ -1,6 +1,6 @@
-"""JSON and JSON Lines to records: an array, one object per line, or objects one after the other.
+"""JSON and JSON Lines to records: an array, one object per line, or objects one after another.
 
-Polars' JSON readers turn 42 and ["x"] into text and fail a whole file for one bad line, so the
+Polars' JSON readers turn 42 and ["x"] into text and reject a whole file for one bad line, so the
 records are decoded one by one.
 """
 
@@ -17,7 +17,7 @@ from cherry_vllm.options import DataFormat
 from cherry_vllm.sources.formats import NOT_UTF8, open_bytes, read_head
 from cherry_vllm.sources.records import Number, RawRecord, is_utf8
 
-MAX_ELEMENT_CHARS = 64 * 2**20  # an array element longer than this is taken for a broken file
+MAX_ELEMENT_CHARS = 64 * 2**20  # a longer array element means that the file is broken
 READ_CHARS = 2**20
 LINE_BREAK = re.compile(r"\s*[\r\n]\s*")
 BOM = "\ufeff"
@@ -33,14 +33,14 @@ class Shape(Enum):
 
 
 class DuplicateKeyError(ValueError):
-    """A key occurs twice in an object, with two values: readers differ in which one they take."""
+    """A key occurs twice in an object, with two values; programs disagree on which one counts."""
 
 
 def read_json_records(file: Path, data_format: DataFormat) -> Iterator[RawRecord]:
     """The records of a JSON or JSON Lines file.
 
     Raises:
-        UserError: the file as a whole is no such file.
+        UserError: the file as a whole is not in this format.
         READ_ERRORS: the file is damaged.
     """
     shape = _shape_of(file, read_head(file), data_format)
@@ -67,7 +67,7 @@ def _shape_of(file: Path, head: bytes, data_format: DataFormat) -> Shape:
     except RecursionError:
         return Shape.lines
     except json.JSONDecodeError as error:
-        # An object over several lines goes on with a key; a line that is cut off, with a record.
+        # After an object over several lines comes a key; after a line that was cut off, a record.
         goes_on = error.pos >= len(first.rstrip()) - 1 and rest and not rest.startswith("{")
         return Shape.objects if goes_on else Shape.lines
     except ValueError:  # a number of too many digits
@@ -78,14 +78,14 @@ def _shape_of(file: Path, head: bytes, data_format: DataFormat) -> Shape:
 def _lines(stream: IO[bytes]) -> Iterator[str]:
     """The lines of a JSON Lines file, blank ones left out."""
     for line in stream:
-        # A byte that is not UTF-8 becomes a lone surrogate, which no text holds: _decode sees it.
+        # A byte that is not UTF-8 becomes a lone surrogate, which _decode recognizes.
         text = line.decode("utf-8", errors="surrogateescape").strip().lstrip(BOM).strip()
         if text:
             yield text.removesuffix(",") if text.endswith("},") else text
 
 
 def _values(stream: IO[bytes], file: Path, shape: Shape) -> Iterator[str]:
-    """The texts of JSON values that follow each other, without holding them all in memory."""
+    """The texts of consecutive JSON values, without holding them all in memory."""
     reader = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape")
     decoder = json.JSONDecoder()
     buffer = reader.read(READ_CHARS).lstrip(BETWEEN)
@@ -100,7 +100,7 @@ def _values(stream: IO[bytes], file: Path, shape: Shape) -> Iterator[str]:
             return
         try:
             _, end = decoder.raw_decode(buffer, start)
-            # A number that ends where the buffer does may go on behind it.
+            # A number that ends where the buffer ends may continue after it.
             is_whole = end < len(buffer) or exhausted
         except (ValueError, RecursionError) as error:
             if exhausted or len(buffer) - start > MAX_ELEMENT_CHARS:
@@ -110,11 +110,11 @@ def _values(stream: IO[bytes], file: Path, shape: Shape) -> Iterator[str]:
                 ) from None
             is_whole = False
         if is_whole:
-            # One line per record; no JSON string holds a line break of its own.
+            # One line per record; a JSON string contains no raw line break.
             yield LINE_BREAK.sub(" ", buffer[start:end])
             start, row = end, row + 1
         else:
-            # Reading as much again as is held keeps the work linear in an element's length.
+            # Doubling the buffer keeps the work linear in an element's length.
             more = reader.read(max(READ_CHARS, len(buffer) - start))
             exhausted = not more
             buffer, start = buffer[start:] + more, 0
@@ -158,7 +158,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _constant(name: str) -> Number | None:
-    """NaN, as pandas writes it, is a missing value."""
+    """The value of NaN or an infinity: NaN, which pandas writes, is a missing value."""
     return None if name == "NaN" else Number(name)
 
 

@@ -1,4 +1,4 @@
-"""A record's fields to a row: each record stands for itself, and a bad one costs only itself."""
+"""A record's fields to a row: each record is read by itself, so a bad one costs only itself."""
 
 import json
 import math
@@ -20,13 +20,13 @@ ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 
 class Number(str):
-    """A number in JSON, to the letter."""
+    """A number in JSON, exactly as it was written."""
 
     __slots__ = ()
 
 
 class RawRecord(NamedTuple):
-    """One record's text and fields, or ``fault``: why there are none."""
+    """One record's text and fields, or ``fault``, the reason why there are no fields."""
 
     text: str
     fields: Any = None
@@ -34,7 +34,7 @@ class RawRecord(NamedTuple):
 
 
 class Record(NamedTuple):
-    """One record as a row, or ``fault``: why it is none."""
+    """One record as a row, or ``fault``, the reason why it is not a row."""
 
     text: str
     instruction: str | None = None
@@ -49,7 +49,7 @@ def frames_of(
     """Yields frames of record (the text, untouched), instruction, input, answer, malformed.
 
     Raises:
-        UserError: no record is a row.
+        UserError: no record can be read as a row.
     """
     reader = _Reader(file, columns, findings)
     remaining = iter(records)
@@ -59,7 +59,7 @@ def frames_of(
 
 
 class _Reader:
-    """Reads one file's records, and remembers what is to be said of them all."""
+    """Reads one file's records, and remembers what to report about all of them."""
 
     def __init__(self, file: Path, columns: Columns, findings: Findings) -> None:
         self._file, self._columns, self._findings = file, columns, findings
@@ -81,7 +81,7 @@ class _Reader:
         return made
 
     def conclude(self) -> None:
-        """Raises a UserError if no record was a row: then a name or the shape is wrong."""
+        """Raises a UserError if no record was a row: then a column name or the format is wrong."""
         if self._first is not None and self._num_faults == self._num_rows:
             raise UserError(f"{self._file}: {self._describe_none(self._first)}")
         self._findings.file_read(self._file, self._num_rows, self._names, has_input=self._has_input)
@@ -113,7 +113,7 @@ class _Reader:
         return Record(text, values["instruction"], extra or "", answer)
 
     def _texts(self, fields: dict[str, Any]) -> tuple[dict[str, str | None], str | None]:
-        """The fields that are read, or why they are none: answer and input alone may be null."""
+        """The fields that are read, or the reason why not; only answer and input may be null."""
         texts: dict[str, str | None] = {}
         for key, name in self._named.items():
             if name not in fields:
@@ -130,7 +130,7 @@ class _Reader:
             elif not isinstance(value, str):
                 return {}, f"field '{name}' is {_kind(value)}"
             elif not is_utf8(value):
-                return {}, f"field '{name}' holds a lone surrogate, which is no text"
+                return {}, f"field '{name}' contains a lone surrogate, which is not valid text"
             texts[key] = value
         return texts, None
 
@@ -150,7 +150,7 @@ def _holds_something(value: Any) -> bool:
 
 
 def describe_wrapper(fields: Any, columns: Columns) -> str | None:
-    """What to say of an object that is no record, but holds them."""
+    """An error for an object that is not a record but holds records, else None."""
     if not isinstance(fields, dict):
         return None
     lists = {
@@ -190,7 +190,7 @@ def _frame(records: list[Record]) -> pl.DataFrame:
 
 
 def is_utf8(text: str) -> bool:
-    """Whether a text has no lone surrogate, which stands for a byte that is not UTF-8."""
+    """Whether a text has no lone surrogates, which stand for bytes that are not UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -33,12 +33,12 @@ def read_rows(
 ) -> Iterator[pl.DataFrame]:
     """Yields all rows of ``files``, in order, as frames of :data:`schema.ROWS`.
 
-    Every frame but the last has ``batch_rows`` rows; of the input, only the first ``max_rows`` are
-    read. ``refusals`` holds phrases; a row whose answer contains one, in any case, gets
-    ``drop_reason`` "refusal". ``tell`` is called with a line for whatever is odd about the rows.
+    Every frame but the last has ``batch_rows`` rows; only the first ``max_rows`` rows of the input
+    are read. ``refusals`` holds phrases; a row whose answer contains one, in upper or lower case,
+    gets ``drop_reason`` "refusal". ``tell`` is called with a line for each odd finding.
 
     Raises:
-        UserError: a file is broken as a whole, holds no row, or has none of the columns.
+        UserError: a file as a whole cannot be read, no row can be read, or a column is missing.
     """
     findings = Findings(columns, tell)
     frames = _read_files(files, data_format, columns, findings, max_rows)
@@ -98,7 +98,7 @@ def _read_file(
 
 
 def _rebatch(frames: Iterator[pl.DataFrame], rows: int) -> Iterator[pl.DataFrame]:
-    """Cuts a stream of frames into frames of ``rows`` rows and a rest."""
+    """Cuts a stream of frames into frames of ``rows`` rows; the last may be shorter."""
     held: list[pl.DataFrame] = []
     for frame in frames:
         held.append(frame)

@@ -34,7 +34,7 @@ def read_row_shards(
     """Files to row shards. See :func:`sources.read_rows` for the arguments.
 
     Raises:
-        UserError: a file cannot be read, or changes meanwhile.
+        UserError: a file cannot be read, or changes while it is read.
     """
     states = [_state(file) for file in files]
     settings = {
@@ -48,7 +48,7 @@ def read_row_shards(
     }
     rows = Shards(run_dir / Folder.ROWS, settings)
     with rows.changing():
-        # Shards of a folder that was never closed may be of a file that changed while it was read.
+        # If a folder was never closed, its file may have changed while it was read.
         missing = rows.missing(range(rows.num_shards)) if rows.is_closed() else None
         if missing == []:
             for line in rows.summary.get("warnings", []):
@@ -67,7 +67,9 @@ def read_row_shards(
         num_rows, num_shards, warnings = _write_apart(rows, missing, frames, files)
         for file, state in zip(files, states, strict=True):
             if _state(file) != state:
-                raise UserError(f"{file}: changed while it was read; run again once it is at rest")
+                raise UserError(
+                    f"{file}: changed while it was read; run again once nothing writes to it"
+                )
         rows.close(
             num_shards,
             num_rows=num_rows,
@@ -83,20 +85,20 @@ def _write_apart(
     frames: Callable[[], Iterator[pl.DataFrame]],
     files: Sequence[Path],
 ) -> tuple[int, int, list[str]]:
-    """See :func:`write_rows`; Polars may not fail on a damaged file but end the process."""
+    """:func:`write_rows` in a child process, which Polars may end on a damaged file."""
     try:
         return isolate(write_rows, rows, wanted, frames)
     except ChildError as lost:
         names = ", ".join(map(str, files))
         raise UserError(
-            f"{names}: not readable, the reader {lost}; check that it is whole"
+            f"{names}: not readable, the reader {lost}; check that the file is complete"
         ) from None
 
 
 def write_rows(
     rows: Shards, wanted: Sequence[int] | None, frames: Callable[..., Iterator[pl.DataFrame]]
 ) -> tuple[int, int, list[str]]:
-    """Writes frames to row shards, only to those ``wanted`` if that is not None.
+    """Writes frames to row shards; if ``wanted`` is not None, only to those shards.
 
     Returns the number of rows and of shards, and the warnings that were given.
     """

@@ -1,4 +1,4 @@
-"""Parquet and Arrow through Polars: a column has one type, so a wrong one is the file's fault."""
+"""Parquet and Arrow through Polars: a column has one type, so a wrong type refuses the file."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ from cherry_vllm.sources.findings import Findings
 
 BATCH_ROWS = 10_000
 TEXT = (pl.String, pl.Categorical, pl.Enum, pl.Null)
-ARROW_FILE = b"ARROW1"  # how Arrow's file format begins; its stream format has no such mark
+ARROW_FILE = b"ARROW1"  # the beginning of Arrow's file format; its stream format has no such mark
 
 
 def read_table(
@@ -44,9 +44,9 @@ def read_table(
         ):
             yield _take_notes(frame, file, num_rows, findings)
             num_rows += frame.height
-        # A worker of collect_batches that fails may end the stream as if the file were done.
+        # If a worker of collect_batches fails, the stream may end as if the file were done.
         if num_rows != table.select(pl.len()).collect().item():
-            raise UserError(f"{file}: only {num_rows} rows could be read; drop its unusual columns")
+            raise UserError(f"{file}: only {num_rows} rows could be read; remove unusual columns")
     except (pl.exceptions.PolarsError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{file}: not readable as {data_format.value} ({reason})") from None
@@ -63,7 +63,7 @@ def _scan(file: Path, data_format: DataFormat) -> pl.LazyFrame:
 
 
 def _row_of(schema: pl.Schema, columns: Columns) -> list[pl.Expr]:
-    """A row's parts, and beside them what is counted: "number NAME", "unread NAME", "odd NAME"."""
+    """A row's parts, and columns to count by: "number NAME", "unread NAME" and "odd NAME"."""
     named = columns.names()
     texts = {
         key: _as_text(pl.col(name), schema[name]) if name in schema else pl.lit(None, pl.String)
@@ -109,7 +109,7 @@ def _take_notes(
 
 
 def _as_text(value: pl.Expr, dtype: Any) -> pl.Expr:
-    """Text, the text of a number, or bytes that are text; null where there is none."""
+    """The value as text: text, a number, or bytes that are UTF-8; else null."""
     if isinstance(dtype, pl.Binary):
         return value.map_batches(_decode, return_dtype=pl.String)
     if dtype.is_float():
@@ -118,7 +118,7 @@ def _as_text(value: pl.Expr, dtype: Any) -> pl.Expr:
 
 
 def _decode(values: pl.Series) -> pl.Series:
-    # Polars' own cast fails for all values if one is not UTF-8.
+    # Polars' own cast fails for all values if a single one is not UTF-8.
     return pl.Series(values.name, [_decode_one(value) for value in values], dtype=pl.String)
 
 
@@ -162,7 +162,7 @@ def _record_field(name: str, dtype: Any, text: pl.Expr | None) -> pl.Expr:
 
 
 def _json_ready(value: pl.Expr, dtype: Any) -> pl.Expr:
-    """JSON has no bytes: they travel as base64, wherever they are nested."""
+    """The value with its bytes, however deeply nested, as base64: JSON has no bytes."""
     if isinstance(dtype, pl.Binary):
         return value.bin.encode("base64")
     if isinstance(dtype, pl.Array):

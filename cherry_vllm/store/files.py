@@ -1,4 +1,4 @@
-"""Files that survive a kill: atomic writes, and names for contents."""
+"""Atomic writes, which survive a kill, and hashes that name contents."""
 
 import ctypes
 import errno
@@ -24,7 +24,7 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux's renameat2
 
 
 def fingerprint(settings: dict[str, Any]) -> str:
-    """Names a set of JSON-like settings: equal settings, equal 16 hex digits, in any key order."""
+    """Names JSON-like settings: equal settings give the same 16 hex digits, in any key order."""
     canonical = json.dumps(settings, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
@@ -86,10 +86,10 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(target: Path) -> None:
-    """Removes what a killed process left of writing ``target``; an old folder takes its place back.
+    """Removes what a killed process left while writing ``target``, and restores an old folder.
 
-    The caller holds the lock under which ``target`` is written: a temporary file of a process that
-    is still at work looks the same.
+    The caller must hold the lock under which ``target`` is written: temporary files of a process
+    that is still at work look the same.
     """
     if not target.exists():
         for old in _leftovers(target, "old")[:1]:
@@ -102,10 +102,10 @@ def remove_leftovers(target: Path) -> None:
 
 
 def _temporary(target: Path, ending: str) -> Path:
-    """A name that no other process uses, in whatever container or on whatever node it runs."""
+    """A name that no other process uses, in any container or on any node."""
     node = re.sub(r"[^\w-]", "-", os.uname().nodename)[:32]
     token = f"{node}-{os.getpid()}-{secrets.token_hex(4)}"
-    # The suffix stays last: writers choose the format by it.
+    # The suffix stays at the end: writers choose the format by it.
     return target.with_name(f".{target.stem}.{token}.{ending}{target.suffix}")
 
 
@@ -119,7 +119,7 @@ def _leftovers(target: Path, ending: str) -> list[Path]:
 
 
 def _swap(first: Path, second: Path) -> bool:
-    """Exchanges two paths in one step; False where the system or its disk cannot."""
+    """Exchanges two paths in one step; False if the system or the file system cannot."""
     try:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
     except AttributeError:
@@ -144,7 +144,7 @@ def write_json(target: Path, value: Any) -> None:
     """Writes ``value`` as indented JSON, atomically.
 
     Raises:
-        ValueError: a number is not finite: JSON has no such numbers.
+        ValueError: a number is not finite, which JSON cannot express.
     """
     with atomic_path(target) as path:
         path.write_text(
@@ -157,11 +157,11 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object that :func:`write_json` wrote.
 
     Raises:
-        DamagedFileError: the file holds something else. Where it can be made again, catch it.
+        DamagedFileError: the file holds something else. Catch it where the file can be made again.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of the JSON, or of its encoding
+    except ValueError as error:  # broken JSON, or not UTF-8
         reason = str(error)
     else:
         if isinstance(value, dict):

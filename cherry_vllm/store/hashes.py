@@ -1,4 +1,4 @@
-"""SHA-256 of large files, computed once per change of a file and remembered on disk."""
+"""SHA-256 of files, cached on disk for large ones until they change."""
 
 import fcntl
 import json
@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 from cherry_vllm.store.files import atomic_path, file_sha256
 
-SMALL_BYTES = 2**20  # faster hashed than looked up
+SMALL_BYTES = 2**20  # smaller files are faster to hash than to look up
 
 
 class Stamp(NamedTuple):
-    """What the file system tells of a file; it differs after any change of the contents."""
+    """What the file system says about a file; it differs after any change of the contents."""
 
     size: int
     mtime_ns: int
@@ -44,7 +44,7 @@ def _remembered(path: Path, stamp: Stamp) -> str:
     known = _known.get(key) or _read_cache().get(key)
     if known is None or known[0] != stamp:
         known = (stamp, file_sha256(path))
-        with suppress(OSError):  # a cache that cannot be written costs time only
+        with suppress(OSError):  # a cache that cannot be written only costs time
             _write_cache(key, known)
     _known[key] = known
     return known[1]

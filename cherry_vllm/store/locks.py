@@ -1,8 +1,8 @@
-"""One run at a time: locks on a folder.
+"""Locks on a folder, so that only one run at a time uses it.
 
 The locks are POSIX record locks that belong to an open file, not to a process (``F_OFD_SETLK``).
-They hold between threads, processes, containers that share the folder, and nodes that mount it from
-a server that passes such locks on (NFS, Lustre with ``-o flock``, GPFS). A kill releases them. They
+They work between threads, processes, containers that share the folder, and nodes that mount it from
+a server that supports such locks (NFS, Lustre with ``-o flock``, GPFS). A kill releases them. They
 are not inherited by programs that the holder starts. No thread may take the same lock twice.
 """
 
@@ -29,12 +29,12 @@ POLL_S, PATIENCE_S = 0.05, 2.0
 
 @contextmanager
 def exclusive(run_dir: Path, name: str = ".lock", *, shared: bool = False) -> Iterator[None]:
-    """Holds ``run_dir`` until the block ends; the lock goes with the process, however it ends.
+    """Locks ``run_dir`` until the block ends, or the process, however it ends.
 
-    Several may hold a ``shared`` lock of one name, while none holds it alone.
+    Several processes may hold a ``shared`` lock of one name, if none holds it exclusively.
 
     Raises:
-        UserError: another process holds it, or the file system has no locks.
+        UserError: another process holds the lock, or the file system does not support locks.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     with (run_dir / name).open("a+") as file:
@@ -49,11 +49,11 @@ def exclusive(run_dir: Path, name: str = ".lock", *, shared: bool = False) -> It
 
 @contextmanager
 def exclusive_share(run_dir: Path, index: int, count: int) -> Iterator[None]:
-    """Holds share ``index`` of ``count`` of ``run_dir``, beside the holders of its other shares.
+    """Locks share ``index`` of ``count`` of ``run_dir``; others may hold its other shares.
 
     Raises:
-        UserError: another process holds it, or all of it, or a share of another count; or the
-            file system has no locks.
+        UserError: another process holds this share, the whole folder, or a share of a different
+            count; or the file system does not support locks.
     """
     with ExitStack() as held:
         with in_turn(run_dir):  # so that nobody takes a share between the steps
@@ -76,15 +76,15 @@ def _refuse_other_counts(run_dir: Path, count: int) -> None:
 
 @contextmanager
 def in_turn(folder: Path, name: str = ".turn") -> Iterator[None]:
-    """Waits until nobody else is in such a block on ``folder``.
+    """Runs the block once no other process or thread is in such a block on ``folder``.
 
     Raises:
-        UserError: the file system has no locks.
+        UserError: the file system does not support locks.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / name).open("a+") as file:
-        # Asked again and again, since a signal would not interrupt one long wait: see signal(7) on
-        # SA_RESTART, which Polars sets.
+        # Polled, because a signal would not interrupt one long wait: see signal(7) on SA_RESTART,
+        # which Polars sets.
         asked, is_told = time.monotonic(), False
         while not _try_lock(file, fcntl.F_WRLCK):
             if not is_told and time.monotonic() - asked > PATIENCE_S:
@@ -97,9 +97,9 @@ def in_turn(folder: Path, name: str = ".turn") -> Iterator[None]:
 
 @contextmanager
 def changing(folder: Path, *names: str, lock: str = ".turn") -> Iterator[None]:
-    """The block that may write these files of ``folder``, one process after the other.
+    """Runs a block that writes these files of ``folder``, one process at a time.
 
-    What a killed process left of writing them is removed first.
+    Leftovers of a process that was killed while writing them are removed first.
     """
     with in_turn(folder, lock):
         for name in names:
@@ -108,7 +108,7 @@ def changing(folder: Path, *names: str, lock: str = ".turn") -> Iterator[None]:
 
 
 def _try_lock(file: TextIOWrapper, kind: int) -> bool:
-    """Locks an open file, or says that another holds it."""
+    """Locks an open file; returns False if another process holds the lock."""
     request = struct.pack("hhqqi", kind, os.SEEK_SET, 0, 0, 0)  # the whole file
     try:
         fcntl.fcntl(file, fcntl.F_OFD_SETLK, request)
@@ -117,8 +117,8 @@ def _try_lock(file: TextIOWrapper, kind: int) -> bool:
             return False
         if error.errno in NO_LOCKS:
             raise UserError(
-                f"{Path(file.name).parent}: its file system has no locks ({error.strerror}); use "
-                "a local disk, or mount it with locks"
+                f"{Path(file.name).parent}: the file system does not support locks "
+                f"({error.strerror}); use a local disk, or mount it with locks"
             ) from None
         raise
     return True

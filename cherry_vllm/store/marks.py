@@ -1,12 +1,12 @@
-"""Which outputs are ours: a mark beside each names its contents, so that nothing else is replaced.
+"""Marks beside our outputs: only a file or folder that still matches its mark is ever replaced.
 
 The mark of ``cherry.json`` is ``cherry.json.meta.json``, and that of a folder ``cherry`` is
-``cherry.meta.json``. It holds what is worth knowing about the output, and the SHA-256 of the file,
-or of each file in the folder. The mark of an output whose name the user does not choose is hidden:
+``cherry.meta.json``. It holds facts about the output, and the SHA-256 of the file, or of each file
+in the folder. The mark of an output whose name the user does not choose is hidden:
 ``.report.html.meta.json``.
 
-While an output is replaced, its mark also keeps what it said of the old one, so that a kill at any
-moment leaves an output that its mark knows.
+While an output is being replaced, its mark also describes the old one, so that the mark matches
+the output after a kill at any moment.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +25,7 @@ from cherry_vllm.store.files import (
 from cherry_vllm.store.locks import changing
 
 CONTENTS, PREVIOUS = "sha256", "previous"  # keys of a mark; the others are the caller's
-MADE_BY = "made_by"  # one of these: the command that wrote the output
+MADE_BY = "made_by"  # a key of the caller's: the command that wrote the output
 SUFFIX = ".meta.json"
 LOCK = ".cherry-vllm.lock"
 
@@ -36,7 +36,7 @@ def mark_path(output: Path, *, hidden: bool = False) -> Path:
 
 
 def read_mark(output: Path) -> dict[str, Any] | None:
-    """What its mark says of an output; None if it has no mark, or is not what was written."""
+    """What the mark says about an output; None if it has no mark or has changed since."""
     contents = _contents(output)
     if contents is None:
         return None
@@ -49,14 +49,14 @@ def read_mark(output: Path) -> dict[str, Any] | None:
 
 
 def is_ours(output: Path) -> bool:
-    """Whether an output is, to the byte, what this program wrote there; a link never is."""
+    """Whether an output is byte for byte what this program wrote there; a link never is."""
     return read_mark(output) is not None
 
 
 def check_replaceable(output: Path, made_by: str | None = None) -> None:
-    """Raises a UserError if a file or folder would be lost with the writing of ``output``.
+    """Raises a UserError if writing ``output`` would destroy something that is not ours to replace.
 
-    What another command than ``made_by`` wrote would be.
+    That includes what a command other than ``made_by`` wrote.
     """
     found = read_mark(output)
     if _exists(output) and found is None:
@@ -79,7 +79,7 @@ def marked_file(output: Path, facts: Mapping[str, Any]) -> Iterator[Path]:
     """Yields a temporary path that becomes ``output``, whose mark holds ``facts``.
 
     Raises:
-        UserError: something else is there.
+        UserError: ``output`` exists and is not ours to replace.
     """
     with _marked(atomic_path, output, facts, hidden=False) as path:
         yield path
@@ -87,17 +87,17 @@ def marked_file(output: Path, facts: Mapping[str, Any]) -> Iterator[Path]:
 
 @contextmanager
 def marked_folder(output: Path, facts: Mapping[str, Any]) -> Iterator[Path]:
-    """As :func:`marked_file`, for a folder that the block fills."""
+    """Like :func:`marked_file`, for a folder that the block fills."""
     with _marked(atomic_folder, output, facts, hidden=False) as path:
         yield path
 
 
 @contextmanager
 def own_file(output: Path, made_by: str, **facts: Any) -> Iterator[Path]:
-    """As :func:`marked_file`, for a file whose name is not the user's choice.
+    """Like :func:`marked_file`, for a file whose name the user does not choose.
 
     Raises:
-        UserError: something that the command ``made_by`` did not write is there.
+        UserError: ``output`` exists and was not written by the command ``made_by``.
     """
     with _marked(atomic_path, output, {MADE_BY: made_by, **facts}, hidden=True) as path:
         yield path
@@ -105,7 +105,7 @@ def own_file(output: Path, made_by: str, **facts: Any) -> Iterator[Path]:
 
 @contextmanager
 def own_folder(output: Path, made_by: str) -> Iterator[Path]:
-    """As :func:`own_file`, for a folder that the block fills."""
+    """Like :func:`own_file`, for a folder that the block fills."""
     with _marked(atomic_folder, output, {MADE_BY: made_by}, hidden=True) as path:
         yield path
 
@@ -138,7 +138,10 @@ def _load(mark: Path) -> dict[str, Any] | None:
 
 
 def _contents(output: Path) -> str | dict[str, str] | None:
-    """SHA-256 of a file, or of every file in a folder; None if links or empty folders are there."""
+    """SHA-256 of a file, or of every file in a folder.
+
+    None if it does not exist, is a link, or holds links or empty folders.
+    """
     if output.is_symlink():
         return None
     if output.is_file():

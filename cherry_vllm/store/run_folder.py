@@ -61,12 +61,12 @@ class Inner(StrEnum):
 
 
 RUN_LOCK = ".lock"  # every run folder has one
-NAMED = frozenset(Folder) - {Folder.SCORES, Folder.REPORT}  # by a fingerprint, inside
+NAMED = frozenset(Folder) - {Folder.SCORES, Folder.REPORT}  # hold folders named by fingerprint
 NAMED_BY_FINGERPRINT = re.compile(r"(.+-)?[0-9a-f]{16}")
 
 
 def is_run_file(file: Path) -> bool:
-    """Whether a file is one that runs keep for themselves in a run folder."""
+    """Whether a file is one of a run's own files in a run folder."""
     for folder in file.absolute().parents:
         if (folder / RUN_LOCK).exists():
             parts = file.absolute().relative_to(folder).parts
@@ -78,9 +78,9 @@ def is_run_file(file: Path) -> bool:
 
 
 def warn_of_earlier_release(run_dir: Path) -> None:
-    """Says in one line that an earlier release left shards which this one makes again.
+    """Warns in one line that an earlier release left shards, which this one has to make again.
 
-    Once this release has begun to make them, nothing more is said.
+    Once this release has begun to make them, there is no more warning.
     """
     found = set[int]()
     for path in run_dir.glob("*/*/*.json"):
@@ -108,5 +108,5 @@ def is_reserved(path: Path, run_dir: Path) -> bool:
 
 
 def name_data(settings: dict[str, Any]) -> str:
-    """Names the data that row numbers count in, by the settings of its row shards."""
+    """Names the data that row numbers refer to, given the settings of its row shards."""
     return fingerprint({"files": settings["files"]})

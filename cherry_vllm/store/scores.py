@@ -1,8 +1,8 @@
 """``scores.parquet`` and ``score.json``: written together, and read as one state.
 
-The Parquet file carries the whole manifest in its metadata; ``score.json`` shows the same to
-people, with the SHA-256 of the Parquet file. It is written before that file and names the old one
-too until the new one is there, so that readers find a pair at any moment.
+The Parquet file carries the whole manifest in its metadata; ``score.json`` shows it to people, with
+the SHA-256 of the Parquet file. ``score.json`` is written first, and names the old Parquet file too
+until the new one is in place, so that readers find a matching pair at any moment.
 """
 
 import hashlib
@@ -25,12 +25,12 @@ from cherry_vllm.store.run_folder import File, Folder
 from cherry_vllm.store.shards import Shards
 
 SCORES, MANIFEST, PICTURE = File.SCORES, File.SCORE_MANIFEST, File.IFD_PICTURE
-MAX_TRIES = 5  # of a reader, while a run writes
+MAX_TRIES = 5  # to read a matching pair while a run writes
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores and all that says how they came to be, from one file as it was at one moment."""
+    """Scores and how they were made, both read from one version of the file."""
 
     folder: Path
     frame: pl.DataFrame  # of schema.SCORES
@@ -48,7 +48,7 @@ class Scores:
 
     @property
     def rows_folder(self) -> Path:
-        """The row shards that were scored, also after the run folder has moved."""
+        """The folder of the row shards that were scored, even if the run folder has moved."""
         real, name = self.folder.resolve(), self.rows_fingerprint
         above = (self.folder.absolute(), *self.folder.absolute().parents, *real.parents)
         places = [real / self.manifest["rows"], *(folder / Folder.ROWS / name for folder in above)]
@@ -68,7 +68,7 @@ def open_scores(scores_dir: Path) -> Scores:
     """The scores that a run left.
 
     Raises:
-        UserError: there are none, they are damaged, or an earlier release made them.
+        UserError: there are none, they are damaged, or another release made them.
     """
     source = scores_dir / SCORES
     for _ in range(MAX_TRIES):
@@ -82,13 +82,12 @@ def open_scores(scores_dir: Path) -> Scores:
         if hashlib.sha256(content).hexdigest() in _known_contents(scores_dir):
             return _parse(scores_dir, content)
     raise UserError(
-        f"{source}: damaged, or not what {MANIFEST} beside it is about; run `cherry-vllm score` "
-        "again"
+        f"{source}: damaged, or does not match {MANIFEST} beside it; run `cherry-vllm score` again"
     )
 
 
 def scores_fingerprint(scores_dir: Path) -> str | None:
-    """What the scores of a folder were made from; None if :func:`open_scores` would refuse."""
+    """The fingerprint of the scores in a folder; None if :func:`open_scores` refuses them."""
     try:
         return open_scores(scores_dir).fingerprint
     except UserError:
@@ -96,7 +95,7 @@ def scores_fingerprint(scores_dir: Path) -> str | None:
 
 
 def changing_scores(scores_dir: Path) -> AbstractContextManager[None]:
-    """The block in which this process alone writes the scores of a folder and their picture."""
+    """Lets only this process write the scores of a folder and their picture in the block."""
     return changing(scores_dir, SCORES, MANIFEST, PICTURE)
 
 
@@ -106,14 +105,14 @@ def write_scores(
     """Writes the pair, inside :func:`changing_scores`; ``rows`` is the folder of the row shards.
 
     Raises:
-        UserError: files that no run left would be replaced.
+        UserError: files that no run wrote would be replaced.
     """
     check_scores_dir(scores_dir)
     target, shown = scores_dir / SCORES, scores_dir / MANIFEST
     manifest = {
         **manifest,
         "schema_version": SCHEMA_VERSION,
-        # Between real paths: a run folder can move, and links on the way do not matter.
+        # Relative, between real paths: a run folder can move, and links do not matter.
         "rows": os.path.relpath(rows.resolve(), scores_dir.resolve()),
     }
     with atomic_path(target) as path:
@@ -130,7 +129,7 @@ def write_scores(
 
 
 def check_scores_dir(scores_dir: Path) -> None:
-    """Raises a UserError if writing scores would replace files that no run left."""
+    """Raises a UserError if writing scores would replace files that no run wrote."""
     found = [name for name in (SCORES, MANIFEST, PICTURE) if (scores_dir / name).exists()]
     if found and not any(_signatures(scores_dir)):
         raise UserError(
@@ -140,7 +139,7 @@ def check_scores_dir(scores_dir: Path) -> None:
 
 
 def _signatures(scores_dir: Path) -> Iterator[bool]:
-    """Whether either file says that a run, also of an earlier release, wrote it."""
+    """For each of the two files: whether it says that a run of any release wrote it."""
     with suppress(OSError, ValueError):
         yield "fingerprint" in read_json(scores_dir / MANIFEST)
     with suppress(OSError, pl.exceptions.PolarsError):
@@ -149,7 +148,7 @@ def _signatures(scores_dir: Path) -> Iterator[bool]:
 
 
 def _known_contents(scores_dir: Path) -> set[str]:
-    """The SHA-256 of the scores that the manifest is about."""
+    """The SHA-256 of each version of the scores that the manifest describes."""
     try:
         shown = read_json(scores_dir / MANIFEST)
         return {shown[key] for key in ("sha256", "previous") if key in shown}

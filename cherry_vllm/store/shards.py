@@ -31,15 +31,14 @@ SETTINGS, COMPLETE = Inner.SETTINGS, Inner.COMPLETE
 
 
 class Shards:
-    """A folder of ``part-NNNNN.parquet``, each complete once ``part-NNNNN.done`` stands beside it.
+    """A folder of ``part-NNNNN.parquet``, each complete once its marker ``part-NNNNN.done`` exists.
 
     The folder is named by the fingerprint of the settings that made it, so shards of different
-    settings never meet. A marker is written after its data. It holds their row and byte count,
-    their SHA-256 and the versions that made them; ``complete.json``, written last, closes the
-    folder.
+    settings never mix. A marker is written after its data. It holds their row and byte count, their
+    SHA-256 and the versions that made them. ``complete.json``, written last, closes the folder.
 
-    Each shard has one writer at a time, who holds the run folder or a share of it. What concerns
-    the whole folder changes inside :meth:`changing`.
+    Each shard has one writer at a time, which holds the lock of the run folder or of a share of it.
+    The state of the whole folder changes only inside :meth:`changing`.
     """
 
     def __init__(self, parent: Path, settings: dict[str, Any]) -> None:
@@ -53,7 +52,7 @@ class Shards:
         """The shards of a closed folder.
 
         Raises:
-            UserError: it is not there, or not what was written.
+            UserError: it is missing, not closed, or not named by its settings.
         """
         try:
             shards = cls(folder.parent, read_json(folder / COMPLETE)["settings"])
@@ -62,14 +61,14 @@ class Shards:
                 f"{folder}: no complete shards; run the command that makes them"
             ) from None
         if shards.folder != folder:
-            raise UserError(f"{folder}: not named by its settings; run the command that makes it")
+            raise UserError(f"{folder}: its name does not match its settings; make it again")
         return shards
 
     def path(self, index: int) -> Path:
         return self.folder / f"part-{index:05d}.parquet"
 
     def is_done(self, index: int) -> bool:
-        """Whether the shard's marker is there and its data are, byte for byte, what was written."""
+        """Whether the shard has a marker and its data are byte for byte what was written."""
         path = self.path(index)
         marker = path.with_suffix(".done")
         if not marker.exists():
@@ -84,12 +83,12 @@ class Shards:
         return False
 
     def missing(self, indices: Iterable[int]) -> list[int]:
-        """Those of the shards that are not done."""
+        """The shards among ``indices`` that are not done."""
         return [index for index in indices if not self.is_done(index)]
 
     def marked(self, indices: Iterable[int]) -> list[int]:
-        """Those of the shards that have a marker, whatever their data are now."""
-        # A file system that nodes share shows what another node wrote once the folder is listed.
+        """The shards among ``indices`` that have a marker, whatever the state of their data."""
+        # On a shared file system, listing the folder reveals what another node wrote.
         found = {path.stem for path in self.folder.glob("part-*.done")}
         return [index for index in indices if self.path(index).stem in found]
 
@@ -98,7 +97,7 @@ class Shards:
         return sorted(self.folder.glob("part-*.parquet"))
 
     def unmark(self, index: int) -> None:
-        """Takes a shard's marker away, so that it is made again."""
+        """Removes a shard's marker, so that the shard is made again."""
         self.path(index).with_suffix(".done").unlink(missing_ok=True)
 
     def num_rows(self, index: int) -> int:
@@ -128,7 +127,7 @@ class Shards:
         """One shard.
 
         Raises:
-            UserError: it is missing, or not what was written.
+            UserError: it is missing or damaged.
         """
         path = self.path(index)
         try:
@@ -144,7 +143,7 @@ class Shards:
         """All shards of a closed folder as one lazy frame, in order.
 
         Raises:
-            UserError: a shard is missing, or not what was written.
+            UserError: a shard is missing or damaged.
         """
         indices = range(self.num_shards)
         for index in indices:
@@ -154,7 +153,7 @@ class Shards:
 
     @contextmanager
     def changing(self) -> Iterator[None]:
-        """The block in which this process alone changes the folder's state; it may be nested."""
+        """Lets only this process change the folder's state in the block; blocks may be nested."""
         if self._holder == get_ident():
             yield
             return
@@ -171,7 +170,7 @@ class Shards:
             write_json(self.folder / SETTINGS, self.settings)
 
     def close(self, num_shards: int, **facts: Any) -> None:
-        """Marks the folder complete, with anything worth knowing about how it came to be."""
+        """Marks the folder complete, and records ``facts`` about how it was made."""
         with self.changing():
             written = [self._written(index) for index in range(num_shards)]
             summary = {
@@ -184,12 +183,12 @@ class Shards:
             write_json(self.folder / COMPLETE, summary)
 
     def reopen(self) -> None:
-        """Takes the mark of completeness away."""
+        """Removes ``complete.json``, so that the folder is no longer closed."""
         with self.changing():
             (self.folder / COMPLETE).unlink(missing_ok=True)
 
     def is_begun(self) -> bool:
-        """Whether the settings are on record, and still readable."""
+        """Whether the settings were recorded and are still readable."""
         try:
             return fingerprint(read_json(self.folder / SETTINGS)) == self.fingerprint
         except (FileNotFoundError, ValueError):
@@ -203,7 +202,7 @@ class Shards:
             return False
 
     def is_complete(self) -> bool:
-        """Whether the folder was closed and every shard is still whole."""
+        """Whether the folder was closed and every shard is still intact."""
         return self.is_closed() and not self.missing(range(self.num_shards))
 
     @property
@@ -233,6 +232,4 @@ class Shards:
 
 
 def _damaged(path: Path) -> UserError:
-    return UserError(
-        f"{path}: missing or damaged; run the command that made it again, which replaces it"
-    )
+    return UserError(f"{path}: missing or damaged; to replace it, repeat the command that made it")

@@ -1,1 +1,1 @@
-"""Side room: fine-tuning on chosen rows, for the pre-experienced and for the cherry model."""
+"""Fine-tuning on chosen rows, for the pre-experienced model and the cherry model."""

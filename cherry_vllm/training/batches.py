@@ -1,4 +1,4 @@
-"""Examples to batches: every optimizer step sees the same rows, however they are split."""
+"""Examples to batches: every optimizer step gets the same rows, however they are split."""
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -10,7 +10,7 @@ from torch.utils.data import Sampler
 
 from cherry_vllm.training.examples import Example
 
-NO_LOSS = -100  # the label that loss and token counts leave out
+NO_LOSS = -100  # the label that the loss and token counts ignore
 
 
 def collate(examples: Sequence[Example], *, pad_token_id: int) -> dict[str, Tensor]:
@@ -30,12 +30,12 @@ def collate(examples: Sequence[Example], *, pad_token_id: int) -> dict[str, Tens
 
 
 class LengthBatches(Sampler[list[int]]):
-    """Micro-batches of like length and like size in tokens, from shuffled global batches.
+    """Micro-batches of rows of similar length, of similar size in tokens.
 
-    An epoch is shuffled and cut into global batches, one optimizer step each. Inside a global
-    batch the rows are sorted by length and split into micro-batches of about as many padded tokens
-    each. As the loss is the mean over the global batch's answer tokens, this saves padding and
-    changes no gradient.
+    An epoch is shuffled and cut into global batches, one for each optimizer step. In a global
+    batch, the rows are sorted by length and split into micro-batches with about the same number of
+    padded tokens. This saves padding and changes no gradient, as the loss is the mean over the
+    global batch's answer tokens.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class LengthBatches(Sampler[list[int]]):
         num_processes: int,
         seed: int,
     ) -> None:
-        """``lengths`` are in tokens; an average micro-batch stays below ``micro_batch_tokens``.
+        """Takes lengths in tokens; an average micro-batch stays below ``micro_batch_tokens``.
 
         Raises:
             ValueError: there are fewer rows than processes.
@@ -60,16 +60,16 @@ class LengthBatches(Sampler[list[int]]):
         self._epoch = 0
         self._starts = list(range(0, len(lengths), global_batch_size))
         if len(self._starts) > 1 and len(lengths) - self._starts[-1] < num_processes:
-            self._starts.pop()  # too few rows for a step of their own: the step before takes them
+            self._starts.pop()  # too few rows for their own step: they join the previous one
         largest = min(global_batch_size, len(lengths))
         wanted = largest * self._lengths.mean() / (micro_batch_tokens * num_processes)
         self.steps_per_update = min(int(np.ceil(wanted)), largest // num_processes)
         """Micro-batches that each process runs before an optimizer step."""
         self.num_updates = len(self._starts)
-        """Optimizer steps an epoch."""
+        """Optimizer steps per epoch."""
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the shuffle; the trainer calls it, also when it resumes."""
+        """Chooses the shuffle; the trainer calls this, also when it resumes."""
         self._epoch = epoch
 
     def __len__(self) -> int:
@@ -93,9 +93,9 @@ class LengthBatches(Sampler[list[int]]):
 
 
 def split_evenly(lengths: list[int], num_parts: int) -> list[int]:
-    """Row counts of ``num_parts`` runs, the largest as small as can be in padded tokens.
+    """Row counts of ``num_parts`` runs, so that the largest has as few padded tokens as possible.
 
-    ``lengths`` are in descending order, at least ``num_parts`` of them.
+    ``lengths`` are in descending order, and there are at least ``num_parts``.
     """
     low, high = lengths[0], lengths[0] * len(lengths)
     while low < high:
@@ -105,7 +105,7 @@ def split_evenly(lengths: list[int], num_parts: int) -> list[int]:
         else:
             low = limit + 1
     counts = _fill(lengths, low)
-    while len(counts) < num_parts:  # the trainer wants exactly so many
+    while len(counts) < num_parts:  # the trainer needs exactly this many
         largest = counts.index(max(counts))
         half = counts[largest] // 2
         counts[largest : largest + 1] = [counts[largest] - half, half]
@@ -113,7 +113,7 @@ def split_evenly(lengths: list[int], num_parts: int) -> list[int]:
 
 
 def _fill(lengths: list[int], limit: int) -> list[int]:
-    """Row counts of runs that hold as much as ``limit`` padded tokens allow."""
+    """Row counts of runs that are each as long as ``limit`` padded tokens allow."""
     counts, start = [], 0
     while start < len(lengths):
         counts.append(min(limit // lengths[start], len(lengths) - start))

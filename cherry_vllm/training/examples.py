@@ -9,7 +9,7 @@ from cherry_vllm.prompts.spans import AnswerSpans, SpanBuilder
 
 
 class Example(NamedTuple):
-    """Token ids, of which those from ``start`` (at least 1) on carry loss."""
+    """Token ids; those from ``start`` (at least 1) on carry loss."""
 
     token_ids: list[int]
     start: int
@@ -20,8 +20,8 @@ def build_examples(
 ) -> tuple[list[Example | None], Counter[str]]:
     """One example for each line of a frame of :data:`schema.ROWS`, or None for a dropped one.
 
-    The text is the scorer's conditioned one and EOS, cut at ``max_length`` tokens, so a truncated
-    answer has no EOS. The counter tells how many rows fell to each drop reason.
+    The text is the scorer's conditioned text and EOS, cut at ``max_length`` tokens, so a truncated
+    answer has no EOS. The counter holds the number of rows for each drop reason.
     """
     texts = (rows[name].fill_null("").to_list() for name in ("instruction", "input", "answer"))
     examples: list[Example | None] = []

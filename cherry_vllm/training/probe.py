@@ -1,4 +1,4 @@
-"""Whether a copy of a tuned model, or the scorer, still knows what training taught."""
+"""Measures whether a copy of a tuned model, or the scorer, keeps what training taught."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from cherry_vllm.training.examples import Example
 
 log = logging.getLogger(__name__)
 
-KEPT_ENOUGH = 0.9  # of what training took off the loss
+KEPT_ENOUGH = 0.9  # of the loss reduction by training
 BASE, TUNED = "base", "model"  # the names of the two models that a gain compares
 
 
@@ -36,7 +36,7 @@ class Probe:
         return {name: _mean(found, self.num_tokens) for name, found in self.row_losses.items()}
 
     def to_json(self) -> dict[str, Any]:
-        """What :meth:`from_json` reads, and the mean losses for people."""
+        """What :meth:`from_json` reads, and the mean losses for people to read."""
         return {
             "rows": list(self.rows),
             "num_tokens": list(self.num_tokens),
@@ -51,14 +51,14 @@ class Probe:
 
 @dataclass(frozen=True)
 class Gain:
-    """What training took off the loss, and what of it the scorer keeps."""
+    """How much training lowered the loss, and how much of that the scorer keeps."""
 
-    num_rows: int  # that both the probe and the scores have
+    num_rows: int  # in both the probe and the scores
     num_probe_rows: int
     base: float
     tuned: float
     scorer: float
-    kept: float | None  # a share of base - tuned; None if training took nothing off
+    kept: float | None  # a share of base - tuned; None if training did not lower the loss
 
 
 def probe_losses(
@@ -71,8 +71,8 @@ def probe_losses(
 ) -> Probe:
     """Each model's answer loss on up to ``num_rows`` rows spread over the training set.
 
-    Products are in fp32, so that two losses differ by the weights alone. Rows whose loss is not
-    finite under every model are left out, and counted in a warning.
+    Products are in fp32, so that losses differ only because of the weights. Rows whose loss is not
+    finite under all models are left out, and counted in a warning.
     """
     usable = [(row, example) for row, example in enumerate(examples) if example is not None]
     chosen = [usable[i] for i in sorted({i * len(usable) // num_rows for i in range(num_rows)})]
@@ -115,8 +115,8 @@ def measure_gain(probe: Probe, rows: Sequence[int], scores: pl.DataFrame) -> Gai
     """Compares base model, tuned model and scorer on the probe rows that have a score.
 
     ``rows`` are the row numbers of the training set's rows in ``scores`` (:data:`schema.SCORES`).
-    Warns if the scorer keeps too little of the gain, or if there is no row to compare; the latter
-    gives None.
+    Warns if the scorer keeps too little of the gain. If there is no row to compare, warns and
+    returns None.
     """
     probed = pl.DataFrame(
         {"row": [rows[position] for position in probe.rows], **probe.row_losses},
@@ -127,7 +127,8 @@ def measure_gain(probe: Probe, rows: Sequence[int], scores: pl.DataFrame) -> Gai
     if both.is_empty():
         if probe.rows:
             log.warning(
-                "the scorer scored none of the %d probe rows: not known whether it kept the gain",
+                "the scorer scored none of the %d probe rows: it is unknown whether it kept the "
+                "gain",
                 len(probe.rows),
             )
         return None
@@ -141,12 +142,12 @@ def measure_gain(probe: Probe, rows: Sequence[int], scores: pl.DataFrame) -> Gai
 
 
 def gain_kept(base: float, tuned: float, copy: float) -> float | None:
-    """The share of what training took off the loss that a copy keeps; None if it took nothing."""
+    """The share of the loss reduction that a copy keeps; None if training did not reduce it."""
     return (base - copy) / (base - tuned) if tuned < base else None
 
 
 def warn_of_lost_gain(name: str, base: float, tuned: float, copy: float) -> None:
-    """Logs a warning if training gained nothing, or ``name`` keeps too little of it."""
+    """Logs a warning if training gained nothing, or if ``name`` keeps too little of the gain."""
     kept = gain_kept(base, tuned, copy)
     if kept is None:
         log.warning("training did not lower the loss: %.4f before, %.4f after", base, tuned)
@@ -163,7 +164,7 @@ def warn_of_lost_gain(name: str, base: float, tuned: float, copy: float) -> None
 
 
 def _mean(row_means: Sequence[float], num_tokens: Sequence[int]) -> float:
-    """The mean over all tokens, from the means over each row's."""
+    """The mean over all tokens, from the mean of each row."""
     return float(np.average(row_means, weights=num_tokens))
 
 

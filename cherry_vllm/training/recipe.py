@@ -1,4 +1,4 @@
-"""What decides a tuned model, and what only decides how it is made on this machine."""
+"""The settings that decide a tuned model, and those that only decide how it is made here."""
 
 import math
 from dataclasses import dataclass
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 class Recipe:
     """The settings that decide the weights; training results are named by them.
 
-    ``learning_rate`` is the highest one: it rises from 0 over the warm-up and then follows
+    ``learning_rate`` is the peak: the rate rises from 0 during the warm-up and then follows
     ``lr_scheduler``. ``bf16`` runs the matrix products in bf16; weights and optimizer are in fp32,
-    because steps of fine-tuning vanish in bf16. ``lora_rank`` above 0 trains adapters on every
-    linear layer but the head, merged at the end.
+    because fine-tuning steps vanish in bf16. ``lora_rank`` above 0 trains adapters on every linear
+    layer but the head, which are merged at the end.
     """
 
     num_epochs: int
@@ -36,10 +36,10 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """The settings that decide memory, time, disk and reports, and no weight beyond its last bits.
+    """The settings that decide memory, time, disk and reports, and at most a weight's last bits.
 
-    ``compile_layers`` has torch compile the decoder layer, once for all of them: it takes up to a
-    minute before the first step, and the layer's small operations no longer each pass over memory.
+    ``compile_layers`` has torch compile the decoder layer, once for all layers. This takes up to a
+    minute before the first step; then the layer's small operations share passes over memory.
     ``save_steps`` below 1 is a share of all steps.
     """
 

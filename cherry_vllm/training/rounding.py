@@ -1,7 +1,7 @@
-"""A tuned model in bf16 that still knows what it learned.
+"""Rounds a tuned model to bf16 so that it keeps what it learned.
 
 A fine-tuning step moves a weight by less than half a bf16 step, and a released checkpoint often
-sits on the bf16 grid: rounding to nearest takes most of the training back. Rounding up or down at
+lies on the bf16 grid: rounding to nearest undoes most of the training. Rounding up or down at
 random, in proportion to the distance, keeps every weight's expectation and so the model's gain.
 """
 
@@ -17,7 +17,7 @@ from cherry_vllm.store.files import read_json, write_json
 
 
 def export_bfloat16(model: Path, target: Path, *, seed: int) -> None:
-    """Writes a copy of the checkpoint ``model``, its floats stochastically rounded, to ``target``.
+    """Writes a copy of the checkpoint ``model``, stochastically rounded to bf16, to ``target``.
 
     Files are converted one at a time. The same seed gives the same bits.
     """
@@ -37,22 +37,22 @@ def export_bfloat16(model: Path, target: Path, *, seed: int) -> None:
 
 
 def round_stochastically(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    """A float tensor in bf16, each value one of its two neighbours; other tensors unchanged.
+    """A float tensor in bf16, each value rounded to one of its two neighbours.
 
     The upper one is taken with probability (value - lower) / (upper - lower). Values that bf16 can
-    hold stay as they are.
+    hold, and tensors of other types, do not change.
     """
     if not tensor.is_floating_point():
         return tensor
-    # bf16 is the upper half of fp32: a random number below the lower half's range carries over
-    # into the upper one as often as it should.
+    # bf16 is the upper half of fp32: a random number added to the lower half carries over into the
+    # upper half with the right probability.
     bits = tensor.float().contiguous().view(torch.int32)
     noise = torch.randint(0, 1 << 16, bits.shape, dtype=torch.int32, generator=generator)
     return ((bits + noise) & ~0xFFFF).view(torch.float32).to(torch.bfloat16)
 
 
 def _declare_bfloat16(config: dict[str, Any]) -> dict[str, Any]:
-    """A model's configuration with bf16 as its dtype, and as that of the models inside it."""
+    """A model's configuration with bf16 as its dtype and as that of the models inside it."""
     inner = {
         key: _declare_bfloat16(value)
         for key, value in config.items()

@@ -2,8 +2,8 @@
 
 run_dir/models/NAME-FINGERPRINT/
   model/        the tuned checkpoint, in fp32
-  adapter/      of a LoRA run: the adapter that is merged into it
-  bfloat16/     the same for the scorer, stochastically rounded
+  adapter/      of a LoRA run: the adapter that was merged into model/
+  bfloat16/     a copy of model/ for the scorer, stochastically rounded
   losses.csv    loss, learning rate and gradient norm of every optimizer step; losses.png
   train.json    settings, counts, times, and the loss before and after; written last
 """
@@ -43,7 +43,7 @@ ROUNDED = "bfloat16"  # the copy for the scorer
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """All that decides a tuned model but the rows and the model it starts from.
+    """All that decides a tuned model, except the rows and the model it starts from.
 
     ``name`` begins the model's folder. ``scorer_dtype`` "bfloat16" adds the rounded copy,
     "float32" adds none. The loss of up to ``num_probe_rows`` rows is measured before and after.
@@ -60,7 +60,7 @@ class Training:
     trust_remote_code: bool
 
     def settings(self, rows: str, model: str) -> dict[str, Any]:
-        """What the result is named by, with the fingerprints of rows and model."""
+        """The settings that name the result, given the fingerprints of rows and model."""
         return {
             "schema_version": SCHEMA_VERSION,
             "rows": rows,
@@ -76,12 +76,12 @@ class Training:
 
 @dataclass(frozen=True)
 class TunedModel:
-    """A folder that training left."""
+    """The result of a training."""
 
-    artifact: Path
-    facts: dict[str, Any]  # in short
+    artifact: Path  # its folder
+    facts: dict[str, Any]  # the most important ones
     model: Checkpoint  # in fp32
-    scorer: Checkpoint  # the copy that the scorer is to load
+    scorer: Checkpoint  # the copy that the scorer loads
     probe: Probe
 
 
@@ -93,8 +93,8 @@ def train(
     Returns None in all but the first process of torchrun.
 
     Raises:
-        UserError: no row can be trained on, training ran out of memory or of numbers, or what was
-            trained before has been changed.
+        UserError: no row can be trained on, training ran out of memory or diverged, or an earlier
+            result has been changed.
     """
     settings = training.settings(rows.fingerprint, checkpoint.fingerprint)
     folder = run_dir / Folder.MODELS / f"{training.name}-{fingerprint(settings)}"
@@ -116,7 +116,7 @@ def train(
         max_length=training.max_length,
     )
     if dropped.total() == len(examples):
-        raise UserError(f"no row to train on: {_count(examples, dropped)}")
+        raise UserError(f"no row to train on: {_count(examples, dropped)}; check data.path")
     log.info("%s: training on %s", folder, _count(examples, dropped))
     _tune(folder, checkpoint, examples, tokenizer, training)
     if not is_first_process():
@@ -149,14 +149,14 @@ def open_tuned(folder: Path) -> TunedModel:
     """The result of a finished training.
 
     Raises:
-        UserError: a checkpoint in the folder is not the one that training left.
+        UserError: a checkpoint in the folder is not the one that training saved.
     """
     facts = read_json(folder / Inner.TRAINING)
     copies = {name: read_checkpoint(folder / name) for name in facts["checkpoints"]}
     for name, copy in copies.items():
         if copy.fingerprint != facts["checkpoints"][name]:
             raise UserError(
-                f"{copy.folder}: not the model that training left there; put its files back, or "
+                f"{copy.folder}: not the model that training saved there; restore its files, or "
                 f"remove {folder} to train again"
             )
     probe = Probe.from_json(facts["probe"])
@@ -175,13 +175,13 @@ def check_trackers(report_to: Sequence[str]) -> None:
     for name in report_to:
         if name not in available:
             raise UserError(
-                f"train.report_to={name}: not installed, or not known to transformers; here: "
-                f"{', '.join(available) or 'none'}"
+                f"train.report_to={name}: not installed, or not known to transformers; install it, "
+                f"or choose from: {', '.join(available) or 'none'}"
             )
 
 
 def is_first_process() -> bool:
-    """Whether this is the process that reads and writes the run folder; under torchrun, rank 0."""
+    """Whether this process reads and writes the run folder; under torchrun, rank 0 does."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -207,7 +207,7 @@ def _tune(
     tokenizer: Any,
     training: Training,
 ) -> None:
-    """Leaves ``model/``, the loss curve and, once these are there, ``tuned.json``."""
+    """Writes ``model/``, then the loss curve, and at last ``tuned.json``."""
     if not (folder / Inner.TUNING).is_file():
         from cherry_vllm.training.tuning import fine_tune
 
@@ -223,7 +223,7 @@ def _tune(
             seed=training.seed,
             trust_remote_code=training.trust_remote_code,
         )
-        # The processes of torchrun have found each other already.
+        # The processes of torchrun are already connected to each other.
         losses = work() if "WORLD_SIZE" in os.environ else _run_apart(work)
         if not is_first_process():
             return
@@ -235,21 +235,21 @@ def _tune(
 
 
 def _run_apart(work: Callable[[], list[dict[str, float]]]) -> list[dict[str, float]]:
-    """What ``work`` returns, from a process of its own that gives all its memory back."""
+    """Runs ``work`` in its own process, which frees all its memory; returns the losses."""
     try:
         return isolate(work, environment=child_environment())
     except ChildError as lost:
         raise UserError(
             f"training: its process {lost}; the same command resumes, and needs less memory "
-            "with a lower train.micro_batch_tokens"
+            "if you lower train.micro_batch_tokens"
         ) from None
 
 
 def child_environment() -> dict[str, str]:
-    """What the process that trains finds in its environment; the user's own settings win.
+    """The environment of the training process; the user's own settings take precedence.
 
-    Its threads sleep while they wait for each other: spinning, they would take a core that is
-    shared from whoever they wait for.
+    Its threads sleep while they wait for each other: if they were spinning, they would take a
+    shared core from the thread that they wait for.
     """
     import torch
 
@@ -293,7 +293,7 @@ def _load_tokenizer(checkpoint: Checkpoint, *, trust_remote_code: bool) -> Any:
     tokenizer = load_tokenizer(checkpoint.folder, trust_remote_code=trust_remote_code)
     if tokenizer.eos_token_id is None:
         raise UserError(
-            f"{checkpoint.folder}: the tokenizer has no EOS token, which has to end every answer; "
+            f"{checkpoint.folder}: the tokenizer has no EOS token, which must end every answer; "
             "name one in its tokenizer_config.json"
         )
     return tokenizer

@@ -1,4 +1,4 @@
-"""transformers' Trainer, told three things: the batches, the answer's loss, and when to give up."""
+"""transformers' Trainer with our batches, a loss on the answer only, and a check for divergence."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from cherry_vllm.training.examples import Example
 
 
 class AnswerTrainer(Trainer):
-    """Trains on batches of :class:`LengthBatches` and on answer tokens alone."""
+    """Trains on batches of :class:`LengthBatches`, and on answer tokens only."""
 
     def __init__(
         self, model: Any, examples: Sequence[Example], batches: LengthBatches, **arguments: Any
@@ -47,17 +47,17 @@ class AnswerTrainer(Trainer):
     def _answer_loss(
         self, outputs: Mapping[str, Tensor], _labels: Tensor, num_items_in_batch: Tensor
     ) -> Tensor:
-        """The sum over these answer tokens by the number of those in the global batch."""
+        """The loss summed over these answer tokens, divided by their number in the global batch."""
         logits = outputs["logits"][0].float()
         return cross_entropy(logits, self._targets, reduction="sum") / num_items_in_batch
 
 
 @contextmanager
 def answer_rows_only(head: nn.Module, predicts_answer: Tensor) -> Iterator[None]:
-    """Lets the LM head see the positions that predict an answer token, and no others.
+    """Passes the LM head only the positions that predict an answer token.
 
     ``predicts_answer`` is bool of shape [rows, positions - 1]. The head then gets hidden states of
-    shape [1, answer tokens, width]: most of its work, and of the memory of the logits, is saved.
+    shape [1, answer tokens, width], which saves most of its work and of the logits' memory.
     """
 
     def select(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -71,7 +71,7 @@ def answer_rows_only(head: nn.Module, predicts_answer: Tensor) -> Iterator[None]
 
 
 class Divergence(TrainerCallback):
-    """Ends a run whose loss or gradient is no number, before its weights are saved."""
+    """Ends a run whose loss or gradient is not finite, before its weights are saved."""
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         logs = kwargs["logs"]

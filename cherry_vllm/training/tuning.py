@@ -1,4 +1,4 @@
-"""Fine-tuning a checkpoint on examples: weights in fp32, products in bf16, resumed after a kill."""
+"""Fine-tunes a checkpoint on examples: weights in fp32, products in bf16, resumed after a kill."""
 
 import json
 import logging
@@ -53,9 +53,9 @@ def fine_tune(
     """Writes the tuned model, in fp32, to ``folder/model``; returns the loss of each step.
 
     The adapter of a LoRA run is merged into ``model`` and also kept in ``folder/adapter``. A killed
-    run resumes from the newest whole checkpoint in ``folder/checkpoints``. An entry of the returned
-    list has the keys of :data:`LOSS_COLUMNS`; its loss is the mean over the step's answer tokens,
-    in nats.
+    run resumes from the newest complete checkpoint in ``folder/checkpoints``. An entry of the
+    returned list has the keys of :data:`LOSS_COLUMNS`; its loss is the mean over the step's answer
+    tokens, in nats.
 
     Raises:
         UserError: the loss diverged, memory ran out, or a setting does not suit the machine.
@@ -66,8 +66,8 @@ def fine_tune(
     arguments.warmup_steps = recipe.warmup_steps(num_steps)
     if arguments.warmup_steps < math.ceil(recipe.warmup_ratio * num_steps):
         log.warning(
-            "%d optimizer step(s) in all: the warm-up is %d of them, since one more would leave "
-            "nothing to train",
+            "%d optimizer step(s) in all: the warm-up is %d of them, since a longer one would "
+            "leave no step to train in",
             num_steps,
             arguments.warmup_steps,
         )
@@ -78,7 +78,7 @@ def fine_tune(
     if recipe.lora_rank:
         set_seed(seed)
         model = _add_adapters(model, recipe)
-    for module in unused:  # their gradients would be waited for by other processes
+    for module in unused:  # other processes would wait for their gradients
         module.requires_grad_(requires_grad=False)
     if machine.compile_layers:
         _compile_layers(model)
@@ -88,12 +88,12 @@ def fine_tune(
         examples,
         batches,
         args=arguments,
-        # Without a pad token any id serves: padding is masked and carries no loss.
+        # Without a pad token any id will do: padding is masked and carries no loss.
         data_collator=partial(collate, pad_token_id=0 if pad_token_id is None else pad_token_id),
         callbacks=[StepProgress(), Divergence()],
     )
     trainer.remove_callback(PrinterCallback)
-    # It warns of another save_steps than the checkpoint's, which decides no weight.
+    # It warns if save_steps differs from the checkpoint's, which affects no weight.
     logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
     with _memory_errors_explained():
         trainer.train(resume_from_checkpoint=newest_whole_checkpoint(folder / "checkpoints"))
@@ -109,16 +109,16 @@ def fine_tune(
 def training_arguments(
     folder: Path, recipe: Recipe, machine: Machine, *, seed: int
 ) -> TrainingArguments:
-    """The trainer's settings on this machine, but for what depends on the number of rows.
+    """The trainer's settings on this machine, except those that depend on the number of rows.
 
     Raises:
-        UserError: there is nothing to shard over.
+        UserError: ``fsdp`` is set, but there are no GPUs or there is no torchrun.
     """
     on_cpu, is_distributed = not torch.cuda.is_available(), "WORLD_SIZE" in os.environ
     if machine.fsdp and (on_cpu or not is_distributed):
         raise UserError(
-            "train.fsdp=true: needs GPUs and torchrun (elsewhere the trainer would quietly do "
-            "something else); leave it out"
+            "train.fsdp=true: needs GPUs and torchrun (without them the trainer would silently not "
+            "shard); leave it out"
         )
     if on_cpu and recipe.bf16 and lacks_bf16():
         log.warning(
@@ -152,7 +152,7 @@ def training_arguments(
 
 
 class StepProgress(TrainerCallback):
-    """A bar over optimizer steps, on the first process."""
+    """A progress bar over optimizer steps."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         self._progress = Progress(
@@ -170,7 +170,7 @@ class StepProgress(TrainerCallback):
 
 
 def newest_whole_checkpoint(checkpoints: Path) -> str | None:
-    """The checkpoint with the most steps among those that were written to their end."""
+    """The checkpoint with the most steps among those that were written completely."""
     whole = {}
     for state in checkpoints.glob("checkpoint-*/trainer_state.json"):  # written last
         try:
@@ -181,11 +181,11 @@ def newest_whole_checkpoint(checkpoints: Path) -> str | None:
 
 
 def load_model(checkpoint: Checkpoint, *, trust_remote_code: bool) -> Any:
-    """The checkpoint's causal language model, in fp32 whatever it was saved in.
+    """The checkpoint's causal language model in fp32, in whatever type it was saved.
 
     Raises:
-        UserError: the files are no longer those that the checkpoint is known by, or the weights
-            do not fit the model.
+        UserError: the files have changed since the checkpoint was found, or the weights do not fit
+            the model.
     """
     model = hf.load_model(
         checkpoint,
@@ -196,7 +196,7 @@ def load_model(checkpoint: Checkpoint, *, trust_remote_code: bool) -> Any:
     )
     checkpoint.verify()
     if (checkpoint.folder / GENERATION).is_file():
-        # A released one may break rules that are checked on saving: the file is copied instead.
+        # A released one may break rules that are checked on saving, so its file is copied instead.
         model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     return model
 
@@ -206,7 +206,7 @@ def _cut_batches(
 ) -> LengthBatches:
     if len(examples) < num_processes:
         raise UserError(
-            f"{len(examples)} rows to train on for {num_processes} processes; use fewer"
+            f"{len(examples)} rows to train on for {num_processes} processes; use fewer processes"
         )
     return LengthBatches(
         [len(example.token_ids) for example in examples],
@@ -218,7 +218,7 @@ def _cut_batches(
 
 
 def _modules_without_text(model: Any) -> list[nn.Module]:
-    """The parts of a multimodal model that text does not pass through, such as a vision tower."""
+    """The parts of a multimodal model that text does not use, such as a vision tower."""
     text, head = model.get_decoder(), model.get_output_embeddings()
 
     def find(parent: nn.Module) -> Iterator[nn.Module]:
@@ -236,7 +236,7 @@ def _modules_without_text(model: Any) -> list[nn.Module]:
 def _add_adapters(model: Any, recipe: Recipe) -> Any:
     from peft import LoraConfig, get_peft_model
 
-    model.enable_input_require_grads()  # else gradient checkpointing would cut the adapters off
+    model.enable_input_require_grads()  # else gradient checkpointing would detach the adapters
     config = LoraConfig(
         r=recipe.lora_rank,
         lora_alpha=recipe.lora_alpha,
@@ -264,9 +264,9 @@ def _save(
     *,
     trust_remote_code: bool,
 ) -> None:
-    """Puts the whole model in ``folder/model`` at once, and its adapter beside it if it has one.
+    """Puts the whole model in ``folder/model`` in one step, and its adapter, if any, beside it.
 
-    A folder that holds a model and an adapter would load as the model with the adapter applied.
+    They need two folders: one that holds both would load as the model with the adapter applied.
     """
     scratch, target, adapter = (folder / name for name in (".model.tmp", "model", "adapter"))
     if trainer.is_world_process_zero():

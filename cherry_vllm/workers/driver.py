@@ -21,11 +21,11 @@ from cherry_vllm.workers.work import Made, Piece, Task
 
 log = logging.getLogger(__name__)
 
-WAIT_S = 0.5  # then signals are looked for, which some handlers do not let interrupt a wait
+WAIT_S = 0.5  # between two checks for signals, which do not interrupt a wait under some handlers
 
 
 class Driver:
-    """Makes shards with an executor's workers: one thread waits for each."""
+    """Makes shards with an executor's workers; one thread waits for each worker."""
 
     def __init__(
         self, label: str, task: Task, executor: Executor, *, units_per_row: int, recycle_shards: int
@@ -42,11 +42,11 @@ class Driver:
         self._seconds = self._model_seconds = 0.0
 
     def run(self, indices: Sequence[int], missing: Sequence[int]) -> None:
-        """Makes the shards ``missing`` of those at ``indices``, which is what progress is told of.
+        """Makes the shards ``missing``; the progress bar covers all those at ``indices``.
 
         Raises:
-            UserError: the model cannot be used, the engine dies whatever it is given, or a piece
-                takes longer than it may.
+            UserError: the model cannot be used, the engine dies on anything, or a piece times out
+                again and again.
             OSError: a shard cannot be written.
         """
         heights = {index: self._task.source.num_rows(index) for index in indices}
@@ -60,7 +60,7 @@ class Driver:
         threads = [
             Thread(target=self._serve, args=(slot,), daemon=True) for slot in range(num_workers)
         ]
-        self._discard(missing)  # of a run that was killed
+        self._discard(missing)  # what a killed run left
         started = time.monotonic()
         with Progress(self._label, total=total, initial=self._rows_done) as self._progress:
             try:
@@ -77,7 +77,7 @@ class Driver:
         self._report(num_rows, num_workers, time.monotonic() - started)
 
     def _serve(self, slot: int) -> None:
-        """A thread's life: one worker after the other in the same slot."""
+        """Runs in a thread: one worker after another in the same slot."""
         num_made = 0
         try:
             while piece := self._take():
@@ -139,11 +139,11 @@ class Driver:
             self._finish(piece, made.num_units)
 
     def _drop(self, piece: Piece) -> None:
-        """Drops a row on which the engine died, without an engine."""
+        """Drops a row on which the engine died; no engine is needed."""
         with self._changed:
             row = self._task.source.read(piece.index)["row"][piece.start]
             log.warning(
-                "row %d: the engine died on it, alone, twice; dropped as %s "
+                "row %d: the engine died twice on this row alone; dropped as %s "
                 "(executor.retry_failed=true tries it again)",
                 row,
                 DropReason.ENGINE_FAILED,
@@ -160,9 +160,9 @@ class Driver:
 
     @property
     def _schema(self) -> pl.Schema:
-        """The columns of the results, as found in one of them.
+        """The columns of the results, taken from any of them.
 
-        There is one: a row is quarantined only once the engine has done others.
+        There is at least one: a row is quarantined only after the engine has done other rows.
         """
         for parts in self._parts.values():
             for part in parts.values():
@@ -170,7 +170,7 @@ class Driver:
         return pl.read_parquet(self._task.target.written()[0], glob=False, n_rows=0).schema
 
     def _join(self, index: int, start: int, part: pl.DataFrame) -> None:
-        """Writes a shard that was halved, once all of its parts are there."""
+        """Keeps a part of a halved shard, and writes the shard once it has all parts."""
         parts = self._parts[index]
         parts[start] = part
         if sum(frame.height for frame in parts.values()) == self._task.source.num_rows(index):
@@ -199,7 +199,7 @@ class Driver:
             )
         if lost.while_loading:
             self._schedule.not_loaded(piece, str(lost))
-        elif self._task.target.is_done(piece.index):  # it had no time left to say so
+        elif self._task.target.is_done(piece.index):  # it died after writing the shard
             self._schedule.made(0)
             self._rows_done += piece.num_rows
         elif lost.is_timeout:
@@ -234,7 +234,7 @@ class Driver:
             self._changed.notify_all()
 
     def _show(self) -> None:
-        # Rows that a lost worker had under way are counted back.
+        # The bar goes back by the rows that a lost worker had under way.
         under_way = sum(units // self._units_per_row for units in self._rows_under_way.values())
         self._progress.reach(self._rows_done + under_way)
 
@@ -249,7 +249,7 @@ class Driver:
     def _report(self, num_rows: int, num_workers: int, seconds: float) -> None:
         outside = 1 - self._model_seconds / self._seconds if self._seconds else 0
         log.info(
-            "%s: %d rows in %.1f s with the start of the engine, %.1f rows/s without; "
+            "%s: %d rows in %.1f s including the engine's start, %.1f rows/s without it; "
             "%.1f%% of that time outside the engine",
             self._label,
             num_rows,

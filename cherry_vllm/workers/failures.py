@@ -1,11 +1,11 @@
-"""What an engine raised, told by its cause."""
+"""Finds the cause of what an engine raised, and the line that explains it."""
 
 import re
 import traceback
 from collections.abc import Iterator
 
 MAX_LINE = 300
-# These say that there is a cause, or where to read about it, and not what it is.
+# These say that there is a cause, or where to read about it, but not what it is.
 EMPTY_LINES = re.compile(
     r"see root cause above|see stack ?trace|validation errors? for|^for further information|://|"
     r"^the above exception",
@@ -23,7 +23,7 @@ class EngineError(Exception):
 
 
 def blame_engine(error: Exception) -> EngineError:
-    """What the driver is told of an exception; it is pickled on its way there."""
+    """The error that reports an exception to the driver; it is pickled on the way."""
     cause = find_cause(error)
     blamed = EngineError("".join(traceback.format_exception(error)))
     blamed.summary = ": ".join(filter(None, ("failed", type(cause).__name__, telling_line(cause))))
@@ -32,9 +32,9 @@ def blame_engine(error: Exception) -> EngineError:
 
 
 def find_cause(error: BaseException) -> BaseException:
-    """The innermost exception that an exception was raised from and that says what happened.
+    """The innermost exception that ``error`` was raised from and that says what happened.
 
-    One that was merely being handled meanwhile counts only where the later one says nothing.
+    An exception that was only being handled at the time counts if the later one says nothing.
     """
     found = error
     for cause in _chain(error):

@@ -1,4 +1,4 @@
-"""Workers that are processes of this machine: one per device, or as many as asked for."""
+"""Workers as processes of this machine: one per device, or as many as asked for."""
 
 import os
 import time
@@ -31,8 +31,8 @@ class LocalExecutor:
     def __init__(self, settings: ExecutorSettings, engine: EngineSettings) -> None:
         """See :func:`workers.build_executor`.
 
-        A device is a GPU, or as many as one engine computes on; on CPUs the whole machine, whose
-        cores are split if there are more workers.
+        A device is a GPU, or the group of GPUs that one engine uses. On CPUs it is the whole
+        machine; several workers split its cores.
         """
         whole(1).check("executor.num_workers", settings.num_workers)
         size = engine.num_devices
@@ -42,7 +42,7 @@ class LocalExecutor:
         if gpus and self.num_workers > len(groups):
             raise UserError(
                 f"executor.num_workers={self.num_workers}: {len(gpus)} GPUs are enough for "
-                f"{len(groups)} engines of engine.tensor_parallel_size={size}"
+                f"{len(groups)} engines of engine.tensor_parallel_size={size}; ask for fewer"
             )
         self._gpus, self._settings = groups, settings
 
@@ -98,8 +98,8 @@ class LocalWorker:
 
 
 def serve(wire: Wire, task: Task, cores: Sequence[int]) -> None:
-    """A worker's process: answers each piece with counts of units and then what it made."""
-    if cores:  # before a library counts them
+    """Runs in a worker's process: answers each piece with counts of units, then the result."""
+    if cores:  # before a library counts the cores
         os.sched_setaffinity(0, cores)
     try:
         work = Work(task)
@@ -116,7 +116,7 @@ def serve(wire: Wire, task: Task, cores: Sequence[int]) -> None:
 
 
 class _Reporter:
-    """Sends counts, several in one message."""
+    """Sends counts of units, several in one message."""
 
     def __init__(self, wire: Wire) -> None:
         self._wire, self._num_units, self._last = wire, 0, time.monotonic()
@@ -132,7 +132,7 @@ class _Reporter:
 
 
 def split_cores(slot: int, num_workers: int) -> list[int]:
-    """The cores of one worker, of those that this process may use."""
+    """The cores of one worker, out of those that this process may use."""
     cores = sorted(os.sched_getaffinity(0))
     if num_workers > len(cores):
         return [cores[slot % len(cores)]]
@@ -141,14 +141,14 @@ def split_cores(slot: int, num_workers: int) -> list[int]:
 
 
 def uses_gpus(engine: EngineSettings) -> bool:
-    """Whether the engine's workers are to have GPUs of their own, where there are some."""
+    """Whether each of the engine's workers gets its own GPUs, if there are any."""
     if isinstance(engine, HfSettings):
         return engine.device in ("auto", "cuda")  # "cuda:1" is the user's own choice
     return any(item.metadata["Name"].lower() == "vllm" for item in distributions())
 
 
 def find_gpus(engine: EngineSettings) -> list[str]:
-    """The GPUs that the engine's workers divide, as CUDA_VISIBLE_DEVICES names them."""
+    """The GPUs that the engine's workers share out, named as in CUDA_VISIBLE_DEVICES."""
     if not (uses_gpus(engine) and Path("/dev/nvidiactl").exists()):
         return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

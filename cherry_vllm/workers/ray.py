@@ -1,4 +1,4 @@
-"""Workers that are Ray actors: on one machine, or on a cluster that shares the run folder."""
+"""Workers as Ray actors: on one machine, or on a cluster that shares the run folder."""
 
 import logging
 import os
@@ -21,15 +21,15 @@ from cherry_vllm.workers.settings import RaySettings
 from cherry_vllm.workers.work import Made, Piece, Task, Work
 
 POLL_S = 0.5
-LOCAL_STORE_BYTES = 100 * 2**20  # of a Ray started here: shards go by disk, not through it
+LOCAL_STORE_BYTES = 100 * 2**20  # if Ray starts here: shards go through the disk, not the store
 
 
 class RayExecutor:
     def __init__(self, settings: RaySettings, engine: EngineSettings) -> None:
         """See :func:`workers.build_executor`.
 
-        Without ``num_workers`` there is one per GPU (or per group of GPUs that an engine computes
-        on), or as many as the CPUs are enough for.
+        Without ``num_workers`` there is one worker per GPU (or per group of GPUs that an engine
+        uses), or as many as the CPUs are enough for.
         """
         whole(1).check("executor.num_workers", settings.num_workers)
         whole(1).check("executor.num_cpus", settings.num_cpus)
@@ -43,7 +43,8 @@ class RayExecutor:
         if self.num_workers > found:
             raise UserError(
                 f"executor.num_workers={self.num_workers}: Ray has {resources.get('CPU', 0):g} "
-                f"CPUs and {resources.get('GPU', 0):g} GPUs, enough for {found:g} workers"
+                f"CPUs and {resources.get('GPU', 0):g} GPUs, enough for {found:g} workers; ask for "
+                "fewer"
             )
         self._actor = ray.remote(num_cpus=num_cpus, num_gpus=gpus, concurrency_groups=GROUPS)(Actor)
         self._settings = settings
@@ -88,9 +89,10 @@ def _init_patiently(**settings: Any) -> None:
 
 @contextmanager
 def _away_from_data() -> Iterator[None]:
-    """Ray puts the current directory on the path of its workers: a data folder's code must not run.
+    """Changes to the root folder while the block runs.
 
-    Here it is the root folder, which belongs to the administrator.
+    Ray puts the current directory on the import path of its workers. A data folder's code must not
+    run there; the root folder belongs to the administrator.
     """
     make_environment_safe()
     before = Path.cwd()
@@ -101,7 +103,7 @@ def _away_from_data() -> Iterator[None]:
         os.chdir(before)
 
 
-# One thread does all that the engine is asked for, another one answers meanwhile.
+# One thread runs the engine; another answers calls of `watch` in the meantime.
 GROUPS = {"engine": 1, "watch": 1}
 
 
@@ -122,7 +124,7 @@ class Actor:
         return self._work.make(piece, self._count)
 
     def watch(self) -> tuple[int, float]:
-        """The units done so far, and the CPU time taken."""
+        """The units done and the CPU time used so far."""
         return self._num_units, cpu_seconds_of(os.getpid())
 
     def _count(self, num_units: int) -> None:
@@ -183,7 +185,7 @@ class RayWorker:
             raise error.cause from None
 
     def _watch(self) -> int:
-        """How many units are new; none if the actor does not answer."""
+        """The number of newly finished units; 0 if the actor does not answer."""
         import ray
 
         try:

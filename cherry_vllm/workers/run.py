@@ -1,4 +1,4 @@
-"""A model over all rows: what scoring, embedding and measuring perplexity have in common."""
+"""Runs a model over all rows: what scoring, embedding and measuring perplexity have in common."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -37,7 +37,7 @@ ADVICE = {  # for a model that an engine does not fit
 
 @dataclass(frozen=True)
 class Share:
-    """Every ``count``-th shard from ``index`` on: what one of several processes makes."""
+    """The work of one of several processes: every ``count``-th shard from ``index`` on."""
 
     index: int = 0
     count: int = 1
@@ -56,7 +56,7 @@ WHOLE = Share()
 
 @dataclass(frozen=True, kw_only=True)
 class ModelUse:
-    """How a model is run over rows: what all stages that do so share."""
+    """How a model is run over rows: settings that all such stages share."""
 
     prompt: Prompt
     max_length: int
@@ -66,7 +66,7 @@ class ModelUse:
 
 
 class ModelRun:
-    """Row shards through one model, to shards named by all that decides their contents."""
+    """Runs row shards through one model, to shards named by all that decides their contents."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class ModelRun:
         use: ModelUse,
         **content: Any,
     ) -> None:
-        """``content`` is what else decides the contents of the shards."""
+        """``content`` is whatever else decides the contents of the shards."""
         self._rows, self._checkpoint, self._use = rows, checkpoint, use
         self._settings = {
             "schema_version": SCHEMA_VERSION,
@@ -84,7 +84,7 @@ class ModelRun:
             "model": checkpoint.fingerprint,
             "prompt": use.prompt.as_json(),
             "max_length": use.max_length,
-            "trust_remote_code": use.trust_remote_code,  # which may be another model
+            "trust_remote_code": use.trust_remote_code,  # its code may be another model
             "engine": use.engine.identity(),
             **content,
         }
@@ -104,13 +104,11 @@ class ModelRun:
         """Makes the shards of ``share`` that are missing, and loads a model only if some are.
 
         ``open_model`` and ``make_shard`` are pickled: workers call them, and ``make_shard`` calls
-        the model's ``method``. The folder is closed if no shard is missing then, also of other
-        shares.
+        the model's ``method``. The folder is closed if no shard of any share is missing then.
 
         Raises:
             UserError: the model cannot be used, or cannot take ``max_length`` tokens; the engine
-                dies whatever it is given; or the input or the model has changed since the run
-                began.
+                dies on anything; or the input or the model has changed since the run began.
         """
         self._begin()
         target, num_shards = self.target, self._rows.num_shards
@@ -129,8 +127,8 @@ class ModelRun:
                 target.close(num_shards, model=str(self._checkpoint.folder))
             elif share == WHOLE:
                 raise UserError(
-                    f"{target.folder}: a shard was damaged while the run ended; check the disk, "
-                    "and the same command makes it again"
+                    f"{target.folder}: a shard was damaged while the run ended; check the disk and "
+                    "give the same command again, which makes the shard again"
                 )
         return target
 
@@ -179,7 +177,7 @@ class ModelRun:
         driver.run(indices, missing)
 
     def _take_back_failed(self, finished: Iterable[int]) -> list[int]:
-        """Those of the finished shards that hold rows dropped as engine_failed."""
+        """Unmarks the finished shards that hold rows dropped as engine_failed; returns them."""
         failed = [index for index in finished if _holds_failed(self.target.path(index))]
         if failed:
             self.target.reopen()
@@ -188,31 +186,31 @@ class ModelRun:
         return failed
 
     def _refuse_changed_input(self) -> None:
-        """Raises a UserError if a file was scored here when it had other contents."""
+        """Raises a UserError if a file was scored here with other contents."""
         files = _files_of(self._rows.folder)
         for _, settings in self._begun():
             before = _files_of(self._rows.folder.parent / str(settings.get("rows")))
             for file in files.keys() & before.keys():
                 if files[file] != before[file]:
                     raise UserError(
-                        f"{file}: changed since this run began; put the file back to go on, or "
-                        "give the changed one a run_dir of its own"
+                        f"{file}: changed since this run began; restore the old file to continue, "
+                        "or give the changed one a run_dir of its own"
                     )
 
     def _tell_of_other_days(self) -> None:
-        """Says how to go on with a run whose prompts hold another date, and nothing else."""
+        """Warns of runs that differ only in the date in their prompts, and says how to resume."""
         for folder, before in self._begun():
             date = before["prompt"].get("date")
             if date and _without_date(before) == _without_date(self._settings):
                 log.warning(
-                    "%s: begun with prompt.date=%s, which goes on with it; another date begins "
-                    "a new run",
+                    "%s: begun with prompt.date=%s, which resumes it; another date begins a new "
+                    "run",
                     folder,
                     date,
                 )
 
     def _begun(self) -> Iterator[tuple[Path, dict[str, Any]]]:
-        """The folders of runs that began beside this one, and their settings, if still readable."""
+        """The folders of runs beside this one, with their settings if these are readable."""
         for path in sorted(self.target.folder.parent.glob(f"*/{Inner.SETTINGS}")):
             with suppress(DamagedFileError):
                 yield path.parent, read_json(path)
@@ -237,7 +235,7 @@ def _files_of(rows: Path) -> dict[Path, Any]:
         named = list(found)
     except (FileNotFoundError, ValueError, KeyError):
         return {}
-    # Of a relative path nobody knows any more which folder it was in.
+    # Nobody knows any more which folder a relative path was in.
     return {file.resolve(): content for file, content in named if file.is_absolute()}
 
 

@@ -1,4 +1,4 @@
-"""Which piece is next, and what happens to one that cost its worker."""
+"""Decides which piece is next, and what happens to a piece on which a worker died."""
 
 from collections import deque
 from collections.abc import Iterable
@@ -16,12 +16,12 @@ MAX_TIMEOUTS = 3  # of one piece, or in a row for each worker
 class Schedule:
     """The pieces that wait and those under way.
 
-    A shard that costs two workers is halved, and so are its halves, until the row that does it is
-    alone. If that row costs two more it is quarantined, but only once the engine has shown that it
-    can do other rows: an engine that never does is not a row's fault.
+    A shard on which two workers die is halved, and so are its halves, until the row that causes it
+    is alone. If two more workers die on that row, it is quarantined, but only after the engine has
+    done other rows: an engine that never works is not a row's fault.
 
-    A piece that takes too long is tried again after the others, with twice the time; no row is
-    dropped because it is slow.
+    A piece that times out is tried again after the others, with twice the time; no row is dropped
+    because it is slow.
     """
 
     def __init__(self, pieces: Iterable[Piece], num_workers: int) -> None:
@@ -35,8 +35,8 @@ class Schedule:
         return not (self._waiting or self._suspects or self._num_under_way)
 
     def take(self) -> Piece | None:
-        """The next piece; None if none waits now, though one under way may come back."""
-        # Suspects first and in the order of their size: of a pair of halves one mostly succeeds.
+        """The next piece; None if none is waiting, though one under way may come back."""
+        # Suspects first, in the order of their size: usually one of two halves succeeds.
         queue = self._suspects or self._waiting
         if not queue:
             return None
@@ -44,14 +44,14 @@ class Schedule:
         return queue.popleft()
 
     def loaded(self) -> None:
-        """A worker has loaded its model."""
+        """Notes that a worker has loaded its model."""
         self._failed_loads = 0
 
     def not_loaded(self, piece: Piece, reason: str) -> None:
-        """The worker that was to make ``piece`` died before it had loaded its model.
+        """Notes that the worker for ``piece`` died before it had loaded its model.
 
         Raises:
-            UserError: it was not the first.
+            UserError: that happened twice in a row.
         """
         self._num_under_way -= 1
         self._failed_loads += 1
@@ -63,40 +63,41 @@ class Schedule:
         self._waiting.appendleft(piece)
 
     def made(self, num_units: int) -> None:
-        """A piece is done, with so many units of work for the model."""
+        """Notes that a piece is done, which took ``num_units`` units of the model's work."""
         self._num_under_way -= 1
         if num_units:
             self._losses = self._timeouts = 0
             self._engine_works = True
 
     def lost(self, piece: Piece, reason: str) -> None:
-        """``piece`` cost its worker.
+        """Notes that a worker died on ``piece``.
 
         Raises:
-            UserError: too many in a row did, so that no row can be the cause.
+            UserError: too many workers in a row died, so no row can be the cause.
         """
         self._num_under_way -= 1
         self._losses += 1
         if self._losses >= self._max_losses:
             raise UserError(
-                f"{self._losses} times in a row, on whatever rows it was given, the engine "
+                f"{self._losses} times in a row, whichever rows it was given, the engine "
                 f"{reason}; check its memory settings, then give the same command again"
             )
         self._suspects.extend(self._next_step(replace(piece, num_losses=piece.num_losses + 1)))
 
     def timed_out(self, piece: Piece, reason: str) -> None:
-        """``piece`` took longer than it may.
+        """Notes that ``piece`` timed out.
 
         Raises:
-            UserError: so it did before, with more time each time; or every piece does.
+            UserError: the piece has timed out too often, with more time each time; or too many
+                pieces in a row have.
         """
         self._num_under_way -= 1
         self._timeouts += 1
         again = replace(piece, num_timeouts=piece.num_timeouts + 1)
         if again.num_timeouts == MAX_TIMEOUTS or self._timeouts >= self._max_timeouts:
             raise UserError(
-                f"the engine {reason}, which was not the first time (see {Inner.FAILURES}); raise "
-                "executor.timeout_s, and the same command goes on"
+                f"the engine {reason}, and not for the first time (see {Inner.FAILURES}); raise "
+                "executor.timeout_s, then give the same command again"
             )
         self._waiting.append(again)
 
@@ -106,6 +107,6 @@ class Schedule:
         if piece.num_rows > 1:
             middle = (piece.start + piece.stop) // 2
             halves = replace(piece, stop=middle), replace(piece, start=middle)
-            # A half is under suspicion; a row alone has two tries of its own.
+            # A half is split again at its first loss; a single row gets two tries of its own.
             return [replace(half, num_losses=int(half.num_rows > 1)) for half in halves]
         return [replace(piece, is_quarantined=self._engine_works)]

@@ -1,4 +1,4 @@
-"""What a worker does: pieces of row shards to shards of results."""
+"""What a worker does: it turns pieces of row shards into shards of results."""
 
 import io
 import time
@@ -16,8 +16,8 @@ from cherry_vllm.store.shards import Shards
 from cherry_vllm.workers.failures import MEETS_EVERY_ROW, EngineError, blame_engine
 
 MakeShard = Callable[..., pl.DataFrame]
-"""Called with a frame of rows and a function that counts units of work; and with ``builder``, the
-span builder, and ``model``, the model's method for this work, by name."""
+"""Called with a frame of rows, a function that counts units of work, and two keyword arguments:
+``builder``, the span builder, and ``model``, the model's method for this work."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Piece:
     index: int
     start: int
     stop: int
-    num_losses: int = 0  # how many workers it cost
-    num_timeouts: int = 0  # how often it took longer than it may
+    num_losses: int = 0  # how many workers died on it
+    num_timeouts: int = 0  # how often it timed out
     is_quarantined: bool = False  # a single row, to be dropped instead of given to an engine
 
     @property
@@ -37,16 +37,16 @@ class Piece:
 
     @property
     def patience(self) -> int:
-        """How many times the timeout it may take: each timeout doubles it."""
+        """The factor of the timeout for this piece: it doubles each time the piece times out."""
         return int(2**self.num_timeouts)
 
 
 class Made(NamedTuple):
-    """The result of a piece, next to the shard that was written."""
+    """The result of a piece, in addition to the shard that was written."""
 
     num_units: int  # of work that the model did
     seconds: float
-    model_seconds: float  # of these, in the model's calls
+    model_seconds: float  # the part of them that was spent in calls of the model
     part: bytes | None  # the result as Parquet, if the piece is not a whole shard
 
 
@@ -61,11 +61,11 @@ class Task:
     open_model: Callable[[], Any]  # loads the model
     method: str  # of the model, which does the work
     make_shard: MakeShard
-    advice: str = "use another engine"  # where this one does not fit the model
+    advice: str = "use another engine"  # if this one does not fit the model
 
 
 class Work:
-    """A worker's own half: the loaded model, and the pieces that it makes."""
+    """Runs inside a worker: holds the loaded model and makes pieces with it."""
 
     def __init__(self, task: Task) -> None:
         """Loads the model.
@@ -74,7 +74,7 @@ class Work:
             UserError: it cannot be used, or its files changed since the run began.
             EngineError: loading it failed.
         """
-        installed_versions()  # before an upgrade that may come while the worker lives
+        installed_versions()  # cached now, since an upgrade may come while the worker lives
         self._task = task
         task.checkpoint.verify()
         try:
@@ -87,11 +87,11 @@ class Work:
         task.checkpoint.verify()  # what was loaded is what was named
 
     def make(self, piece: Piece, on_units: Callable[[int], None]) -> Made:
-        """Writes the shard, or returns the part of it that the piece is.
+        """Writes the shard if the piece is a whole one, else returns its part in the result.
 
         Raises:
             UserError: the model's files changed since the run began.
-            EngineError: the engine failed, and not the disk.
+            EngineError: the engine failed. Errors of the disk are raised as they are.
         """
         started, before, num_units = time.monotonic(), self._model.seconds, 0
 
@@ -104,7 +104,7 @@ class Work:
         rows = shard[piece.start : piece.stop]
         try:
             frame = self._task.make_shard(rows, count, builder=self._builder, model=self._model)
-        except (UserError, EngineError, *MEETS_EVERY_ROW):  # the last are mistakes of ours
+        except (UserError, EngineError, *MEETS_EVERY_ROW):  # the last are our own mistakes
             raise
         except Exception as error:  # a tokenizer's, for example
             raise blame_engine(error) from None
@@ -121,7 +121,7 @@ class Work:
 
 
 class ModelCall:
-    """A model's method: its calls are timed, and what they raise is told apart from the rest."""
+    """A model's method that measures its time and turns what it raises into an EngineError."""
 
     def __init__(self, method: Callable[..., Any]) -> None:
         self._method, self.seconds = method, 0.0

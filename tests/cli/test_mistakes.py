@@ -72,7 +72,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
         (["score", "--cfg", "all", "-m"], "--multirun and --cfg: give one of them"),
         (["score", "--cfg", "nothing"], "argument --cfg/-c: invalid choice: 'nothing'"),
         (["score", "--cfg", "job", "-p", "no"], "--package no: no such part; see --cfg job"),
-        (["score", "--resolve"], "--resolve: goes with --cfg job"),
+        (["score", "--resolve"], "--resolve: only works with --cfg job"),
         (["score", "--config-dir", "/no/dir"], "--config-dir /no/dir: no such folder"),
         (["score", "--config-name", "mine"], "--config-name mine: no such file; give --config-dir"),
         (["score", "--experimental-rerun", "x"], "--experimental-rerun: not supported"),

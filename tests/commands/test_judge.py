@@ -280,7 +280,7 @@ def test_the_verdicts_compared_with_are_not_replaced(
 ) -> None:
     run_judge(tmp_path, *ANSWERS)
     before = (tmp_path / "verdicts.parquet").read_bytes()
-    with pytest.raises(UserError, match="is read and would be replaced"):
+    with pytest.raises(UserError, match="is an input and would be replaced"):
         run_judge(tmp_path, *ANSWERS, f"judge.against={tmp_path}/verdicts.parquet", "judge.model=n")
     assert (tmp_path / "verdicts.parquet").read_bytes() == before
     assert len(judge_server.received) == 10

@@ -191,7 +191,7 @@ def test_torchrun_and_shares_are_refused_before_any_work(
     with pytest.raises(UserError, match=r"share\.count=2: only `score` and `embed`"):
         run(config, Job(tmp_path / "run", is_sweep=False))
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="torchrun is for `train` alone"):
+    with pytest.raises(UserError, match="torchrun is only for `train`"):
         run(config, Job(tmp_path / "run", is_sweep=False))
     assert not (tmp_path / "run").exists()
 

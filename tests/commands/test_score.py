@@ -209,4 +209,4 @@ def test_a_picture_that_is_not_ours_stays(tmp_path: Path, caplog: pytest.LogCapt
     (tmp_path / PICTURE).write_text("mine", encoding="utf-8")
     draw(open_scores(tmp_path))
     assert (tmp_path / PICTURE).read_text(encoding="utf-8") == "mine"
-    assert f"{PICTURE}: not drawn by cherry-vllm, so it stays" in caplog.text
+    assert f"{PICTURE}: not drawn by cherry-vllm, so it is kept" in caplog.text

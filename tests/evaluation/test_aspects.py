@@ -60,7 +60,7 @@ def test_judge_and_report_count_the_rows_of_a_side_alike(fraction: float) -> Non
     [
         (0.1, None, "judge.fraction=0.1: 0 rows"),
         (None, None, "judge.fraction: not given"),
-        (0.1, 3, "judge.count=3: 3 rows on either side, of 5"),
+        (0.1, 3, "judge.count=3: 3 rows on each side, of 5"),
     ],
 )
 def test_empty_and_overlapping_sides_are_refused(

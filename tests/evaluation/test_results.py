@@ -52,5 +52,5 @@ def test_an_input_is_not_an_output(results: Results) -> None:
     link = results.table.with_name("link.parquet")
     link.symlink_to(results.table)
     for path in (results.table, results.summary, link):
-        with pytest.raises(UserError, match="is read and would be replaced"):
+        with pytest.raises(UserError, match="is an input and would be replaced"):
             results.check([path])

@@ -53,7 +53,7 @@ def test_a_dated_template_takes_one_day_for_the_whole_run(
     begun = settle(saved("dated"))
     assert begun.date == "2026-01-31"
     assert "Today is 31 Jan 2026" in begun.rendered[0]
-    assert "prompt.date=2026-01-31 goes on with this run" in caplog.text
+    assert "prompt.date=2026-01-31 resumes this run" in caplog.text
     monkeypatch.setattr(Clock, "today", classmethod(lambda cls: cls(2026, 2, 1)))
     assert settle(saved("dated")).as_json() != begun.as_json()
     caplog.clear()
@@ -85,7 +85,7 @@ def test_the_rendered_template_is_part_of_the_fingerprint(saved: Saved) -> None:
     [
         ("chatml", {}, None),
         ("phi", {}, None),
-        ("think", {}, r"behind '.*assistant\\n', but the prompt ends in '.*<think>\\n'"),
+        ("think", {}, r"after '.*assistant\\n', but the prompt ends in '.*<think>\\n'"),
         ("think", {"answer_prefix": "</think>"}, None),
         ("think", {"template_kwargs": {"enable_thinking": False}}, None),
         ("channel", {}, r"assistant<\|channel\|>final<\|message\|>', but the prompt ends"),

@@ -130,7 +130,7 @@ def test_template_arguments_reach_the_template(chat_tokenizer: ChatTokenizer) ->
 def test_template_arguments_that_are_ours_are_refused(
     chat_tokenizer: ChatTokenizer, key: str
 ) -> None:
-    with pytest.raises(UserError, match=rf"prompt\.template_kwargs\.{key}: .*drop it"):
+    with pytest.raises(UserError, match=rf"prompt\.template_kwargs\.{key}: .*leave it out"):
         chat(chat_tokenizer("think"), replace(CHAT, template_kwargs={key: True}))
 
 

@@ -59,7 +59,7 @@ def test_a_value_survives_to_the_digit(tmp_path: Path, values: list[Any]) -> Non
         (['{"a": "x"}', '{"a": ["x"]}'], "text and lists"),
         (['{"a": [{"b": 1}, {"b": "x"}]}'], r"column 'a\[\].b' holds whole numbers and text"),
         (['{"m": {"s": {"x": 1}}}', '{"m": {"s": {"x": "1"}}}'], "column 'm.s.x'"),
-        ([r'{"a": "\ud800"}'], "column 'a' holds a lone surrogate"),
+        ([r'{"a": "\ud800"}'], "column 'a' contains a lone surrogate"),
         ([r'{"\ud800": 1}'], "lone surrogate"),
     ],
 )

@@ -345,7 +345,7 @@ def test_ratings_of_the_same_data_choose_and_are_written_down(tmp_path: Path) ->
         (pl.DataFrame({"rating": [5.0]}), "no ratings"),
         (
             pl.DataFrame({"row": [1, 1], "rating": [5, 4]}),
-            "row 1 has the rating 5; each row may be there once",
+            "row 1 has the rating 5; each row may occur once",
         ),
         (pl.DataFrame({"row": [1], "rating": [math.nan]}), "row 1 has the rating nan"),
         (pl.DataFrame({"row": [None, 1], "rating": [5, 4]}), "row None has"),

@@ -116,7 +116,7 @@ def test_a_file_system_without_locks_costs_one_line(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "fcntl", refuse)
-    with refused(f"{tmp_path}: its file system has no locks"), hold(tmp_path):
+    with refused(f"{tmp_path}: the file system does not support locks"), hold(tmp_path):
         pytest.fail("held without a lock")
 
 

@@ -194,7 +194,7 @@ def test_a_closed_folder_is_opened_by_its_path(tmp_path: Path) -> None:
     shards.close(1)
     assert_frame_equal(Shards.open(shards.folder).scan().collect(), FRAME)
     shards.folder.rename(tmp_path / "renamed")
-    with pytest.raises(UserError, match="not named by its settings"):
+    with pytest.raises(UserError, match="does not match its settings"):
         Shards.open(tmp_path / "renamed")
 
 

@@ -87,7 +87,7 @@ def test_another_model_in_the_folder_of_a_training_is_refused(
     found = open_tuned(folder)
     assert found.model.folder == found.scorer.folder == folder / "model"
     shutil.copyfile(tiny / "model.safetensors", folder / "model" / "model.safetensors")
-    with pytest.raises(UserError, match="not the model that training left there"):
+    with pytest.raises(UserError, match="not the model that training saved there"):
         open_tuned(folder)
 
 

@@ -272,4 +272,4 @@ def test_the_log_says_which_row_was_dropped(run: Run, caplog: pytest.LogCaptureF
     run.faults.deadly_tokens = frozenset([DEADLY])
     with caplog.at_level(logging.WARNING):
         run.drive(InlineExecutor())
-    assert f"row {DEADLY}: the engine died on it, alone, twice" in caplog.text
+    assert f"row {DEADLY}: the engine died twice on this row alone" in caplog.text

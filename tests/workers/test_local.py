@@ -127,7 +127,7 @@ def test_a_row_that_computes_for_long_without_a_sign_is_scored(
     with caplog.at_level(logging.INFO):
         target = drive(tmp_path, Spins(), timeout_s=1)
     assert set(reasons(target)) == {None}
-    assert "but the engine computes: waiting" in caplog.text
+    assert "but the engine is computing: waiting" in caplog.text
     assert "gave no sign of life" not in caplog.text
 
 

@@ -178,7 +178,7 @@ def test_a_run_begun_with_another_date_is_named(
     assert "another date" not in caplog.text
     again = runs.run("prompt=chat", "prompt.date=2026-02-01")
     assert again.fingerprint != begun.fingerprint
-    assert f"{begun.folder}: begun with prompt.date=2026-01-31, which goes on" in caplog.text
+    assert f"{begun.folder}: begun with prompt.date=2026-01-31, which resumes" in caplog.text
 
 
 def test_a_run_that_lost_a_shard_by_its_end_does_not_pass_for_done(

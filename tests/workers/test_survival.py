@@ -118,7 +118,7 @@ def test_a_row_on_which_the_engine_dies_is_found_and_the_rest_scored(
     faulty("row")
     done = cli(*command(data, tiny, tmp_path))
     assert done.returncode == 0, done.stderr
-    found = f"row {DEADLY_ROW}: the engine died on it, alone, twice; dropped as engine_failed"
+    found = f"row {DEADLY_ROW}: the engine died twice on this row alone; dropped as engine_failed"
     assert done.stderr.count(found) == 1
     assert "Traceback" not in done.stderr
     (failures,) = tmp_path.glob("logprobs/*/failures.log")
@@ -169,7 +169,7 @@ def test_vllms_process_killed_under_its_parent_by_a_row_of_its_own(
     done = cli(*command(data, tiny, tmp_path / "run", *more))
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("the engine was killed by SIGKILL") == 2
-    assert "row 1: the engine died on it, alone, twice" in done.stderr
+    assert "row 1: the engine died twice on this row alone" in done.stderr
     scores = pl.read_parquet(tmp_path / "run" / "scores.parquet")
     assert scores["ifd"].is_null().to_list() == [False, True]
     assert scores["drop_reason"][1] == "engine_failed"
