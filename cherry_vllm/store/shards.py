@@ -228,6 +228,4 @@ class Shards:
 
 
 def _damaged(path: Path) -> UserError:
-    return UserError(
-        f"{path}: missing or damaged; to replace it, repeat the command that made it"
-    )
+    return UserError(f"{path}: missing or damaged; to replace it, repeat the command that made it")
