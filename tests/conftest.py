@@ -66,6 +66,26 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_for_vllm(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As ``tiny``, with heads as wide as vLLM's attention takes them on any CPU, and longer.
+
+    Its head is its own: tied, a random model repeats the prompt's last token, a line break.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("tiny_for_vllm")
+    config = AutoConfig.from_pretrained(
+        tiny, max_position_embeddings=2048, head_dim=32, tie_word_embeddings=False
+    )
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def shipped_rows() -> list[dict[str, str]]:
     return [json.loads(line) for line in ROWS.read_text(encoding="utf-8").splitlines()]
 

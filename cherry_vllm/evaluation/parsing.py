@@ -100,15 +100,26 @@ def _read_json(
     text: str, fields: Sequence[str], top: float, *, is_whole: bool
 ) -> list[float] | None:
     """The fields' numbers; a cut reply counts if only its explanation, the last field, was cut."""
-    try:
-        pairs = json.loads(text if is_whole else text + '"}', object_pairs_hook=list, strict=False)
-        found = dict(pairs)
-    except (ValueError, TypeError, RecursionError):
+    pairs = _load_pairs(text) if is_whole else _load_pairs(f'{text}"}}')
+    if pairs is None and not is_whole and text.endswith('"'):  # cut after the explanation
+        pairs = _load_pairs(f"{text}}}")
+    if pairs is None:
         return None
+    found = dict(pairs)
     if len(found) != len(pairs):  # a field has two values
         return None
     numbers = [found.get(field) for field in fields]
     return _checked(numbers, len(fields), top)
+
+
+def _load_pairs(text: str) -> list[tuple[str, Any]] | None:
+    """The fields of a JSON object and their values, in order; None if it is not one."""
+    try:
+        pairs = json.loads(text, object_pairs_hook=list, strict=False)
+        dict(pairs)
+    except (ValueError, TypeError, RecursionError):
+        return None
+    return list(pairs)
 
 
 def _checked(numbers: Sequence[Any], count: int, top: float) -> list[float] | None:

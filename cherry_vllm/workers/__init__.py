@@ -22,13 +22,14 @@ class WorkerError(Exception):
         super().__init__(reason)
         self.detail, self.is_timeout = detail, is_timeout
         self.while_loading = False
-        self.meets_every_row = False
+        self.meets_every_row = self.is_unsupported = False
 
     @classmethod
     def of_engine(cls, error: EngineError) -> "WorkerError":
         """The error for what the engine of a worker raised."""
         lost = cls(error.summary, detail=str(error))
         lost.meets_every_row = error.meets_every_row
+        lost.is_unsupported = error.is_unsupported
         return lost
 
 

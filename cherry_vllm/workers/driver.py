@@ -192,7 +192,7 @@ class Driver:
             self._changed.notify_all()
 
     def _decide(self, piece: Piece, lost: WorkerError) -> None:
-        if lost.meets_every_row:
+        if lost.meets_every_row or (lost.is_unsupported and not self._schedule.engine_works):
             raise UserError(
                 f"the engine {lost}; every row would meet this: {self._task.advice} "
                 f"(details: {self._failures})"

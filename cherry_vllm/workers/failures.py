@@ -13,6 +13,8 @@ EMPTY_LINES = re.compile(
 )
 # Mistakes in code, or between a model and an engine: the next row would meet them too.
 MEETS_EVERY_ROW = (AttributeError, ImportError, NameError, NotImplementedError, TypeError)
+# So says an engine of a model or of a machine that it does not fit.
+UNSUPPORTED = re.compile(r"\b(unsupported|not supported|not implemented)\b", re.IGNORECASE)
 
 
 class EngineError(Exception):
@@ -20,6 +22,7 @@ class EngineError(Exception):
 
     summary = "failed"
     meets_every_row = False
+    is_unsupported = False
 
 
 def blame_engine(error: Exception) -> EngineError:
@@ -28,6 +31,7 @@ def blame_engine(error: Exception) -> EngineError:
     blamed = EngineError("".join(traceback.format_exception(error)))
     blamed.summary = ": ".join(filter(None, ("failed", type(cause).__name__, telling_line(cause))))
     blamed.meets_every_row = isinstance(cause, MEETS_EVERY_ROW)
+    blamed.is_unsupported = UNSUPPORTED.search(telling_line(cause)) is not None
     return blamed
 
 

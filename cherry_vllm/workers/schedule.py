@@ -28,7 +28,7 @@ class Schedule:
         self._waiting, self._suspects = deque(pieces), deque[Piece]()
         self._num_under_way = self._failed_loads = self._losses = self._timeouts = 0
         self._max_losses, self._max_timeouts = MAX_LOSSES * num_workers, MAX_TIMEOUTS * num_workers
-        self._engine_works = False
+        self.engine_works = False  # whether it has done any row
 
     @property
     def is_over(self) -> bool:
@@ -67,7 +67,7 @@ class Schedule:
         self._num_under_way -= 1
         if num_units:
             self._losses = self._timeouts = 0
-            self._engine_works = True
+            self.engine_works = True
 
     def lost(self, piece: Piece, reason: str) -> None:
         """Notes that a worker died on ``piece``.
@@ -80,7 +80,8 @@ class Schedule:
         if self._losses >= self._max_losses:
             raise UserError(
                 f"{self._losses} times in a row, whichever rows it was given, the engine "
-                f"{reason}; check its memory settings, then give the same command again"
+                f"{reason}; see {Inner.FAILURES}, check the engine's settings, then give the same "
+                "command again"
             )
         self._suspects.extend(self._next_step(replace(piece, num_losses=piece.num_losses + 1)))
 
@@ -109,4 +110,4 @@ class Schedule:
             halves = replace(piece, stop=middle), replace(piece, start=middle)
             # A half is split again at its first loss; a single row gets two tries of its own.
             return [replace(half, num_losses=int(half.num_rows > 1)) for half in halves]
-        return [replace(piece, is_quarantined=self._engine_works)]
+        return [replace(piece, is_quarantined=self.engine_works)]

@@ -22,7 +22,7 @@ from tests.judging import FIRST, SECOND, run_judge
 
 pytestmark = [pytest.mark.engine, pytest.mark.process]
 
-MAX_LENGTH = 2048  # the prompts are longer than what the tiny model takes
+MAX_LENGTH = 2048
 NUM_REQUESTS = 10  # five pairs, in both orders
 MISSING_PIECE = re.compile(r"(?:ModuleNotFoundError|ImportError): .*")
 KINDS = ("win", "tie", "loss", "unparsed", "failed", "unanswered")
@@ -54,19 +54,11 @@ class Server(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(tiny_for_vllm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Two random layers, served: what they say is noise, in the form that the server enforces."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    folder = tmp_path_factory.mktemp("serve")
-    model, log = folder / "model", folder / "log.txt"
-    # Heads as wide as vLLM's attention on CPU takes them.
-    config = AutoConfig.from_pretrained(tiny, max_position_embeddings=MAX_LENGTH, head_dim=32)
-    made = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
-    made.save_pretrained(model)
-    AutoTokenizer.from_pretrained(tiny).save_pretrained(model)
+    log = tmp_path_factory.mktemp("serve") / "log.txt"
     try:
-        with serve(model, log, max_length=MAX_LENGTH) as address:
+        with serve(tiny_for_vllm, log, max_length=MAX_LENGTH) as address:
             yield Server(address)
     except ServerError as failure:
         if missing := MISSING_PIECE.findall(log.read_text()):

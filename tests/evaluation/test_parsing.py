@@ -194,6 +194,13 @@ def test_an_aspect_that_is_missing_or_unclear_leaves_no_rating(reply: str) -> No
     assert parse_aspects(reply, ["Scope", "Depth"]) is None
 
 
+def test_a_reply_cut_after_its_explanation_has_its_scores() -> None:
+    whole = '{"assistant_1": 7, "assistant_2": 10, "explanation": "good"}'
+    assert parse_scores(whole[:-1], is_whole=False) == (7, 10)
+    assert parse_scores(whole[:-1]) is None  # not said to be cut
+    assert parse_scores(whole[: whole.index("0, ")], is_whole=False) is None  # perhaps 10
+
+
 def test_the_last_line_of_a_cut_reply_may_be_half_a_number() -> None:
     assert parse_aspects("Scope: 3\nDepth: 1", ["Scope", "Depth"], is_whole=False) is None
     cut = '{"Scope": 3, "Depth": 1'

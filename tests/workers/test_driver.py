@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import polars as pl
@@ -87,9 +88,17 @@ def run(tmp_path: Path) -> Run:
 def test_any_number_of_workers_makes_the_same_shards(
     num_workers: int, run: Run, tmp_path: Path
 ) -> None:
-    executor = InlineExecutor(num_workers)
+    at_work = min(num_workers, NUM_SHARDS)
+    barrier, met = Barrier(at_work, timeout=60), set[int]()
+
+    def wait_for_all(slot: int, _piece: Piece) -> None:
+        if slot not in met:
+            met.add(slot)
+            barrier.wait()
+
+    executor = InlineExecutor(num_workers, on_piece=wait_for_all)
     run.drive(executor)
-    assert sorted(set(executor.started)) == list(range(min(num_workers, NUM_SHARDS)))
+    assert sorted(executor.started) == list(range(at_work))
     other = Run(tmp_path / "other")
     other.drive(InlineExecutor())
     assert run.results().equals(other.results())
@@ -176,6 +185,23 @@ def test_an_error_that_every_row_meets_ends_the_run_after_one_start(run: Run) ->
     assert len(executor.started) == 1
     failures = (run.target.folder / "failures.log").read_text()
     assert "logits_to_keep" in failures
+
+
+def test_an_engine_that_does_not_fit_ends_the_run_after_one_start(run: Run) -> None:
+    run.faults.deadly_tokens = frozenset(range(NUM_SHARDS * SHARD_ROWS))
+    run.faults.error = RuntimeError("Unsupported CPU attention configuration: head_dim=16")
+    executor = InlineExecutor()
+    with pytest.raises(UserError, match=r"Unsupported CPU attention .*every row would meet"):
+        run.drive(executor)
+    assert len(executor.started) == 1
+
+
+def test_once_it_has_worked_an_unsupported_row_is_dropped_alone(run: Run) -> None:
+    run.faults.deadly_tokens = frozenset({DEADLY})
+    run.faults.error = RuntimeError("this token is not supported")
+    run.drive(InlineExecutor())
+    dropped = run.results().filter(pl.col("drop_reason").is_not_null())
+    assert dropped.select("row", "drop_reason").rows() == [(DEADLY, "engine_failed")]
 
 
 def test_a_missing_module_ends_the_run_after_one_start(run: Run) -> None:

@@ -91,6 +91,23 @@ def test_an_error_that_every_row_meets_is_told_apart(error: type[Exception]) -> 
     assert pickle.loads(pickle.dumps(blame(fail))).meets_every_row  # noqa: S301
 
 
+@pytest.mark.parametrize(
+    ("message", "is_unsupported"),
+    [
+        ("Unsupported CPU attention configuration: head_dim=16", True),
+        ("FP8 is not supported on this device", True),
+        ("CUDA out of memory", False),
+    ],
+)
+def test_a_model_or_machine_that_does_not_fit_is_told_apart(
+    message: str, *, is_unsupported: bool
+) -> None:
+    def fail() -> None:
+        raise RuntimeError(message)
+
+    assert pickle.loads(pickle.dumps(blame(fail))).is_unsupported is is_unsupported  # noqa: S301
+
+
 @pytest.mark.parametrize("error", [MemoryError, RuntimeError, ValueError, OSError])
 def test_an_error_that_may_be_one_rows_is_not(error: type[Exception]) -> None:
     def fail() -> None:

@@ -160,13 +160,13 @@ def test_an_engine_that_dies_while_it_loads_is_no_rows_fault(
 
 
 def test_vllms_process_killed_under_its_parent_by_a_row_of_its_own(
-    tiny: Path, cli: Cli, faulty: Callable[[str], None], tmp_path: Path
+    tiny_for_vllm: Path, cli: Cli, faulty: Callable[[str], None], tmp_path: Path
 ) -> None:
     data = write_rows(tmp_path / "rows.jsonl", [plain_answer(0), f"{DEADLY} {plain_answer(1)}"])
     faulty("kill")
     # Shards of one row, because an engine takes long to start.
     more = ("engine=vllm_fused_eager", "shard_rows=1")
-    done = cli(*command(data, tiny, tmp_path / "run", *more))
+    done = cli(*command(data, tiny_for_vllm, tmp_path / "run", *more))
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("the engine was killed by SIGKILL") == 2
     assert "row 1: the engine died twice on this row alone" in done.stderr
