@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# Hundreds of interpreters start in the tests: without bytecode each compiles torch and vLLM again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup docs demo demo-pipeline demo-judge test-fast test test-exhaustive lint bench clean
 
@@ -21,6 +24,7 @@ $(READY): pyproject.toml requirements/cpu.txt
 	$(BIN)/pip install --quiet --no-compile --constraint requirements/cpu.txt torch
 	$(BIN)/pip install --quiet --no-compile --no-deps --requirement requirements/cpu.txt
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	-@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1  # in parallel, as pip does not
 	touch $@
 
 demo: $(READY) ## score, select and report on the demo's data: a few minutes on two cores
