@@ -24,7 +24,7 @@ $(READY): pyproject.toml requirements/cpu.txt
 	$(BIN)/pip install --quiet --no-compile --constraint requirements/cpu.txt torch
 	$(BIN)/pip install --quiet --no-compile --no-deps --requirement requirements/cpu.txt
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
-	-@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1  # in parallel, as pip does not
+	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true # in parallel, as pip does not
 	touch $@
 
 demo: $(READY) ## score, select and report on the demo's data: a few minutes on two cores
