@@ -7,7 +7,7 @@ import polars as pl
 from cherry_vllm.runtime.text import printable
 from cherry_vllm.schema import DropReason
 from cherry_vllm.scoring.ifd import count_outcomes
-from cherry_vllm.selection.extremes import Side, mark_sides
+from cherry_vllm.selection.extremes import Side, label_sides
 
 MAX_SHOWN_CHARS = 100
 MISFIT_SHARE = 1 / 3
@@ -77,7 +77,7 @@ def misfit_warning(scores: pl.DataFrame) -> str | None:
 
 def show_extremes(scores: pl.DataFrame, rows: pl.LazyFrame, count: int) -> str:
     """The ``count`` usable rows with the highest IFD and with the lowest, two lines per row."""
-    ranked = mark_sides(scores, count=count)
+    ranked = label_sides(scores, count=count)
     groups = {
         "highest IFD": ranked.filter(side=Side.TOP.value),
         "lowest IFD": ranked.filter(side=Side.LEAST.value).reverse(),

@@ -19,7 +19,7 @@ from cherry_vllm.evaluation.ratings import Rated
 from cherry_vllm.evaluation.requests import ask_about_rows
 from cherry_vllm.evaluation.results import Results
 from cherry_vllm.schema import Schema
-from cherry_vllm.selection.extremes import Side, mark_sides
+from cherry_vllm.selection.extremes import Side, label_sides
 from cherry_vllm.selection.ranking import take_share
 from cherry_vllm.store.run_folder import File
 
@@ -58,7 +58,7 @@ def highest_and_lowest(
             f"{asked}: {number} rows on each side, of {usable} usable ones; ask for at least 1 and "
             "at most half of them"
         )
-    ends = mark_sides(scores, count=number).filter(pl.col("side") != Side.OTHERS.value)
+    ends = label_sides(scores, count=number).filter(pl.col("side") != Side.OTHERS.value)
     return ends.select("row", pl.col("side").cast(ASPECTS["side"]), "ifd")
 
 

@@ -56,8 +56,8 @@ def answer(
     """
     drawn = {"seed": seed} if decoding.temperature else {}
     parameters = {**asdict(decoding), **drawn}
-    answering = ModelRun(run_dir / Folder.ANSWERS, questions, checkpoint, use, decoding=parameters)
-    return answering.run(
+    model_run = ModelRun(run_dir / Folder.ANSWERS, questions, checkpoint, use, decoding=parameters)
+    return model_run.run(
         "answering",
         partial(_open_generator, decoding=decoding),
         "generate",

@@ -6,8 +6,8 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from cherry_vllm.figures.facts import Job
 from cherry_vllm.figures.figure import HEIGHT, Figure, color_by, dash_by, inline, rule
+from cherry_vllm.figures.results import JobResult
 
 VERDICT_STEP = 44  # pixels of a bar whose name has two lines
 VERDICT_KEY = {"win": 0, "tie": 2, "loss": 1}  # in the order of the bars
@@ -54,7 +54,7 @@ def _total(judgement: Mapping[str, Any]) -> dict[str, Any]:
     return dict(whole[-1])
 
 
-def find_points(jobs: Sequence[Job]) -> pl.DataFrame:
+def find_points(jobs: Sequence[JobResult]) -> pl.DataFrame:
     """One line for each judgement of a selection: its rows, winning score and interval."""
     schema = {
         "series": pl.String,
@@ -100,7 +100,7 @@ def draw_winning_score(points: pl.DataFrame) -> Figure:
     return Figure("winning_score", "Winning score against data size", caption, chart, key)
 
 
-def _verdict_lines(jobs: Sequence[Job]) -> list[tuple[str, str, int, int]]:
+def _verdict_lines(jobs: Sequence[JobResult]) -> list[tuple[str, str, int, int]]:
     """A name, a verdict, its count and its place in the bar, for every test set of every job.
 
     Only the first two lines of a name are shown; the third makes it unique.
@@ -121,7 +121,7 @@ def _verdict_lines(jobs: Sequence[Job]) -> list[tuple[str, str, int, int]]:
     return lines
 
 
-def draw_verdicts(jobs: Sequence[Job]) -> Figure:
+def draw_verdicts(jobs: Sequence[JobResult]) -> Figure:
     """Shares of wins, ties and losses on every test set (paper, Figure 2)."""
     frame = pl.DataFrame(
         _verdict_lines(jobs), schema=["group", "verdict", "questions", "place"], orient="row"

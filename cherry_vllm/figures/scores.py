@@ -6,7 +6,6 @@ from collections.abc import Mapping
 import altair as alt
 import polars as pl
 
-from cherry_vllm.figures.facts import Selection
 from cherry_vllm.figures.figure import (
     BAR_STEP,
     HEIGHT,
@@ -18,6 +17,7 @@ from cherry_vllm.figures.figure import (
     share,
     tooltips,
 )
+from cherry_vllm.figures.results import Selection
 from cherry_vllm.schema import DropReason
 from cherry_vllm.scoring.ifd import count_outcomes
 

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from cherry_vllm.errors import UserError
-from cherry_vllm.figures.facts import Job, Selection
+from cherry_vllm.figures.results import JobResult, Selection
 from cherry_vllm.selection.choice import Choice
 from cherry_vllm.selection.ranking import select_rows
 from cherry_vllm.selection.ratings import add_ratings, read_ratings
@@ -156,7 +156,7 @@ def find_losses(run_dir: Path) -> pl.DataFrame:
     return pl.concat(frames) if frames else pl.DataFrame(schema=schema)
 
 
-def find_jobs(run_dir: Path, mark_name: str) -> list[Job]:
+def find_jobs(run_dir: Path, mark_name: str) -> list[JobResult]:
     """The jobs with a selection or verdicts, in the run folder and below it, by folder name.
 
     Verdicts belong to the selection in the same folder, or else in the nearest folder above.
@@ -175,6 +175,6 @@ def find_jobs(run_dir: Path, mark_name: str) -> list[Job]:
         name = path.parent.relative_to(run_dir).as_posix()
         judged.setdefault(owner, {})[name] = judgement
     return [
-        Job(folder.relative_to(run_dir).as_posix(), marks.get(folder), judgements)
+        JobResult(folder.relative_to(run_dir).as_posix(), marks.get(folder), judgements)
         for folder, judgements in sorted(judged.items())
     ]

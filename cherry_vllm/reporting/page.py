@@ -13,8 +13,8 @@ import vl_convert
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from cherry_vllm.figures.facts import Job
 from cherry_vllm.figures.figure import Figure, dash_name
+from cherry_vllm.figures.results import JobResult
 from cherry_vllm.figures.theme import DARK, DARK_COLORS, LIGHT, LIGHT_COLORS
 from cherry_vllm.reporting.extremes import Sample
 from cherry_vllm.reporting.landscape import Cluster
@@ -39,7 +39,7 @@ class Page:
     figures: dict[str, Figure] = field(default_factory=dict)
     clusters: list[Cluster] = field(default_factory=list)
     samples: dict[str, list[Sample]] = field(default_factory=dict)
-    jobs: list[Job] = field(default_factory=list)
+    jobs: list[JobResult] = field(default_factory=list)
     missing: list[Missing] = field(default_factory=list)
     origin: dict[str, str] = field(default_factory=dict)
 

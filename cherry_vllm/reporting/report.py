@@ -14,8 +14,8 @@ from cherry_vllm.errors import UserError
 from cherry_vllm.figures import instructions as instruction_figures
 from cherry_vllm.figures import models as model_figures
 from cherry_vllm.figures import scores as score_figures
-from cherry_vllm.figures.facts import Selection
 from cherry_vllm.figures.figure import save_png
+from cherry_vllm.figures.results import Selection
 from cherry_vllm.reporting.artifacts import (
     find_aspects,
     find_embeddings,
@@ -30,7 +30,7 @@ from cherry_vllm.reporting.landscape import find_dominated, survey
 from cherry_vllm.reporting.page import Page, render
 from cherry_vllm.runtime.progress import Progress
 from cherry_vllm.scoring.ifd import count_outcomes
-from cherry_vllm.selection.extremes import mark_sides
+from cherry_vllm.selection.extremes import label_sides
 from cherry_vllm.store.marks import check_replaceable, own_file, own_folder
 from cherry_vllm.store.run_folder import File, Folder
 from cherry_vllm.store.scores import open_scores
@@ -142,7 +142,7 @@ def _load(run_dir: Path, folder: Path, page: Page, mark_name: str) -> Scored:
         folder=folder,
         manifest=scores.manifest,
         scores=frame,
-        ranked=mark_sides(frame, fraction=page.fraction),
+        ranked=label_sides(frame, fraction=page.fraction),
         rows=find_rows(scores),
         embeddings=find_embeddings(run_dir, scores),
         aspects=find_aspects(run_dir, made_by),

@@ -15,7 +15,7 @@ class Side(StrEnum):
     OTHERS = "others"
 
 
-def mark_sides(
+def label_sides(
     scores: pl.DataFrame, *, fraction: float | None = None, count: int | None = None
 ) -> pl.DataFrame:
     """The usable rows of :data:`schema.SCORES`, highest IFD first, with their ``side``.

@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 
 from cherry_vllm.commands.summary import describe, show_extremes, summarize
-from cherry_vllm.selection.extremes import mark_sides
+from cherry_vllm.selection.extremes import label_sides
 from tests.made_up import scores
 
 
@@ -63,6 +63,6 @@ def test_no_text_of_a_row_acts_on_the_terminal() -> None:
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_a_side_is_shown_as_it_is_counted_elsewhere(count: int) -> None:
     assert (
-        mark_sides(scores(0.5, 0.5, 0.5, 0.5), count=count).filter(side="top")["row"].to_list()
+        label_sides(scores(0.5, 0.5, 0.5, 0.5), count=count).filter(side="top")["row"].to_list()
         == [0, 1][:count]
     )

@@ -10,7 +10,7 @@ from cherry_vllm.config import compose
 from cherry_vllm.errors import UserError
 from cherry_vllm.evaluation.aspects import SIDES, highest_and_lowest, summarize
 from cherry_vllm.schema import SCORES
-from cherry_vllm.selection.extremes import mark_sides
+from cherry_vllm.selection.extremes import label_sides
 
 SIX = ["Scope", "Complexity", "Clarity", "Depth", "Simplicity", "Knowledge Required"]
 
@@ -50,7 +50,7 @@ def test_no_row_is_on_both_sides_and_a_fraction_is_exact() -> None:
 @pytest.mark.parametrize("fraction", [0.07, 0.29, 0.5])
 def test_judge_and_report_count_the_rows_of_a_side_alike(fraction: float) -> None:
     judged = highest_and_lowest(HUNDRED, fraction=fraction, count=None)
-    shown = mark_sides(HUNDRED, fraction=fraction).filter(pl.col("side") != "others")
+    shown = label_sides(HUNDRED, fraction=fraction).filter(pl.col("side") != "others")
     assert judged["row"].to_list() == shown["row"].to_list()
     assert judged.height == 2 * round(100 * fraction)
 

@@ -6,8 +6,8 @@ from cherry_vllm.evaluation.answers import AnswerPair
 from cherry_vllm.evaluation.pairwise import Judged, conclude, find_results
 from cherry_vllm.evaluation.replies import Reply
 from cherry_vllm.evaluation.verdicts import Judgement
-from cherry_vllm.figures.facts import Job
 from cherry_vllm.figures.models import draw_verdicts
+from cherry_vllm.figures.results import JobResult
 
 PAIR = AnswerPair("t", "1", None, "q", "", "a", "b")
 WON = Judgement(PAIR, Reply("9 1"), Reply("1 9"))
@@ -18,7 +18,7 @@ def caption(tmp_path: Path, *judgements: Judgement) -> str:
     conclude(results, Judged(judgements), others=None, settings={})
     summary = results.read_summary()
     assert summary
-    return draw_verdicts([Job(".", None, {".": summary})]).caption
+    return draw_verdicts([JobResult(".", None, {".": summary})]).caption
 
 
 def test_the_caption_counts_all_that_is_left_out(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from cherry_vllm.evaluation import aspects, pairwise
 from cherry_vllm.evaluation.pairwise import Judged
 from cherry_vllm.evaluation.ratings import Rated
 from cherry_vllm.evaluation.reviews import read_reviews
-from cherry_vllm.figures import facts
+from cherry_vllm.figures import results
 from cherry_vllm.figures.figure import save_png
 from cherry_vllm.figures.instructions import draw_landscape
 from cherry_vllm.figures.models import draw_losses, find_points
@@ -34,7 +34,7 @@ from cherry_vllm.reporting.page import Page, render
 from cherry_vllm.schema import LOGPROBS, ROWS
 from cherry_vllm.scoring.run import aggregate
 from cherry_vllm.selection.choice import Choice
-from cherry_vllm.selection.extremes import Side, mark_sides
+from cherry_vllm.selection.extremes import Side, label_sides
 from cherry_vllm.selection.run import select_records
 from cherry_vllm.store.files import read_json, write_json
 from cherry_vllm.store.scores import open_scores
@@ -353,12 +353,12 @@ def test_the_correlation_with_length_is_stated() -> None:
 
 def test_sides_hold_the_fraction_and_never_overlap() -> None:
     scores = scores_of(*(row / 100 for row in range(100)), 1.5, None, reason="malformed")
-    ranked = mark_sides(scores, fraction=0.05)
+    ranked = label_sides(scores, fraction=0.05)
     assert ranked.height == 100
     assert ranked.filter(side="top")["row"].to_list() == [99, 98, 97, 96, 95]
     assert ranked.filter(side="least")["row"].to_list() == [4, 3, 2, 1, 0]
     sizes = {
-        count: mark_sides(scores_of(*[0.5] * count), fraction=0.5)["side"].value_counts().rows()
+        count: label_sides(scores_of(*[0.5] * count), fraction=0.5)["side"].value_counts().rows()
         for count in (0, 1, 3)
     }
     assert sizes[0] == []
@@ -387,7 +387,7 @@ def test_first_words_skip_courtesies_and_count_per_side() -> None:
 def test_samples_come_from_both_ends_and_the_middle(tmp_path: Path) -> None:
     rows = write_scores(tmp_path, [f"{'x' * 500} {row}" for row in range(9)], [0.1] * 9)
     scores = scores_of(*(row / 10 for row in range(1, 10)))
-    samples = find_samples(mark_sides(scores, fraction=0.1), rows.scan(), 2)
+    samples = find_samples(label_sides(scores, fraction=0.1), rows.scan(), 2)
     assert {name: [one.row for one in found] for name, found in samples.items()} == {
         "highest": [8, 7],
         "middle": [5, 4],
@@ -395,7 +395,7 @@ def test_samples_come_from_both_ends_and_the_middle(tmp_path: Path) -> None:
     }
     assert len(samples["highest"][0].answer) == 400
     assert samples["highest"][0].answer.endswith("x\u2026")
-    assert find_samples(mark_sides(scores.head(2), fraction=0.1), rows.scan(), 2) == {}
+    assert find_samples(label_sides(scores.head(2), fraction=0.1), rows.scan(), 2) == {}
 
 
 @pytest.mark.slow
@@ -405,7 +405,7 @@ def test_the_map_tells_the_clouds_of_either_side_apart(tmp_path: Path) -> None:
     rows = write_scores(tmp_path, [f"task {row}" for row in range(60)], ifds)
     centres = np.repeat([[9.0] * 60, [-9.0] * 60], 30, axis=0)
     write_embeddings(tmp_path, rows, centres + generator.normal(size=(60, 60)))
-    ranked = mark_sides(pl.read_parquet(tmp_path / "scores.parquet"), fraction=0.2)
+    ranked = label_sides(pl.read_parquet(tmp_path / "scores.parquet"), fraction=0.2)
     embeddings = pl.scan_parquet(tmp_path / "embeddings" / "*" / "part-*.parquet")
     options = {"num_clusters": 2, "seed": 0}
     landscape = survey(ranked, embeddings, rows.scan(), max_rows=60, **options)
@@ -506,7 +506,7 @@ def test_aspects_of_other_scores_are_not_shown(run_dir: Path) -> None:
     ],
 )
 def test_a_series_is_what_jobs_differ_in_besides_their_size(name: str, series: str) -> None:
-    assert facts.Job(name, {"strategy": "cherry"}, {}).series == series
+    assert results.JobResult(name, {"strategy": "cherry"}, {}).series == series
 
 
 @pytest.mark.slow
@@ -541,7 +541,7 @@ def test_a_hundred_thousand_rows_stay_under_five_megabytes() -> None:
         num_answer_tokens=pl.Series(number % 700 + 1, dtype=pl.UInt32),
     )
     # As many points as a map may have, with the longest names that tooltips show.
-    landscape = mark_sides(scores, fraction=0.05).head(5_000)
+    landscape = label_sides(scores, fraction=0.05).head(5_000)
     landscape = landscape.with_columns(
         x=pl.col("direct_score"),
         y=pl.col("ifd"),

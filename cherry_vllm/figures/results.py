@@ -1,4 +1,4 @@
-"""Facts of a run that figures show: its selection and its judgements."""
+"""What figures show of a run: its selection and its judgements."""
 
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ class Selection(NamedTuple):
         return float(self.rows["ifd"].min()) if by_ifd else None  # type: ignore[arg-type]
 
 
-class Job(NamedTuple):
+class JobResult(NamedTuple):
     """A folder with a selection or with verdicts: the run itself, or a job of a sweep below it."""
 
     name: str  # relative to the run folder; "." is the run itself
