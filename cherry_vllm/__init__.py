@@ -8,11 +8,13 @@ The method is "From Quantity to Quality" (arXiv 2308.12032). In Python:
 
 from typing import TYPE_CHECKING, Any
 
+from cherry_vllm.errors import UserError
+
 if TYPE_CHECKING:
     from cherry_vllm.api import score, select
 
 __version__ = "0.2.0"
-__all__ = ["__version__", "score", "select"]
+__all__ = ["UserError", "__version__", "score", "select"]
 
 
 def __getattr__(name: str) -> Any:

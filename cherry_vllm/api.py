@@ -6,33 +6,47 @@ cherry = cherry_vllm.select(scores, fraction=0.1)
 
 import json
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 
+from cherry_vllm.cli.words import explain, read_words
 from cherry_vllm.commands.inputs import find_input, find_model
 from cherry_vllm.commands.score import score_files
-from cherry_vllm.config import compose
+from cherry_vllm.config import Config, compose
 from cherry_vllm.errors import UserError
 from cherry_vllm.options import Strategy
+from cherry_vllm.schema import SCORES
 from cherry_vllm.selection.choice import Choice
 from cherry_vllm.selection.ranking import select_rows
 
+Records = Iterable[Mapping[str, Any]]
+
+# Settings that are arguments of :func:`score`.
+ARGUMENTS = {
+    "data.path": "data",
+    "model.path": "model",
+    "run_dir": "run_dir",
+    "scores_dir": "run_dir",
+}
+
 
 def score(
-    data: str | Path | Iterable[Mapping[str, Any]],
+    data: str | Path | pl.DataFrame | Records,
     model: str | Path,
     *settings: str,
     run_dir: str | Path | None = None,
 ) -> pl.DataFrame:
     """Scores rows by their Instruction-Following Difficulty (paper, section 2.2).
 
-    ``data`` is a file, a glob or an ``hf://`` path, or the records themselves; ``model`` is a
-    folder or a hub id. ``settings`` are those of the command line, such as "prompt=chat" or
-    "engine=hf". A killed run resumes if it is called again with the same ``run_dir``; without a
-    ``run_dir``, nothing is kept.
+    ``data`` is a file, a glob or an ``hf://`` path, or the records themselves, also as a frame;
+    ``model`` is a folder or a hub id. ``settings`` are those of the command line, such as
+    "prompt=chat" or "engine=hf". A killed run resumes if it is called again with the same
+    ``run_dir``; without a ``run_dir``, nothing is kept.
 
     Returns one line per row, in the order of the input, with the columns of
     :data:`schema.SCORES`: the scores in nats per token, and ``drop_reason``, which is null for a
@@ -43,9 +57,7 @@ def score(
     """
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        config = compose("run_dir=runs/unused", *settings)
-        if config.share.count != 1:
-            raise UserError("share.count: score() scores all rows; use the command line for shares")
+        config = _compose(settings)
         config.data.path = _find_data(data, folder)
         config.model.path = str(model)
         config.run_dir = config.scores_dir = str(run_dir or folder / "run")
@@ -78,16 +90,48 @@ def select(
     known = [item.value for item in Strategy if item is not Strategy.rating]
     if strategy not in known:
         raise UserError(f"strategy={strategy}: choose from {', '.join(known)}")
+    if not isinstance(scores, pl.DataFrame) or not SCORES.keys() <= set(scores.columns):
+        raise UserError("scores: give the frame that score() returned")
     sizes = {"fraction": fraction, "count": count, "num_tokens": num_tokens}
     return select_rows(scores, Choice(strategy=Strategy(strategy), seed=seed, **sizes))  # type: ignore[arg-type]
 
 
-def _find_data(data: str | Path | Iterable[Mapping[str, Any]], folder: Path) -> str:
+def _compose(settings: Sequence[str]) -> Config:
+    for word in settings:
+        key = word.partition("=")[0].lstrip("+")
+        if key in ARGUMENTS:
+            raise UserError(f"{word}: give it as the argument {ARGUMENTS[key]} of score()")
+    try:
+        config = compose("run_dir=runs/unused", *read_words(settings, is_sweep=False))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error)) from None
+    if config.share.count != 1:
+        raise UserError("share.count: score() scores all rows; use the command line for shares")
+    return config
+
+
+def _find_data(data: str | Path | pl.DataFrame | Records, folder: Path) -> str:
     """The path of the data; records are written to ``folder`` first."""
     if isinstance(data, str | Path):
         return str(data)
+    if isinstance(data, pl.DataFrame):
+        data = data.iter_rows(named=True)
+    if isinstance(data, Mapping) or not isinstance(data, Iterable):
+        raise UserError(f"data: {type(data).__name__}; give a path, a list of records or a frame")
+    lines = [_to_json(record, number) for number, record in enumerate(data)]
+    if not lines:
+        raise UserError("data: no records; give at least one")
     file = folder / "records.jsonl"
-    with file.open("w", encoding="utf-8") as lines:
-        for record in data:
-            lines.write(json.dumps(record, ensure_ascii=False) + "\n")
+    file.write_text("\n".join(lines), encoding="utf-8")
     return str(file)
+
+
+def _to_json(record: Any, number: int) -> str:
+    if not isinstance(record, Mapping):
+        raise UserError(f"record {number}: {type(record).__name__}; give a mapping of its fields")
+    try:
+        return json.dumps(dict(record))
+    except TypeError as error:
+        raise UserError(
+            f"record {number}: {error}; give text, numbers, lists or mappings"
+        ) from None

@@ -1,6 +1,7 @@
 """The Python functions, on a real engine and on the fake one."""
 
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -53,6 +54,50 @@ def test_a_mistake_is_one_line(
 ) -> None:
     with pytest.raises(UserError, match=message):
         cherry_vllm.select(scores, **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("data", "settings", "message"),
+    [
+        (RECORDS, ["engine=foo"], "engine=foo: no such option; choose from"),
+        (RECORDS, ["foo=1"], "foo: no such key"),
+        (RECORDS, ["engine=vllm_eager"], "has a new name; write engine=vllm_fused_eager"),
+        (RECORDS, ["max_length=0"], "max_length=0: give a whole number"),
+        (RECORDS, ["engine=hf", "run_dir=mine"], "run_dir=mine: give it as the argument run_dir"),
+        (RECORDS, ["scores_dir=mine"], "give it as the argument run_dir"),
+        (RECORDS, ["share.count=2"], "score\\(\\) scores all rows"),
+        ([], [], "data: no records"),
+        (RECORDS[0], [], "data: dict; give a path, a list of records"),
+        (None, [], "data: NoneType"),
+        ([RECORDS[0], "text"], [], "record 1: str; give a mapping"),
+        ([{"instruction": b"bytes"}], [], "record 0: Object of type bytes"),
+    ],
+)
+def test_what_cannot_be_scored_is_one_line(
+    data: Any, settings: list[str], message: str, tmp_path: Path
+) -> None:
+    model = write_checkpoint(tmp_path / "model")
+    with pytest.raises(cherry_vllm.UserError, match=message) as raised:
+        cherry_vllm.score(data, model, *settings)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("scores", [[1, 2], "runs/alpaca", pl.DataFrame({"row": [0]})])
+def test_only_scores_can_be_selected_from(scores: Any) -> None:
+    with pytest.raises(UserError, match="give the frame that score"):
+        cherry_vllm.select(scores, count=1)
+
+
+def test_a_frame_and_odd_text_are_scored_as_records(
+    scores: pl.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch)
+    model = write_checkpoint(tmp_path / "model")
+    again = cherry_vllm.score(pl.DataFrame(RECORDS), model, "max_length=128", "engine=hf")
+    assert again.equals(scores)
+    odd = [*RECORDS, {"instruction": "Say it.", "output": "half a \ud83d pair"}]
+    found = cherry_vllm.score(odd, model, "max_length=128", "engine=hf")
+    assert found["drop_reason"][8] == "malformed"
 
 
 @pytest.mark.engine

@@ -55,6 +55,20 @@ def _caps_attention(checkpoint: Checkpoint) -> bool:
     return bool((config | config.get("text_config", {})).get("attn_logit_softcapping"))
 
 
+def _find_device(name: str) -> torch.device:
+    """The device of that name; raises a UserError if this machine has none."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise UserError(
+            f"engine.device={name}: torch finds no such device here; give auto, cpu, cuda or cuda:N"
+        ) from None
+    return device
+
+
 class HfModel:
     """A model, and its inputs in batches of similar length."""
 
@@ -66,9 +80,7 @@ class HfModel:
         max_length: int,  # noqa: ARG002 - a forward pass takes any length
         trust_remote_code: bool,
     ) -> None:
-        device = settings.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = _find_device(settings.device)
         self._batch_tokens = settings.batch_tokens
         model = load_model(checkpoint, dtype=settings.dtype, trust_remote_code=trust_remote_code)
         self._model = model.to(device).eval()

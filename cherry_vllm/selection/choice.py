@@ -37,7 +37,7 @@ class Choice:
     threshold: float | None = field(default=None, metadata={LIMIT: number()})  # of ratings
     order: Order = Order.input
     rule: Rule = Rule.exact
-    seed: int = 0  # for the strategy random
+    seed: int = field(default=0, metadata={LIMIT: whole(0)})  # for the strategy random
 
     def __post_init__(self) -> None:
         check(self, "select.")
