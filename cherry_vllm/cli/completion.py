@@ -5,8 +5,6 @@
 
 import os
 from collections.abc import Callable, Sequence
-from enum import Enum
-from typing import Any
 
 from cherry_vllm.cli.help import STAGES
 from cherry_vllm.errors import UserError
@@ -58,7 +56,7 @@ def list_choices(line: str) -> list[str]:
 
 def list_words(begun: str) -> list[str]:
     """The keys, groups, flags or values that complete a word."""
-    from cherry_vllm.cli.keys import known_keys, list_groups
+    from cherry_vllm.cli.keys import known_keys, list_groups, list_values
 
     if begun.startswith("-"):
         return _beginning([f"{flag} " for flag in FLAGS], begun)
@@ -66,19 +64,12 @@ def list_words(begun: str) -> list[str]:
     key, equals, _ = word.partition("=")
     if equals:
         found = known_keys().get(key)
-        values = list_groups().get(key) or (_values(found.kind) if found else [])
+        values = list_groups().get(key) or (list_values(found.kind) if found else [])
         return _beginning([f"{plus}{key}={value} " for value in values], begun)
     names = [f"{name}=" for name in [*known_keys(), *list_groups()]]
     # One level at a time: `select.` before the keys of `select`.
     levels = {_to_next_dot(name, len(word)) for name in names if name.startswith(word)}
     return sorted(f"{plus}{name}" for name in levels)
-
-
-def _values(kind: Any) -> list[str]:
-    if kind is bool:
-        return ["false", "true"]
-    is_choice = isinstance(kind, type) and issubclass(kind, Enum)
-    return [item.name for item in kind] if is_choice else []
 
 
 def _to_next_dot(name: str, start: int) -> str:

@@ -24,12 +24,11 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
-from cherry_vllm.cli.words import explain, read_words
+from cherry_vllm.cli.explain import explain, is_explained, refuse_other_encodings
+from cherry_vllm.cli.words import read_words
 from cherry_vllm.config import CONF, register, typed
 from cherry_vllm.errors import UserError
 
@@ -73,7 +72,7 @@ def describe_failure(error: Exception) -> Failure:
     if isinstance(error, OSError) and error.errno in PLACE_ERRORS:
         place = error.filename or "run_dir"
         return Failure(f"{place}: {error.strerror}; check run_dir and its disk")
-    if isinstance(error, HydraException | OmegaConfBaseException):
+    if is_explained(error):
         return Failure(explain(error))
     if type(error).__module__.startswith("submitit."):
         return Failure(_explain_lost_job(str(error)))
@@ -179,6 +178,10 @@ def _hydra(flags: argparse.Namespace) -> Iterator[Hydra]:
     GlobalHydra.instance().clear()
     try:
         yield Hydra.create_main_hydra2("cherry-vllm", path)
+    except UnicodeDecodeError:
+        for folder in filter(None, (flags.config_dir, flags.config_path)):
+            refuse_other_encodings(Path(folder))
+        raise
     finally:
         GlobalHydra.instance().clear()
 

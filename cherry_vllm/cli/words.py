@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString, ValueType
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException
 
 from cherry_vllm.checks import Each
 from cherry_vllm.cli.keys import SCHEMA, is_open, known_keys, list_groups, suggest
@@ -60,7 +60,7 @@ def _read(word: Word, more_groups: Collection[str], *, is_sweep: bool) -> Word:
     _refuse_old_names(word)
     if key in USELESS:
         raise UserError(f"{word}: {USELESS[key]}")
-    if re.split(r"[./]", key)[0] in ("hydra", *more_groups):
+    if _is_left_to_hydra(key, more_groups):
         return _checked(word, is_sweep=is_sweep)
     if word.prefix == "~":
         return _removed(word)
@@ -74,6 +74,13 @@ def _read(word: Word, more_groups: Collection[str], *, is_sweep: bool) -> Word:
     word = word._replace(prefix="")  # `+key` and `++key` of a key that exists mean `key`
     is_text = found.kind is str or (isinstance(found.limit, Each) and found.limit.one_will_do)
     return (_as_text if is_text else _checked)(word, is_sweep=is_sweep)
+
+
+def _is_left_to_hydra(key: str, more_groups: Collection[str]) -> bool:
+    """Whether a key is Hydra's own, or of a group that only the user's folder has."""
+    first = re.split(r"[./]", key)[0]
+    is_known = first in list_groups() or key in known_keys()
+    return first == "hydra" or (first in more_groups and not is_known)
 
 
 def _split(text: str) -> Word:
@@ -177,31 +184,3 @@ def _shell(text: str) -> str:
 
 def _quote(text: str) -> str:
     return QuotedString(text, Quote.single).with_quotes()
-
-
-def explain(error: Exception) -> str:
-    """A failed composition in one line, with the fix if it is known."""
-    text, cause = str(error), str(error.__cause__ or "").split("\n")[0]
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        return _explain_missing(error.missing_cfg_file, error.options)
-    if match := re.match(r"Could not override '([^']+)'", text):
-        key = match[1]
-        found = known_keys().get(key)
-        if found and found.owner:
-            group = found.owner.partition("=")[0]
-            return f"{key}: not a setting of the chosen {group}; it goes with {found.owner}"
-        advice = "--hydra-help lists Hydra's own" if key.startswith("hydra") else suggest(key)
-        return f"{key}: no such key; {advice}"
-    if match := re.match(r"Error merging override ([^=]+)=(.*)", text, re.DOTALL):
-        found = known_keys().get(match[1])
-        advice = f"give {found.limit.advice(match[2])}" if found and found.limit else cause
-        return f"{match[1]}={match[2]}: {advice}"
-    return " ".join(f"{text}{': ' if cause else ''}{cause}".split())
-
-
-def _explain_missing(name: str, options: Sequence[str] | None) -> str:
-    group, _, option = name.rpartition("/")
-    if not group:
-        return f"--config-name {name}: no such file; give --config-dir, the folder that it is in"
-    known = [option for option in options or () if not option.endswith(SCHEMA)]
-    return f"{group}={option}: no such option; choose from {', '.join(known)}"
