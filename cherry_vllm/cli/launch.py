@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import errno
 import io
+import os
 import re
 import shlex
 import traceback
@@ -63,6 +64,9 @@ class Failure(NamedTuple):
     trace: str = ""  # of an internal error
 
 
+READER_LEFT = Failure("stdout: its reader left")  # as `head` does; not told
+
+
 def describe_failure(error: Exception) -> Failure:
     """The failure in one line; it has a traceback unless it is the user's mistake or the disk's."""
     if isinstance(error, UserError):
@@ -70,14 +74,24 @@ def describe_failure(error: Exception) -> Failure:
     if isinstance(error, MemoryError):
         return Failure("out of memory; free some, or lower shard_rows")
     if isinstance(error, OSError) and error.errno in PLACE_ERRORS:
-        place = error.filename or "run_dir"
-        return Failure(f"{place}: {error.strerror}; check run_dir and its disk")
+        return Failure(_explain_place(error))
     if is_explained(error):
         return Failure(explain(error))
     if type(error).__module__.startswith("submitit."):
         return Failure(_explain_lost_job(str(error)))
     trace = "".join(traceback.format_exception(error))
     return Failure(f"{type(error).__name__}: {error}", trace)
+
+
+def _explain_place(error: OSError) -> str:
+    """The place that an operating system's error is about, which a failed write does not name."""
+    if error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}; check that place and its disk"
+    try:
+        print(flush=True)  # fails again if it is stdout that cannot be written
+    except OSError:
+        return f"stdout: {error.strerror}; check where the output goes"
+    return f"{error.strerror}; check run_dir, the other outputs and their disks"
 
 
 def _explain_lost_job(report: str) -> str:
@@ -105,10 +119,8 @@ def run_stage(stage: str, composed: DictConfig) -> Failure | None:
         output_dir = settings.runtime.output_dir if is_sweep else config.run_dir
         command = shlex.join(["cherry-vllm", stage, *settings.overrides.task])
         STAGES[stage](config, Job(Path(output_dir), is_sweep, command))
-    except BrokenPipeError:  # the reader of our output left
-        raise
     except Exception as error:
-        return describe_failure(error)
+        return READER_LEFT if isinstance(error, BrokenPipeError) else describe_failure(error)
     return None
 
 
@@ -116,6 +128,7 @@ def launch(stage: str, words: Sequence[str]) -> list[Failure]:
     """Runs a stage with the flags and overrides of the command line; returns what failed.
 
     Raises:
+        BrokenPipeError: the reader of stdout left.
         UserError: a flag or an override is not understood.
         hydra.errors.HydraException: the configuration cannot be composed.
     """
@@ -200,12 +213,21 @@ def _show(app: Hydra, flags: argparse.Namespace, name: str, overrides: list[str]
 
 
 def _failures(returned: Any) -> list[Failure]:
-    """The failures among the jobs that a sweeper returns in nested lists, each once."""
+    """The failures of the jobs, each once."""
+    failures = list(dict.fromkeys(_each_failure(returned)))
+    if READER_LEFT in failures:
+        raise BrokenPipeError
+    return failures
+
+
+def _each_failure(returned: Any) -> Iterator[Failure]:
+    """The failures among the jobs that a sweeper returns in nested lists."""
     if isinstance(returned, JobReturn):
-        return [failure] if (failure := returned.return_value) else []
-    if not isinstance(returned, list):
-        return []
-    return list(dict.fromkeys(failure for item in returned for failure in _failures(item)))
+        if returned.return_value:
+            yield returned.return_value
+    elif isinstance(returned, list):
+        for item in returned:
+            yield from _each_failure(item)
 
 
 def _name_jobs(overrides: list[str]) -> list[str]:

@@ -16,7 +16,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         shown = capsys.readouterr()
         (line,) = shown.err.splitlines()
         assert line.startswith("cherry-vllm: ")
-        assert shown.out == ""
+        assert shown.out.strip() == ""
         return line.removeprefix("cherry-vllm: ")
 
     return run

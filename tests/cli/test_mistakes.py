@@ -1,5 +1,6 @@
 """A user's mistake costs one line and exit code 2, whatever it is."""
 
+import io
 import logging
 import os
 import sys
@@ -184,9 +185,9 @@ def test_an_internal_error_is_one_line_and_its_traceback_a_file(
     ("error", "line"),
     [
         (UserError("x: wrong; fix it"), "x: wrong; fix it"),
-        (OSError(28, "No space left on device"), "run_dir: No space left on device; check run_di"),
-        (OSError(5, "Input/output error", "/a"), "/a: Input/output error; check run_dir and its d"),
-        (OSError(37, "No locks available", "/a"), "/a: No locks available; check run_dir and its"),
+        (OSError(28, "No space left on device"), "No space left on device; check run_dir, the ot"),
+        (OSError(5, "Input/output error", "/a"), "/a: Input/output error; check that place and it"),
+        (OSError(37, "No locks available", "/a"), "/a: No locks available; check that place and i"),
         (MemoryError(), "out of memory; free some, or lower shard_rows"),
     ],
 )
@@ -198,6 +199,48 @@ def test_a_fault_of_the_machine_costs_one_line(
 
     monkeypatch.setitem(stages.STAGES, "select", fail)
     assert refused("select").startswith(line)
+
+
+class Unwritable(io.StringIO):
+    """An output that cannot be written to, as a pipe whose reader left or a full disk."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__()
+        self.error = error
+
+    def flush(self) -> None:
+        raise self.error
+
+    def write(self, _text: str) -> int:
+        raise self.error
+
+
+@pytest.mark.parametrize("sweep", [[], ["-m", "seed=1,2"]], ids=["job", "sweep"])
+def test_an_output_that_takes_no_more_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    sweep: list[str],
+) -> None:
+    monkeypatch.setitem(stages.STAGES, "select", lambda _config, _job: print("rows"))
+    line = "cherry-vllm: stdout: No space left on device; check where the output goes\n"
+    for error, code, said in (
+        (BrokenPipeError(32, "Broken pipe"), 141, ""),
+        (OSError(28, "No space left on device"), 2, line),
+    ):
+        monkeypatch.setattr(sys, "stdout", Unwritable(error))
+        assert main(["select", f"run_dir={tmp_path}", *sweep]) == code
+        assert capsys.readouterr().err == said
+
+
+def test_a_closed_output_is_no_fault(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(["--help"]) == 0
+    assert main(["scores"]) == 2
+    assert sys.stdout is None
+    assert "scores: no such stage" in capsys.readouterr().err
 
 
 def test_no_option_of_conf_is_an_internal_one() -> None:
