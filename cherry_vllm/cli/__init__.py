@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cherry_vllm import __version__
-from cherry_vllm.cli.help import STAGES, command_help, stage_help
+from cherry_vllm.cli.help import HYDRA_HELP, STAGES, command_help, stage_help
 from cherry_vllm.errors import UserError
 from cherry_vllm.runtime.text import printable
 
@@ -59,7 +59,12 @@ def _dispatch(words: list[str]) -> int:
 
         print(complete(words[1:]))
         return 0
+    if "--hydra-help" in words:
+        print(HYDRA_HELP)
+        return 0
     stage, *rest = words
+    if stage.startswith("-"):
+        raise UserError(f"{stage}: put the stage first, as in cherry-vllm score {stage}")
     if stage not in STAGES:
         raise UserError(f"{stage}: no such stage; choose from {', '.join(STAGES)}")
     if {"-h", "--help"} & set(rest):

@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import errno
 import io
+import itertools
 import os
 import re
 import shlex
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra import version
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_search_path import SearchPathQuery
@@ -26,7 +28,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from cherry_vllm.cli.explain import explain, is_explained, refuse_other_encodings
 from cherry_vllm.cli.words import read_words
@@ -139,7 +142,7 @@ def launch(stage: str, words: Sequence[str]) -> list[Failure]:
     )
     with _hydra(flags) as app:
         name = flags.config_name or "config"
-        if flags.cfg or flags.info or flags.hydra_help:
+        if flags.cfg or flags.info:
             _show(app, flags, name, overrides)
             return []
         if flags.config_dir or flags.config_name:  # these may choose the mode as well
@@ -148,6 +151,8 @@ def launch(stage: str, words: Sequence[str]) -> list[Failure]:
         if not is_sweep:
             return _failures(app.run(name, task, [*overrides, "hydra.mode=RUN"]))
         overrides += ["hydra.mode=MULTIRUN", *_name_jobs(overrides)]
+        if mistakes := _check_jobs(app, name, overrides):
+            return mistakes
         return _failures(app.multirun(name, task, overrides))
 
 
@@ -158,9 +163,9 @@ def _read_flags(words: Sequence[str]) -> argparse.Namespace:
     try:
         flags, unknown = parser.parse_known_intermixed_args(list(words))
     except argparse.ArgumentError as error:
-        raise UserError(f"{error}; see cherry-vllm --help") from None
+        raise UserError(f"{error}; see cherry-vllm --hydra-help") from None
     if unknown:
-        raise UserError(f"{unknown[0]}: no such flag; see cherry-vllm --help")
+        raise UserError(f"{unknown[0]}: no such flag; see cherry-vllm --hydra-help")
     if flags.experimental_rerun:
         raise UserError("--experimental-rerun: not supported; give the same command again")
     if flags.resolve and not flags.cfg:
@@ -200,9 +205,7 @@ def _hydra(flags: argparse.Namespace) -> Iterator[Hydra]:
 
 
 def _show(app: Hydra, flags: argparse.Namespace, name: str, overrides: list[str]) -> None:
-    if flags.hydra_help:
-        app.hydra_help(config_name=name, args_parser=get_args_parser(), args=flags)
-    elif flags.info:
+    if flags.info:
         app.show_info(flags.info, config_name=name, overrides=overrides)
     else:
         try:
@@ -210,6 +213,39 @@ def _show(app: Hydra, flags: argparse.Namespace, name: str, overrides: list[str]
                 app.show_cfg(name, overrides, flags.cfg, flags.package, resolve=flags.resolve)
         except SystemExit:
             raise UserError(f"--package {flags.package}: no such part; see --cfg job") from None
+
+
+def _check_jobs(app: Hydra, name: str, overrides: list[str]) -> list[Failure]:
+    """The mistakes in the jobs of a sweep; only Hydra's basic sweeper knows its jobs beforehand.
+
+    Raises:
+        UserError: there is no job.
+    """
+    sweep = app.compose_config(name, overrides, RunMode.MULTIRUN, with_log_configuration=False)
+    sweeper = sweep.hydra.sweeper
+    if not sweeper.get("_target_", "").endswith(".BasicSweeper"):
+        return []
+    words = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
+    words += sweep.hydra.overrides.task
+    parsed = OverridesParser.create(config_loader=app.config_loader).parse_overrides(words)
+    jobs = itertools.chain.from_iterable(BasicSweeper.split_arguments(parsed, None))
+    mistakes = [_check_job(app, sweep, job) for job in jobs]
+    if not mistakes:
+        raise UserError("no job to run: a glob() or a range() finds no value; list the values")
+    return list(dict.fromkeys(mistake for mistake in mistakes if mistake))
+
+
+def _check_job(app: Hydra, sweep: DictConfig, job: list[str]) -> Failure | None:
+    composed = app.config_loader.load_sweep_config(sweep, job)
+    with open_dict(composed):
+        del composed["hydra"]
+    try:
+        typed(composed)
+    except UserError as error:
+        return Failure(str(error))
+    except OmegaConfBaseException:  # as of ${hydra:job.num}, which is known once the job starts
+        return None
+    return None
 
 
 def _failures(returned: Any) -> list[Failure]:

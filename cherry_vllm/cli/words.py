@@ -65,7 +65,7 @@ def _read(word: Word, more_groups: Collection[str], *, is_sweep: bool) -> Word:
     if word.prefix == "~":
         return _removed(word)
     if key in list_groups() or "/" in key:
-        return _option(word)
+        return _option(word, is_sweep=is_sweep)
     found = known_keys().get(key)
     if found is None and not is_open(key):
         raise UserError(f"{word.prefix}{key}: no such key; {suggest(key)}")
@@ -116,13 +116,22 @@ def _removed(word: Word) -> Word:
     raise UserError(f"~{word.key}: no such key; {suggest(word.key)}")
 
 
-def _option(word: Word) -> Word:
+def _option(word: Word, *, is_sweep: bool) -> Word:
     """A group's option; Hydra checks whether it exists, as it also searches --config-dir."""
     options = ", ".join(list_groups().get(word.key, []))
-    for value in (word.value or "null").split(","):
-        if value.endswith(SCHEMA) or value == "null":
+    for value in (word.value or "").split(","):
+        if value.endswith(SCHEMA) or value in ("", "null") or _is_no_name(word):
             raise UserError(f"{word.key}={value}: no such option; choose from {options}")
-    return word._replace(prefix="+" if word.key == "experiment" else "")
+    word = word._replace(prefix="+" if word.key == "experiment" else "")
+    return _checked(word, is_sweep=is_sweep)
+
+
+def _is_no_name(word: Word) -> bool:
+    """Whether Hydra reads the value as a number, a switch or a mapping."""
+    parsed = _parse(word)
+    if parsed is None or parsed.value_type is not ValueType.ELEMENT:
+        return False
+    return isinstance(parsed.value(), bool | int | float | dict)
 
 
 def _checked(word: Word, *, is_sweep: bool) -> Word:
@@ -131,9 +140,15 @@ def _checked(word: Word, *, is_sweep: bool) -> Word:
     if parsed is None:
         quoted = _shell(str(word._replace(value=_quote(word.value or ""))))
         raise UserError(f"{word}: Hydra cannot read this value; a text needs quotes: {quoted}")
-    if _is_plain_sweep(parsed) and not is_sweep:
-        raise UserError(f"{word}: several values; add -m to run them all, or give one")
+    _check_sweep(word, parsed, is_sweep=is_sweep)
     return word
+
+
+def _check_sweep(word: Word, parsed: Override, *, is_sweep: bool) -> None:
+    if parsed.is_sweep_override() and not is_sweep:
+        raise UserError(f"{word}: several values; add -m to run them all, or give one")
+    if parsed.value_type is ValueType.GLOB_CHOICE_SWEEP and word.key in known_keys():
+        raise UserError(f"{word}: glob() finds options of groups; list the values, as in 1,2,3")
 
 
 def _as_text(word: Word, *, is_sweep: bool) -> Word:
@@ -143,10 +158,8 @@ def _as_text(word: Word, *, is_sweep: bool) -> Word:
     if _exists(value):
         return quoted
     if parsed is not None and (is_sweep or not _is_plain_sweep(parsed)):
-        is_other = parsed.value_type is ValueType.ELEMENT and isinstance(
-            parsed.value(), bool | int | float | dict
-        )
-        return quoted if is_other else word
+        _check_sweep(word, parsed, is_sweep=is_sweep)
+        return quoted if _is_no_name(word) else word
     if value.startswith("[") and value.endswith("]"):
         items = ",".join(_quote(item.strip()) for item in value[1:-1].split(","))
         listed = _shell(str(word._replace(value=f"[{items}]")))
@@ -155,7 +168,7 @@ def _as_text(word: Word, *, is_sweep: bool) -> Word:
         items = ",".join(_quote(item.strip()) for item in value.split(","))
         sweep = _shell(str(word._replace(value=items)))
         text = _shell(str(quoted))
-        raise UserError(f"{word}: no such file; for one text write {text}, for a sweep -m {sweep}")
+        raise UserError(f"{word}: for one text write {text}, for a sweep -m {sweep}")
     return quoted
 
 

@@ -48,13 +48,33 @@ Refused = Callable[..., str]
         (["score", "run_dir="], "run_dir=: give a path that is not empty"),
         (["select", "select.strategy=best"], "select.strategy=best: choose from cherry, low_ifd, "),
         (["select", "select.fraction=0,1"], "select.fraction=0,1: several values; add -m to run t"),
+        (["select", "engine=hf,vllm"], "engine=hf,vllm: several values; add -m to run them all"),
+        (["select", "engine=glob(*)"], "engine=glob(*): several values; add -m to run them all"),
+        (["select", "seed=range(1,3)"], "seed=range(1,3): several values; add -m to run them all"),
+        (["select", "run_dir=choice(a,b)"], "run_dir=choice(a,b): several values; add -m to run"),
+        (["select", "run_dir=a,b"], "run_dir=a,b: for one text write \"run_dir='a,b'\", for a sw"),
+        (["select", "-m", "seed=glob(*)"], "seed=glob(*): glob() finds options of groups; list"),
+        (["select", "-m", "engine=glob(x*)"], "no job to run: a glob() or a range() finds no v"),
+        (["select", "-m", "seed=range(1,1)"], "no job to run: a glob() or a range() finds no v"),
+        (["select", "-m", "seed=1,2", "select.fraction=1,7"], "select.fraction=7.0: give a numbe"),
+        (["select", "verbose=maybe"], "verbose=maybe: give true or false"),
+        (["select", "engine.dtype=null"], "engine.dtype=null: choose from auto, float32, "),
+        (["select", "run_dir=${run_dri}"], "run_dir=${run_dri}: no such key; did you mean run_d"),
+        (["select", "data={a:1}"], "data={a:1}: no such option; choose from alpaca, question_an"),
+        (["select", "data=1"], "data=1: no such option; choose from alpaca, question_answer"),
+        (["select", "engine="], "engine=: no such option; choose from hf, vllm"),
         (["select", "select.fraction=(1)"], "select.fraction=(1): Hydra cannot read this value"),
         (["score"], "data.path: not given; add data.path=... (a file, a glob or hf://...)"),
         (["score", DATA], "model.path: not given; add model.path=... (a model folder or a hub id)"),
         (["score", "data.path=/no/data.json"], "/no/data.json: No such file or directory; check "),
+        (
+            ["score", "data.path=https://x/y.json", "model.path=m"],
+            "https://x/y.json: URLs are not read; download the file, or give an hf:// path",
+        ),
         (["score", DATA, "model.path=/no/model"], "/no/model: no such folder; check model.path"),
         (["select", "run_dir=/no/run"], "/no/run/scores.parquet: no such file; run `cherry-vllm "),
-        (["score", "--nope"], "--nope: no such flag; see cherry-vllm --help"),
+        (["score", "--nope"], "--nope: no such flag; see cherry-vllm --hydra-help"),
+        (["--cfg", "job"], "--cfg: put the stage first, as in cherry-vllm score --cfg"),
         (["score", "--cfg", "all", "-m"], "--multirun and --cfg: give one of them"),
         (["score", "--cfg", "nothing"], "argument --cfg/-c: invalid choice: 'nothing'"),
         (["score", "--cfg", "job", "-p", "no"], "--package no: no such part; see --cfg job"),
@@ -89,13 +109,11 @@ def test_a_file_name_that_is_not_utf_8_costs_one_line(refused: Refused) -> None:
 def test_every_failing_job_of_a_sweep_is_told_and_each_mistake_once(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    argv = ("select", f"run_dir={tmp_path / 'run'}", "-m", "select.fraction=0.1,0.2,7")
-    assert main(argv) == 2
+    folders = [str(tmp_path / name) for name in ("a", "b")]
+    argv = ("select", f"run_dir={','.join(folders)}", f"hydra.sweep.dir={tmp_path}", "seed=1,2")
+    assert main([*argv, "-m"]) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert [line.split(": ")[1] for line in lines] == [
-        str(tmp_path / "run" / "scores.parquet"),
-        "select.fraction=7.0",
-    ]
+    assert [line.split(": ")[1] for line in lines] == [f"{name}/scores.parquet" for name in folders]
 
 
 @pytest.fixture
@@ -135,13 +153,26 @@ def test_flags_may_stand_anywhere_and_a_sweep_runs_every_job(
     assert (tmp_path / "max_length=3").is_dir()
 
 
+def test_no_job_of_a_sweep_starts_before_all_are_checked(
+    seen: list[Config], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    argv = ["select", "-m", f"run_dir={tmp_path / 'run'}", "seed=1,2"]
+    assert main([*argv, "select.fraction=0.1,7", "max_length=0,9"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(": ")[1] for line in lines] == ["max_length=0", "select.fraction=7.0"]
+    assert seen == []
+    assert list(tmp_path.iterdir()) == []
+    number = ["scores_dir=${hydra:job.num}", "select.fraction=0.1"]  # known once a job starts
+    assert main([*argv, *number]) == 0
+    assert [config.scores_dir for config in seen] == ["0", "1"]
+
+
 def test_the_configuration_can_be_shown(capsys: pytest.CaptureFixture[str]) -> None:
     for argv, words in {
         ("--cfg", "job", "prompt=vicuna", "+experiment=demo"): "marker: 'ASSISTANT:'",
         ("prompt=vicuna", "--cfg", "job", "--package", "prompt"): "# @package prompt",
         ("--cfg", "job", "--resolve"): "scores_dir: runs/cherry",
         ("--info", "defaults"): "engine/vllm_fused",
-        ("--hydra-help",): "hydra/launcher",
         ("--version",): "0.",
     }.items():
         assert main(["score", *argv]) == 0
