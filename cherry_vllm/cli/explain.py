@@ -96,7 +96,8 @@ def _explain_missing(text: str, name: str, options: Sequence[str] | None) -> str
     if known:
         return f"{group}={option}: no such option; choose from {', '.join(known)}"
     if match := IN_FILE.match(text):
-        return f"{match[1]}.yaml: {name}.yaml, in its defaults: no such file; check the name"
+        place = "" if match[1] == "config" else f"{match[1]}.yaml: defaults: "  # "": the command
+        return f"{place}{name}.yaml: no such file; check the name"
     return f"--config-name {name}: no such file; give --config-dir, the folder that it is in"
 
 

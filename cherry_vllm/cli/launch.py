@@ -222,7 +222,7 @@ def _check_jobs(app: Hydra, name: str, overrides: list[str]) -> list[Failure]:
         UserError: there is no job.
     """
     sweep = app.compose_config(name, overrides, RunMode.MULTIRUN, with_log_configuration=False)
-    sweeper = sweep.hydra.sweeper
+    sweeper: Any = sweep.hydra.sweeper or {}
     if not sweeper.get("_target_", "").endswith(".BasicSweeper"):
         return []
     words = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]

@@ -64,6 +64,7 @@ def test_a_group_that_only_the_user_has_is_left_to_hydra(seen: list[Config]) -> 
         ("~data", "~data: cannot be left out; give it another value"),
         ("data=null", "data=null: no such option; choose from alpaca, question_answer"),
         ("data=yours", "data=yours: no such option; choose from alpaca, mine, question_answer"),
+        ("data=[mine,no]", "data/no.yaml: no such file; check the name"),
         ("data.pth=x", "data.pth: no such key; did you mean data.path?"),
     ],
 )
@@ -88,7 +89,10 @@ def test_a_mistake_in_a_known_group_is_explained(
         ("max_length: 0\n", "max_length=0: give a whole number of at least 1"),
         ("run_dir: ${run_dri}\n", "run_dir=${run_dri}: no such key; did you mean run_dir?"),
         ("run_dir: ${run_dir\n", "run_dir: a ${...} in its value cannot be read; close its br"),
-        ("defaults: [nosuch]\n", "experiment/x.yaml: experiment/nosuch.yaml, in its defaults: no "),
+        (
+            "defaults: [nosuch]\n",
+            "experiment/x.yaml: defaults: experiment/nosuch.yaml: no such fil",
+        ),
         ("defaults: [override /data: nil]\n", "data=nil: no such option; choose from alpaca, min"),
         ("defaults: 3\n", "Invalid defaults list in 'experiment/x', defaults must be a list (got"),
     ],
