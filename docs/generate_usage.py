@@ -32,10 +32,17 @@ cherry-vllm STAGE group=option ...         # pick a file of conf/group/
 cherry-vllm STAGE -m key=1,2,3             # sweep
 cherry-vllm STAGE --cfg job                # print the settings without running
 cherry-vllm STAGE --help                   # the keys used most
+cherry-vllm --hydra-help                   # the flags, such as --config-dir
 ```
 
 Every stage takes every key, so you can copy a command line from one stage to the next.
 A key that doesn't exist, a value of the wrong type or out of range is refused before anything runs.
+A sweep's jobs are all checked before the first one starts. Other sweepers than Hydra's own choose
+their jobs while they run, so there each job is checked when it starts.
+
+`--config-dir FOLDER` adds your own files: `FOLDER/data/mine.yaml` is `data=mine`, and
+`FOLDER/experiment/mine.yaml` is `+experiment=mine`. An experiment starts with the line
+`# @package _global_`.
 """
 
 

@@ -11,11 +11,12 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cherry_vllm import __version__
-from cherry_vllm.cli.help import STAGES, command_help, stage_help
+from cherry_vllm.cli.help import HYDRA_HELP, STAGES, command_help, stage_help
 from cherry_vllm.errors import UserError
 from cherry_vllm.runtime.text import printable
 
@@ -29,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     It may be called several times in one process, whose state it restores at the end.
     """
     words = sys.argv[1:] if argv is None else list(argv)
-    with _process_kept():
+    code = 0
+    with _output_open(), _process_kept():
         try:
             code = _dispatch(words)
             sys.stdout.flush()
@@ -37,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _complain(str(error))
         except OSError as error:  # from stdout: a stage's own errors are returned as failures
             _forget_stdout()
+            if code:  # the stage has told its failure
+                return code
             if isinstance(error, BrokenPipeError):  # the reader left, as `head` does
                 return 128 + signal.SIGPIPE
             return _complain(f"stdout: {error.strerror}; check where the output goes")
@@ -55,7 +59,12 @@ def _dispatch(words: list[str]) -> int:
 
         print(complete(words[1:]))
         return 0
+    if "--hydra-help" in words:
+        print(HYDRA_HELP)
+        return 0
     stage, *rest = words
+    if stage.startswith("-"):
+        raise UserError(f"{stage}: put the stage first, as in cherry-vllm score {stage}")
     if stage not in STAGES:
         raise UserError(f"{stage}: no such stage; choose from {', '.join(STAGES)}")
     if {"-h", "--help"} & set(rest):
@@ -107,6 +116,17 @@ def _forget_stdout() -> None:
     """Drops unwritten output, which the interpreter would try to write again when it exits."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def _output_open() -> Iterator[None]:
+    """Opens output that the caller closed, as ``>&-`` does, so that no file takes its place."""
+    with ExitStack() as stack:
+        for stream, redirect in ((sys.stdout, redirect_stdout), (sys.stderr, redirect_stderr)):
+            if stream is None:
+                nowhere = stack.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
+                stack.enter_context(redirect(nowhere))
+        yield
 
 
 @contextmanager

@@ -4,9 +4,8 @@
 """
 
 import os
+import re
 from collections.abc import Callable, Sequence
-from enum import Enum
-from typing import Any
 
 from cherry_vllm.cli.help import STAGES
 from cherry_vllm.errors import UserError
@@ -34,7 +33,8 @@ def complete(words: Sequence[str]) -> str:
         UserError: the word names another shell or an unknown action.
     """
     line = os.environ.get("COMP_LINE", "")
-    position = int(os.environ.get("COMP_POINT", len(line)))
+    point = os.environ.get("COMP_POINT", "")
+    position = int(point) if point.isdecimal() else len(line)
     answers: dict[str, Callable[[], str]] = {
         "install=bash": lambda: BASH,
         "uninstall=bash": lambda: "complete -r cherry-vllm; unset -f _cherry_vllm",
@@ -50,35 +50,32 @@ def complete(words: Sequence[str]) -> str:
 
 def list_choices(line: str) -> list[str]:
     """The possible completions of the last word of a command line."""
-    words = line.split(" ")
-    if len(words) < 3:
-        return _beginning([f"{name} " for name in STAGES], words[-1])
-    return list_words(words[-1])
+    *before, begun = re.split(" +", line.lstrip(" "))
+    if len(before) < 2:
+        return _beginning([f"{name} " for name in STAGES], begun)
+    if before[-1] in ("--cfg", "-c"):
+        return _beginning([f"{part} " for part in ("all", "hydra", "job")], begun)
+    return list_words(begun)
 
 
 def list_words(begun: str) -> list[str]:
     """The keys, groups, flags or values that complete a word."""
-    from cherry_vllm.cli.keys import known_keys, list_groups
+    from cherry_vllm.cli.keys import known_keys, list_groups, list_values
 
     if begun.startswith("-"):
         return _beginning([f"{flag} " for flag in FLAGS], begun)
-    plus, word = ("+", begun[1:]) if begun.startswith("+") else ("", begun)
-    key, equals, _ = word.partition("=")
+    word = begun.lstrip("+~")
+    prefix = begun.removesuffix(word)
+    key, equals, given = word.partition("=")
     if equals:
         found = known_keys().get(key)
-        values = list_groups().get(key) or (_values(found.kind) if found else [])
-        return _beginning([f"{plus}{key}={value} " for value in values], begun)
+        values = list_groups().get(key) or (list_values(found.kind) if found else [])
+        start = begun.removesuffix(given.rpartition(",")[2])  # with the values of a sweep so far
+        return _beginning([f"{start}{value} " for value in values], begun)
     names = [f"{name}=" for name in [*known_keys(), *list_groups()]]
     # One level at a time: `select.` before the keys of `select`.
     levels = {_to_next_dot(name, len(word)) for name in names if name.startswith(word)}
-    return sorted(f"{plus}{name}" for name in levels)
-
-
-def _values(kind: Any) -> list[str]:
-    if kind is bool:
-        return ["false", "true"]
-    is_choice = isinstance(kind, type) and issubclass(kind, Enum)
-    return [item.name for item in kind] if is_choice else []
+    return sorted(f"{prefix}{name}" for name in levels)
 
 
 def _to_next_dot(name: str, start: int) -> str:

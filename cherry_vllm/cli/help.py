@@ -22,27 +22,27 @@ MODEL = {
     "max_length": "tokens of prompt and answer (512)",
 }
 ENGINE = {
-    "engine": "vllm_fused (default), vllm or hf",
+    "engine": "vllm_fused (default), vllm_fused_eager, vllm or hf",
     "executor.num_workers": "worker processes (one per GPU)",
 }
 RUN = {"run_dir": "folder of all results (runs/cherry)"}
 
 STAGES = {
     "pipeline": Stage(
-        "Runs the whole method; stages whose results already exist are skipped.",
+        "Runs the whole method; skips stages whose results exist.",
         "cherry-vllm pipeline data.path=alpaca.json model.path=meta-llama/Llama-2-7b-hf",
         DATA
         | MODEL
         | {
             "+experiment": "settings of the paper: alpaca_7b or wizardlm_7b",
-            "sample": "rows of the brief experience: kmeans, difficulty, random or none",
+            "sample": "rows to learn first: kmeans, difficulty, random or none",
             "select.fraction": "share of the usable rows to select (0.1)",
         }
         | ENGINE
         | RUN,
     ),
     "embed": Stage(
-        "Embeds the prompts with the base model and measures their perplexity.",
+        "Embeds the prompts, and measures the base model's perplexity.",
         "cherry-vllm embed data.path=alpaca.json model.path=meta-llama/Llama-2-7b-hf",
         DATA | MODEL | ENGINE | RUN,
     ),
@@ -74,7 +74,7 @@ STAGES = {
     ),
     "score": Stage(
         "Scores every row by its Instruction-Following Difficulty (IFD).",
-        "cherry-vllm score data.path=alpaca.json model.path=Qwen/Qwen2.5-0.5B run_dir=runs/alpaca",
+        "cherry-vllm score data.path=alpaca.json model.path=Qwen/Qwen2.5-0.5B",
         DATA | MODEL | ENGINE | {"refusals": "wizardlm: drop answers that refuse (none)"} | RUN,
     ),
     "select": Stage(
@@ -90,10 +90,10 @@ STAGES = {
     ),
     "generate": Stage(
         "Lets a model answer a test set.",
-        "cherry-vllm generate testset=vicuna testset.path=question.jsonl model.path=runs/a/model",
+        "cherry-vllm generate testset=vicuna testset.path=question.jsonl model.path=m",
         {
             "testset.path": "file of questions",
-            "testset": "file (default), koala, lima, sinstruct, vicuna or wizardlm",
+            "testset": "file, koala, lima, sinstruct, vicuna or wizardlm",
         }
         | MODEL
         | {
@@ -103,7 +103,7 @@ STAGES = {
         | RUN,
     ),
     "judge": Stage(
-        "Lets a judge compare two models' answers, or rate rows or instructions.",
+        "Has a judge compare two models' answers, or rate texts.",
         "cherry-vllm judge judge.first=a.jsonl judge.second=b.jsonl judge.model=gpt-4o",
         {
             "judge": "pairwise (default), rating or aspects",
@@ -132,9 +132,24 @@ STAGES = {
     ),
 }
 
-EXIT_CODES = """\
-exit codes: 0 done; 1 internal error (please report it); 2 a mistake to fix, explained in one line;
-128+N ended by signal N (the same command resumes)"""
+EXIT_CODES = "exit codes: 0 done; 1 internal error; 2 a mistake to fix; 128+N signal N"
+
+HYDRA_HELP = """\
+usage: cherry-vllm STAGE [flag ...] [key=value ...]
+
+Hydra reads the keys and the flags. These flags work here:
+
+  -m, --multirun            run a job for each value: key=a,b
+  -c, --cfg job|hydra|all   print the stage's settings, Hydra's, or both
+      --resolve             with --cfg job: print values in place of ${...}
+  -p, --package PART        with --cfg: print only a part, as in -p select
+  -i, --info WHAT           print defaults, defaults-tree, config, plugins,
+                            searchpath or all
+  -cd, --config-dir FOLDER  add the files of your own folder
+  -cn, --config-name NAME   start from FOLDER/NAME.yaml instead of config.yaml
+
+Groups of Hydra's own: hydra/launcher, hydra/sweeper, hydra/job_logging.
+Hydra's manual: https://hydra.cc/docs/1.3/intro"""
 
 
 def command_help() -> str:
@@ -143,20 +158,18 @@ def command_help() -> str:
     stages = "\n".join(f"  {name:<{width}}  {stage.summary}" for name, stage in STAGES.items())
     return f"""\
 usage: cherry-vllm STAGE [key=value ...]
-
-Scores instruction data by IFD (Instruction-Following Difficulty) and selects the cherry data.
+Scores instruction data by Instruction-Following Difficulty, and selects rows.
 
 stages:
 {stages}
 
 example:
-  cherry-vllm score data.path=alpaca.json model.path=Qwen/Qwen2.5-0.5B run_dir=runs/alpaca
-  cherry-vllm select run_dir=runs/alpaca select.fraction=0.05
+  cherry-vllm score data.path=alpaca.json model.path=Qwen/Qwen2.5-0.5B
+  cherry-vllm select select.fraction=0.05
 
-`cherry-vllm STAGE --help` shows a stage's most used keys; docs/usage.md explains all of them.
-`eval "$(cherry-vllm -sc install=bash)"` completes stages, keys and values with TAB.
-verbose=true shows what the libraries log, and the traceback of an internal error.
-
+STAGE --help: its most used keys; --hydra-help: flags; docs/usage.md: all keys
+TAB completes words after: eval "$(cherry-vllm -sc install=bash)"
+verbose=true shows the libraries' log, and the traceback of an internal error
 {EXIT_CODES}"""
 
 
@@ -167,7 +180,6 @@ def stage_help(name: str) -> str:
     keys = "\n".join(f"  {key + '=':<{width}}  {text}" for key, text in stage.keys.items())
     return f"""\
 usage: cherry-vllm {name} [key=value ...]
-
 {stage.summary}
 
 example:
@@ -176,8 +188,6 @@ example:
 most used keys:
 {keys}
 
-all keys:         cherry-vllm {name} --cfg job, explained in docs/usage.md
-several values:   cherry-vllm {name} -m key=value1,value2
-your own files:   cherry-vllm {name} --config-dir FOLDER
-
+all keys: cherry-vllm {name} --cfg job, explained in docs/usage.md
+several values: -m key=value1,value2; your own files: --config-dir FOLDER
 {EXIT_CODES}"""

@@ -2,6 +2,7 @@
 
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
+from enum import Enum
 from functools import cache
 from pathlib import Path
 from types import UnionType
@@ -83,6 +84,27 @@ def suggest(key: str) -> str:
     if not near:
         return "`cherry-vllm STAGE --cfg job` prints all keys, docs/usage.md explains them"
     return f"did you mean {' or '.join(near[:MAX_SUGGESTIONS])}?"
+
+
+def advise(key: str, value: str) -> str | None:
+    """What to give instead of a value that a setting does not take, if the setting is known."""
+    found = known_keys().get(key)
+    if found is None:
+        return None
+    if found.limit:
+        return f"give {found.limit.advice(value)}"
+    if found.kind is bool:
+        return "give true or false"
+    choices = list_values(found.kind)
+    return f"choose from {', '.join(choices)}" if choices else None
+
+
+def list_values(kind: Any) -> list[str]:
+    """The values of a switch or a choice; none for other types."""
+    if kind is bool:
+        return ["false", "true"]
+    is_choice = isinstance(kind, type) and issubclass(kind, Enum)
+    return [item.name for item in kind] if is_choice else []
 
 
 def is_open(key: str) -> bool:

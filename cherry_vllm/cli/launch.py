@@ -8,6 +8,8 @@ import argparse
 import contextlib
 import errno
 import io
+import itertools
+import os
 import re
 import shlex
 import traceback
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra import version
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_search_path import SearchPathQuery
@@ -24,12 +27,12 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
-from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from cherry_vllm.cli.words import explain, read_words
+from cherry_vllm.cli.explain import explain, is_explained, refuse_other_encodings
+from cherry_vllm.cli.words import read_words
 from cherry_vllm.config import CONF, register, typed
 from cherry_vllm.errors import UserError
 
@@ -64,6 +67,9 @@ class Failure(NamedTuple):
     trace: str = ""  # of an internal error
 
 
+READER_LEFT = Failure("stdout: its reader left")  # as `head` does; not told
+
+
 def describe_failure(error: Exception) -> Failure:
     """The failure in one line; it has a traceback unless it is the user's mistake or the disk's."""
     if isinstance(error, UserError):
@@ -71,14 +77,24 @@ def describe_failure(error: Exception) -> Failure:
     if isinstance(error, MemoryError):
         return Failure("out of memory; free some, or lower shard_rows")
     if isinstance(error, OSError) and error.errno in PLACE_ERRORS:
-        place = error.filename or "run_dir"
-        return Failure(f"{place}: {error.strerror}; check run_dir and its disk")
-    if isinstance(error, HydraException | OmegaConfBaseException):
+        return Failure(_explain_place(error))
+    if is_explained(error):
         return Failure(explain(error))
     if type(error).__module__.startswith("submitit."):
         return Failure(_explain_lost_job(str(error)))
     trace = "".join(traceback.format_exception(error))
     return Failure(f"{type(error).__name__}: {error}", trace)
+
+
+def _explain_place(error: OSError) -> str:
+    """The place that an operating system's error is about, which a failed write does not name."""
+    if error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}; check that place and its disk"
+    try:
+        print(flush=True)  # fails again if it is stdout that cannot be written
+    except OSError:
+        return f"stdout: {error.strerror}; check where the output goes"
+    return f"{error.strerror}; check run_dir, the other outputs and their disks"
 
 
 def _explain_lost_job(report: str) -> str:
@@ -106,10 +122,8 @@ def run_stage(stage: str, composed: DictConfig) -> Failure | None:
         output_dir = settings.runtime.output_dir if is_sweep else config.run_dir
         command = shlex.join(["cherry-vllm", stage, *settings.overrides.task])
         STAGES[stage](config, Job(Path(output_dir), is_sweep, command))
-    except BrokenPipeError:  # the reader of our output left
-        raise
     except Exception as error:
-        return describe_failure(error)
+        return READER_LEFT if isinstance(error, BrokenPipeError) else describe_failure(error)
     return None
 
 
@@ -117,6 +131,7 @@ def launch(stage: str, words: Sequence[str]) -> list[Failure]:
     """Runs a stage with the flags and overrides of the command line; returns what failed.
 
     Raises:
+        BrokenPipeError: the reader of stdout left.
         UserError: a flag or an override is not understood.
         hydra.errors.HydraException: the configuration cannot be composed.
     """
@@ -127,7 +142,7 @@ def launch(stage: str, words: Sequence[str]) -> list[Failure]:
     )
     with _hydra(flags) as app:
         name = flags.config_name or "config"
-        if flags.cfg or flags.info or flags.hydra_help:
+        if flags.cfg or flags.info:
             _show(app, flags, name, overrides)
             return []
         if flags.config_dir or flags.config_name:  # these may choose the mode as well
@@ -136,6 +151,8 @@ def launch(stage: str, words: Sequence[str]) -> list[Failure]:
         if not is_sweep:
             return _failures(app.run(name, task, [*overrides, "hydra.mode=RUN"]))
         overrides += ["hydra.mode=MULTIRUN", *_name_jobs(overrides)]
+        if mistakes := _check_jobs(app, name, overrides):
+            return mistakes
         return _failures(app.multirun(name, task, overrides))
 
 
@@ -146,9 +163,9 @@ def _read_flags(words: Sequence[str]) -> argparse.Namespace:
     try:
         flags, unknown = parser.parse_known_intermixed_args(list(words))
     except argparse.ArgumentError as error:
-        raise UserError(f"{error}; see cherry-vllm --help") from None
+        raise UserError(f"{error}; see cherry-vllm --hydra-help") from None
     if unknown:
-        raise UserError(f"{unknown[0]}: no such flag; see cherry-vllm --help")
+        raise UserError(f"{unknown[0]}: no such flag; see cherry-vllm --hydra-help")
     if flags.experimental_rerun:
         raise UserError("--experimental-rerun: not supported; give the same command again")
     if flags.resolve and not flags.cfg:
@@ -179,14 +196,16 @@ def _hydra(flags: argparse.Namespace) -> Iterator[Hydra]:
     GlobalHydra.instance().clear()
     try:
         yield Hydra.create_main_hydra2("cherry-vllm", path)
+    except UnicodeDecodeError:
+        for folder in filter(None, (flags.config_dir, flags.config_path)):
+            refuse_other_encodings(Path(folder))
+        raise
     finally:
         GlobalHydra.instance().clear()
 
 
 def _show(app: Hydra, flags: argparse.Namespace, name: str, overrides: list[str]) -> None:
-    if flags.hydra_help:
-        app.hydra_help(config_name=name, args_parser=get_args_parser(), args=flags)
-    elif flags.info:
+    if flags.info:
         app.show_info(flags.info, config_name=name, overrides=overrides)
     else:
         try:
@@ -196,13 +215,55 @@ def _show(app: Hydra, flags: argparse.Namespace, name: str, overrides: list[str]
             raise UserError(f"--package {flags.package}: no such part; see --cfg job") from None
 
 
-def _failures(returned: Any) -> list[Failure]:
-    """The failures among the jobs that a sweeper returns in nested lists, each once."""
-    if isinstance(returned, JobReturn):
-        return [failure] if (failure := returned.return_value) else []
-    if not isinstance(returned, list):
+def _check_jobs(app: Hydra, name: str, overrides: list[str]) -> list[Failure]:
+    """The mistakes in the jobs of a sweep; only Hydra's basic sweeper knows its jobs beforehand.
+
+    Raises:
+        UserError: there is no job.
+    """
+    sweep = app.compose_config(name, overrides, RunMode.MULTIRUN, with_log_configuration=False)
+    sweeper: Any = sweep.hydra.sweeper or {}
+    if not sweeper.get("_target_", "").endswith(".BasicSweeper"):
         return []
-    return list(dict.fromkeys(failure for item in returned for failure in _failures(item)))
+    words = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
+    words += sweep.hydra.overrides.task
+    parsed = OverridesParser.create(config_loader=app.config_loader).parse_overrides(words)
+    jobs = itertools.chain.from_iterable(BasicSweeper.split_arguments(parsed, None))
+    mistakes = [_check_job(app, sweep, job) for job in jobs]
+    if not mistakes:
+        raise UserError("no job to run: a glob() or a range() finds no value; list the values")
+    return list(dict.fromkeys(mistake for mistake in mistakes if mistake))
+
+
+def _check_job(app: Hydra, sweep: DictConfig, job: list[str]) -> Failure | None:
+    composed = app.config_loader.load_sweep_config(sweep, job)
+    with open_dict(composed):
+        del composed["hydra"]
+    try:
+        typed(composed)
+    except UserError as error:
+        return Failure(str(error))
+    except OmegaConfBaseException:  # as of ${hydra:job.num}, which is known once the job starts
+        return None
+    return None
+
+
+def _failures(returned: Any) -> list[Failure]:
+    """The failures of the jobs, each once."""
+    failures = list(dict.fromkeys(_each_failure(returned)))
+    if READER_LEFT in failures:
+        raise BrokenPipeError
+    return failures
+
+
+def _each_failure(returned: Any) -> Iterator[Failure]:
+    """The failures among the jobs that a sweeper returns in nested lists."""
+    if isinstance(returned, JobReturn):
+        if returned.return_value:
+            yield returned.return_value
+    elif isinstance(returned, list):
+        for item in returned:
+            yield from _each_failure(item)
 
 
 def _name_jobs(overrides: list[str]) -> list[str]:

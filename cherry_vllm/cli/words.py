@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString, ValueType
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException
 
 from cherry_vllm.checks import Each
 from cherry_vllm.cli.keys import SCHEMA, is_open, known_keys, list_groups, suggest
@@ -60,12 +60,12 @@ def _read(word: Word, more_groups: Collection[str], *, is_sweep: bool) -> Word:
     _refuse_old_names(word)
     if key in USELESS:
         raise UserError(f"{word}: {USELESS[key]}")
-    if re.split(r"[./]", key)[0] in ("hydra", *more_groups):
+    if _is_left_to_hydra(key, more_groups):
         return _checked(word, is_sweep=is_sweep)
     if word.prefix == "~":
         return _removed(word)
     if key in list_groups() or "/" in key:
-        return _option(word)
+        return _option(word, is_sweep=is_sweep)
     found = known_keys().get(key)
     if found is None and not is_open(key):
         raise UserError(f"{word.prefix}{key}: no such key; {suggest(key)}")
@@ -74,6 +74,13 @@ def _read(word: Word, more_groups: Collection[str], *, is_sweep: bool) -> Word:
     word = word._replace(prefix="")  # `+key` and `++key` of a key that exists mean `key`
     is_text = found.kind is str or (isinstance(found.limit, Each) and found.limit.one_will_do)
     return (_as_text if is_text else _checked)(word, is_sweep=is_sweep)
+
+
+def _is_left_to_hydra(key: str, more_groups: Collection[str]) -> bool:
+    """Whether a key is Hydra's own, or of a group that only the user's folder has."""
+    first = re.split(r"[./]", key)[0]
+    is_known = first in list_groups() or key in known_keys()
+    return first == "hydra" or (first in more_groups and not is_known)
 
 
 def _split(text: str) -> Word:
@@ -109,13 +116,22 @@ def _removed(word: Word) -> Word:
     raise UserError(f"~{word.key}: no such key; {suggest(word.key)}")
 
 
-def _option(word: Word) -> Word:
+def _option(word: Word, *, is_sweep: bool) -> Word:
     """A group's option; Hydra checks whether it exists, as it also searches --config-dir."""
     options = ", ".join(list_groups().get(word.key, []))
-    for value in (word.value or "null").split(","):
-        if value.endswith(SCHEMA) or value == "null":
+    for value in (word.value or "").split(","):
+        if value.endswith(SCHEMA) or value in ("", "null") or _is_no_name(word):
             raise UserError(f"{word.key}={value}: no such option; choose from {options}")
-    return word._replace(prefix="+" if word.key == "experiment" else "")
+    word = word._replace(prefix="+" if word.key == "experiment" else "")
+    return _checked(word, is_sweep=is_sweep)
+
+
+def _is_no_name(word: Word) -> bool:
+    """Whether Hydra reads the value as a number, a switch or a mapping."""
+    parsed = _parse(word)
+    if parsed is None or parsed.value_type is not ValueType.ELEMENT:
+        return False
+    return isinstance(parsed.value(), bool | int | float | dict)
 
 
 def _checked(word: Word, *, is_sweep: bool) -> Word:
@@ -124,9 +140,15 @@ def _checked(word: Word, *, is_sweep: bool) -> Word:
     if parsed is None:
         quoted = _shell(str(word._replace(value=_quote(word.value or ""))))
         raise UserError(f"{word}: Hydra cannot read this value; a text needs quotes: {quoted}")
-    if _is_plain_sweep(parsed) and not is_sweep:
-        raise UserError(f"{word}: several values; add -m to run them all, or give one")
+    _check_sweep(word, parsed, is_sweep=is_sweep)
     return word
+
+
+def _check_sweep(word: Word, parsed: Override, *, is_sweep: bool) -> None:
+    if parsed.is_sweep_override() and not is_sweep:
+        raise UserError(f"{word}: several values; add -m to run them all, or give one")
+    if parsed.value_type is ValueType.GLOB_CHOICE_SWEEP and word.key in known_keys():
+        raise UserError(f"{word}: glob() finds options of groups; list the values, as in 1,2,3")
 
 
 def _as_text(word: Word, *, is_sweep: bool) -> Word:
@@ -136,10 +158,8 @@ def _as_text(word: Word, *, is_sweep: bool) -> Word:
     if _exists(value):
         return quoted
     if parsed is not None and (is_sweep or not _is_plain_sweep(parsed)):
-        is_other = parsed.value_type is ValueType.ELEMENT and isinstance(
-            parsed.value(), bool | int | float | dict
-        )
-        return quoted if is_other else word
+        _check_sweep(word, parsed, is_sweep=is_sweep)
+        return quoted if _is_no_name(word) else word
     if value.startswith("[") and value.endswith("]"):
         items = ",".join(_quote(item.strip()) for item in value[1:-1].split(","))
         listed = _shell(str(word._replace(value=f"[{items}]")))
@@ -148,7 +168,7 @@ def _as_text(word: Word, *, is_sweep: bool) -> Word:
         items = ",".join(_quote(item.strip()) for item in value.split(","))
         sweep = _shell(str(word._replace(value=items)))
         text = _shell(str(quoted))
-        raise UserError(f"{word}: no such file; for one text write {text}, for a sweep -m {sweep}")
+        raise UserError(f"{word}: for one text write {text}, for a sweep -m {sweep}")
     return quoted
 
 
@@ -177,31 +197,3 @@ def _shell(text: str) -> str:
 
 def _quote(text: str) -> str:
     return QuotedString(text, Quote.single).with_quotes()
-
-
-def explain(error: Exception) -> str:
-    """A failed composition in one line, with the fix if it is known."""
-    text, cause = str(error), str(error.__cause__ or "").split("\n")[0]
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        return _explain_missing(error.missing_cfg_file, error.options)
-    if match := re.match(r"Could not override '([^']+)'", text):
-        key = match[1]
-        found = known_keys().get(key)
-        if found and found.owner:
-            group = found.owner.partition("=")[0]
-            return f"{key}: not a setting of the chosen {group}; it goes with {found.owner}"
-        advice = "--hydra-help lists Hydra's own" if key.startswith("hydra") else suggest(key)
-        return f"{key}: no such key; {advice}"
-    if match := re.match(r"Error merging override ([^=]+)=(.*)", text, re.DOTALL):
-        found = known_keys().get(match[1])
-        advice = f"give {found.limit.advice(match[2])}" if found and found.limit else cause
-        return f"{match[1]}={match[2]}: {advice}"
-    return " ".join(f"{text}{': ' if cause else ''}{cause}".split())
-
-
-def _explain_missing(name: str, options: Sequence[str] | None) -> str:
-    group, _, option = name.rpartition("/")
-    if not group:
-        return f"--config-name {name}: no such file; give --config-dir, the folder that it is in"
-    known = [option for option in options or () if not option.endswith(SCHEMA)]
-    return f"{group}={option}: no such option; choose from {', '.join(known)}"

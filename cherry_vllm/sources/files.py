@@ -65,6 +65,8 @@ def _files_within(folder: Path) -> str:
 def _expand(pattern: str) -> list[Path]:
     if pattern.startswith("hf://"):
         return _download(pattern)
+    if pattern.startswith(("http://", "https://")):
+        raise UserError(f"{pattern}: URLs are not read; download the file, or give an hf:// path")
     pattern = os.path.expanduser(pattern)  # noqa: PTH111 - an unknown ~name stays as it is
     if not glob.has_magic(pattern) or Path(pattern).exists():
         return _open_saved(Path(pattern))

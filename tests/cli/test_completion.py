@@ -28,6 +28,15 @@ ENGINES = sorted(file.stem for file in (Path(CONF) / "engine").iterdir())
         ("cherry-vllm score +experiment=demo", ["+experiment=demo ", "+experiment=demo_score "]),
         ("cherry-vllm score --mul", ["--multirun "]),
         ("cherry-vllm score nothing", []),
+        ("cherry-vllm  sc", ["score "]),
+        ("cherry-vllm score  max_l", ["max_length="]),
+        ("cherry-vllm score --cfg ", ["all ", "hydra ", "job "]),
+        ("cherry-vllm score --cfg j", ["job "]),
+        ("cherry-vllm score -m engine=hf,vllm_fused_", ["engine=hf,vllm_fused_eager "]),
+        ("cherry-vllm score -m verbose=true,", ["verbose=true,false ", "verbose=true,true "]),
+        ("cherry-vllm score ++max_l", ["++max_length="]),
+        ("cherry-vllm score ++verbose=t", ["++verbose=true "]),
+        ("cherry-vllm score ~judge.par", ["~judge.parameters="]),
     ],
 )
 def test_a_word_is_completed(line: str, expected: list[str]) -> None:
@@ -44,6 +53,16 @@ def test_every_key_can_be_reached_step_by_step() -> None:
     assert {"data.", "select.", "max_length=", "engine=", "engine."} <= set(found)
 
 
+def test_a_position_that_is_no_number_is_the_end_of_the_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COMP_LINE", "cherry-vllm sc")
+    for point in ("", "x", "-1"):
+        monkeypatch.setenv("COMP_POINT", point)
+        assert main(["-sc", "query=bash"]) == 0
+        assert capsys.readouterr().out == "score \n"
+
+
 @pytest.mark.process
 @pytest.mark.parametrize(
     ("typed", "replies"),
@@ -51,6 +70,7 @@ def test_every_key_can_be_reached_step_by_step() -> None:
         ("cherry-vllm sco", ["score "]),
         ("cherry-vllm score max_le", ["max_length="]),
         ("cherry-vllm score select.strategy=ch", ["cherry "]),
+        ("cherry-vllm score -m select.strategy=cherry,lo", ["cherry,low_ifd ", "cherry,longest "]),
         ("cherry-vllm score data.path=al", []),  # then readline completes names of files
     ],
 )

@@ -16,11 +16,21 @@ def test_help_fits_a_screen_and_says_where_the_rest_is(
     for flag in ("-h", "--help"):
         assert main([flag] if stage is None else [stage, "seed=1", flag]) == 0
         lines = capsys.readouterr().out.splitlines()
-        assert len(lines) <= 40
-        assert max(map(len, lines)) <= 100
+        assert len(lines) <= 24
+        assert max(map(len, lines)) <= 80
         for words in ("example:", "docs/usage.md", "exit codes: 0", "cherry-vllm "):
             assert any(words in line for line in lines)
         assert not any("_schema" in line for line in lines)
+
+
+def test_the_flags_have_a_text_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in (["--hydra-help"], ["score", "--hydra-help", "run_dir=x"]):
+        assert main(argv) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) <= 24
+        assert max(map(len, lines)) <= 80
+        for flag in ("-m", "--cfg", "--info", "--config-dir", "--config-name", "-p", "--resolve"):
+            assert any(flag in line for line in lines)
 
 
 def test_without_a_stage_the_help_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """A user's mistake costs one line and exit code 2, whatever it is."""
 
+import io
 import logging
 import os
 import sys
@@ -15,21 +16,6 @@ from tests.conftest import ROWS
 
 DATA = f"data.path={ROWS}"
 Refused = Callable[..., str]
-
-
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
-    """Runs a command that is refused, and returns the one line that says why."""
-
-    def run(*argv: str) -> str:
-        assert main(argv) == 2
-        shown = capsys.readouterr()
-        (line,) = shown.err.splitlines()
-        assert line.startswith("cherry-vllm: ")
-        assert shown.out == ""
-        return line.removeprefix("cherry-vllm: ")
-
-    return run
 
 
 @pytest.mark.parametrize(
@@ -60,15 +46,35 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
         (["score", "executor.num_workers=0"], "executor.num_workers=0: give a whole number of at"),
         (["sample", "sample.n_init=0"], "sample.n_init=0: give a whole number of at least 1"),
         (["score", "run_dir="], "run_dir=: give a path that is not empty"),
-        (["select", "select.strategy=best"], "select.strategy=best: Invalid value 'best', expecte"),
+        (["select", "select.strategy=best"], "select.strategy=best: choose from cherry, low_ifd, "),
         (["select", "select.fraction=0,1"], "select.fraction=0,1: several values; add -m to run t"),
+        (["select", "engine=hf,vllm"], "engine=hf,vllm: several values; add -m to run them all"),
+        (["select", "engine=glob(*)"], "engine=glob(*): several values; add -m to run them all"),
+        (["select", "seed=range(1,3)"], "seed=range(1,3): several values; add -m to run them all"),
+        (["select", "run_dir=choice(a,b)"], "run_dir=choice(a,b): several values; add -m to run"),
+        (["select", "run_dir=a,b"], "run_dir=a,b: for one text write \"run_dir='a,b'\", for a sw"),
+        (["select", "-m", "seed=glob(*)"], "seed=glob(*): glob() finds options of groups; list"),
+        (["select", "-m", "engine=glob(x*)"], "no job to run: a glob() or a range() finds no v"),
+        (["select", "-m", "seed=range(1,1)"], "no job to run: a glob() or a range() finds no v"),
+        (["select", "-m", "seed=1,2", "select.fraction=1,7"], "select.fraction=7.0: give a numbe"),
+        (["select", "verbose=maybe"], "verbose=maybe: give true or false"),
+        (["select", "engine.dtype=null"], "engine.dtype=null: choose from auto, float32, "),
+        (["select", "run_dir=${run_dri}"], "run_dir=${run_dri}: no such key; did you mean run_d"),
+        (["select", "data={a:1}"], "data={a:1}: no such option; choose from alpaca, question_an"),
+        (["select", "data=1"], "data=1: no such option; choose from alpaca, question_answer"),
+        (["select", "engine="], "engine=: no such option; choose from hf, vllm"),
         (["select", "select.fraction=(1)"], "select.fraction=(1): Hydra cannot read this value"),
         (["score"], "data.path: not given; add data.path=... (a file, a glob or hf://...)"),
         (["score", DATA], "model.path: not given; add model.path=... (a model folder or a hub id)"),
         (["score", "data.path=/no/data.json"], "/no/data.json: No such file or directory; check "),
+        (
+            ["score", "data.path=https://x/y.json", "model.path=m"],
+            "https://x/y.json: URLs are not read; download the file, or give an hf:// path",
+        ),
         (["score", DATA, "model.path=/no/model"], "/no/model: no such folder; check model.path"),
         (["select", "run_dir=/no/run"], "/no/run/scores.parquet: no such file; run `cherry-vllm "),
-        (["score", "--nope"], "--nope: no such flag; see cherry-vllm --help"),
+        (["score", "--nope"], "--nope: no such flag; see cherry-vllm --hydra-help"),
+        (["--cfg", "job"], "--cfg: put the stage first, as in cherry-vllm score --cfg"),
         (["score", "--cfg", "all", "-m"], "--multirun and --cfg: give one of them"),
         (["score", "--cfg", "nothing"], "argument --cfg/-c: invalid choice: 'nothing'"),
         (["score", "--cfg", "job", "-p", "no"], "--package no: no such part; see --cfg job"),
@@ -103,13 +109,11 @@ def test_a_file_name_that_is_not_utf_8_costs_one_line(refused: Refused) -> None:
 def test_every_failing_job_of_a_sweep_is_told_and_each_mistake_once(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    argv = ("select", f"run_dir={tmp_path / 'run'}", "-m", "select.fraction=0.1,0.2,7")
-    assert main(argv) == 2
+    folders = [str(tmp_path / name) for name in ("a", "b")]
+    jobs = ",".join([*folders, folders[0]])
+    assert main(["select", "-m", f"run_dir={jobs}", f"hydra.sweep.dir={tmp_path}"]) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert [line.split(": ")[1] for line in lines] == [
-        str(tmp_path / "run" / "scores.parquet"),
-        "select.fraction=7.0",
-    ]
+    assert [line.split(": ")[1] for line in lines] == [f"{name}/scores.parquet" for name in folders]
 
 
 @pytest.fixture
@@ -141,12 +145,25 @@ def test_what_a_hydra_user_types_works(seen: list[Config], tmp_path: Path) -> No
 def test_flags_may_stand_anywhere_and_a_sweep_runs_every_job(
     seen: list[Config], tmp_path: Path
 ) -> None:
-    sweep = ("max_length=3,4", "seed=1", f"hydra.sweep.dir={tmp_path}")
-    for argv in ([*sweep, "--multirun"], ["hydra.mode=MULTIRUN", *sweep]):
-        seen.clear()
-        assert main(["select", *argv]) == 0
-        assert [(job.seed, job.max_length) for job in seen] == [(1, 3), (1, 4)]
+    sweep = ("seed=1", f"hydra.sweep.dir={tmp_path}")
+    assert main(["select", "max_length=3,4", *sweep, "--multirun"]) == 0
+    assert main(["select", "hydra.mode=MULTIRUN", *sweep, "max_length=5"]) == 0
+    assert [(job.seed, job.max_length) for job in seen] == [(1, 3), (1, 4), (1, 5)]
     assert (tmp_path / "max_length=3").is_dir()
+
+
+def test_no_job_of_a_sweep_starts_before_all_are_checked(
+    seen: list[Config], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    argv = ["select", "-m", f"run_dir={tmp_path / 'run'}"]
+    assert main([*argv, "select.fraction=0.1,7"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "cherry-vllm: select.fraction=7.0: give a number above 0 and up to 1"
+    assert seen == []
+    assert list(tmp_path.iterdir()) == []
+    number = "scores_dir=${hydra:job.num}"  # known once a job starts
+    assert main([*argv, number]) == 0
+    assert [config.scores_dir for config in seen] == ["0"]
 
 
 def test_the_configuration_can_be_shown(capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,7 +172,6 @@ def test_the_configuration_can_be_shown(capsys: pytest.CaptureFixture[str]) -> N
         ("prompt=vicuna", "--cfg", "job", "--package", "prompt"): "# @package prompt",
         ("--cfg", "job", "--resolve"): "scores_dir: runs/cherry",
         ("--info", "defaults"): "engine/vllm_fused",
-        ("--hydra-help",): "hydra/launcher",
         ("--version",): "0.",
     }.items():
         assert main(["score", *argv]) == 0
@@ -199,9 +215,9 @@ def test_an_internal_error_is_one_line_and_its_traceback_a_file(
     ("error", "line"),
     [
         (UserError("x: wrong; fix it"), "x: wrong; fix it"),
-        (OSError(28, "No space left on device"), "run_dir: No space left on device; check run_di"),
-        (OSError(5, "Input/output error", "/a"), "/a: Input/output error; check run_dir and its d"),
-        (OSError(37, "No locks available", "/a"), "/a: No locks available; check run_dir and its"),
+        (OSError(28, "No space left on device"), "No space left on device; check run_dir, the ot"),
+        (OSError(5, "Input/output error", "/a"), "/a: Input/output error; check that place and it"),
+        (OSError(37, "No locks available", "/a"), "/a: No locks available; check that place and i"),
         (MemoryError(), "out of memory; free some, or lower shard_rows"),
     ],
 )
@@ -213,6 +229,48 @@ def test_a_fault_of_the_machine_costs_one_line(
 
     monkeypatch.setitem(stages.STAGES, "select", fail)
     assert refused("select").startswith(line)
+
+
+class Unwritable(io.StringIO):
+    """An output that cannot be written to, as a pipe whose reader left or a full disk."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__()
+        self.error = error
+
+    def flush(self) -> None:
+        raise self.error
+
+    def write(self, _text: str) -> int:
+        raise self.error
+
+
+@pytest.mark.parametrize("sweep", [[], ["-m", "seed=1"]], ids=["job", "sweep"])
+def test_an_output_that_takes_no_more_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    sweep: list[str],
+) -> None:
+    monkeypatch.setitem(stages.STAGES, "select", lambda _config, _job: print("rows"))
+    line = "cherry-vllm: stdout: No space left on device; check where the output goes\n"
+    for error, code, said in (
+        (BrokenPipeError(32, "Broken pipe"), 141, ""),
+        (OSError(28, "No space left on device"), 2, line),
+    ):
+        monkeypatch.setattr(sys, "stdout", Unwritable(error))
+        assert main(["select", f"run_dir={tmp_path}", *sweep]) == code
+        assert capsys.readouterr().err == said
+
+
+def test_a_closed_output_is_no_fault(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(["--help"]) == 0
+    assert main(["scores"]) == 2
+    assert sys.stdout is None
+    assert "scores: no such stage" in capsys.readouterr().err
 
 
 def test_no_option_of_conf_is_an_internal_one() -> None:
