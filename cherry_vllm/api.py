@@ -14,7 +14,8 @@ import polars as pl
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from cherry_vllm.cli.words import explain, read_words
+from cherry_vllm.cli.explain import explain
+from cherry_vllm.cli.words import read_words
 from cherry_vllm.commands.inputs import find_input, find_model
 from cherry_vllm.commands.score import score_files
 from cherry_vllm.config import Config, compose

@@ -28,7 +28,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from cherry_vllm.cli.explain import explain, is_explained, refuse_other_encodings
@@ -120,11 +120,22 @@ def run_stage(stage: str, composed: DictConfig) -> Failure | None:
         set_verbose(is_verbose=config.verbose)
         is_sweep = settings.mode is RunMode.MULTIRUN
         output_dir = settings.runtime.output_dir if is_sweep else config.run_dir
+        if is_sweep:
+            _check_inside(Path(output_dir), Path(settings.sweep.dir))
         command = shlex.join(["cherry-vllm", stage, *settings.overrides.task])
         STAGES[stage](config, Job(Path(output_dir), is_sweep, command))
     except Exception as error:
         return READER_LEFT if isinstance(error, BrokenPipeError) else describe_failure(error)
     return None
+
+
+def _check_inside(job: Path, sweep: Path) -> None:
+    """Raises a UserError if the job's folder, named by its settings, is not below the sweep's."""
+    if not job.resolve().is_relative_to(sweep.resolve()):
+        raise UserError(
+            f"{job}: outside the sweep's folder, because a value holds ../; number the jobs: "
+            "hydra.sweep.subdir='${hydra.job.num}'"
+        )
 
 
 def launch(stage: str, words: Sequence[str]) -> list[Failure]:
@@ -222,17 +233,26 @@ def _check_jobs(app: Hydra, name: str, overrides: list[str]) -> list[Failure]:
         UserError: there is no job.
     """
     sweep = app.compose_config(name, overrides, RunMode.MULTIRUN, with_log_configuration=False)
+    _refuse_own_multirun(Path(sweep.hydra.sweep.dir))
     sweeper: Any = sweep.hydra.sweeper or {}
     if not sweeper.get("_target_", "").endswith(".BasicSweeper"):
         return []
     words = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
-    words += sweep.hydra.overrides.task
+    given: Any = OmegaConf.to_container(sweep.hydra.overrides.task, resolve=False)
+    words += given
     parsed = OverridesParser.create(config_loader=app.config_loader).parse_overrides(words)
     jobs = itertools.chain.from_iterable(BasicSweeper.split_arguments(parsed, None))
     mistakes = [_check_job(app, sweep, job) for job in jobs]
     if not mistakes:
         raise UserError("no job to run: a glob() or a range() finds no value; list the values")
     return list(dict.fromkeys(mistake for mistake in mistakes if mistake))
+
+
+def _refuse_own_multirun(folder: Path) -> None:
+    """Raises a UserError if a file of the user's is where Hydra records the sweep."""
+    file = folder / "multirun.yaml"
+    if file.is_file() and not file.read_bytes().startswith(b"hydra:"):
+        raise UserError(f"{file}: exists and is not from a sweep, which writes one there; move it")
 
 
 def _check_job(app: Hydra, sweep: DictConfig, job: list[str]) -> Failure | None:

@@ -275,3 +275,19 @@ def test_a_closed_output_is_no_fault(
 
 def test_no_option_of_conf_is_an_internal_one() -> None:
     assert not list(Path(CONF).rglob("*_schema.yaml"))
+
+
+def test_a_sweep_replaces_no_file_of_the_users_and_stays_in_its_folder(
+    refused: Refused, tmp_path: Path
+) -> None:
+    own = tmp_path / "multirun.yaml"
+    own.write_text("mine: 1\n")
+    assert "multirun.yaml: exists and is not from a sweep" in refused(
+        "select", "-m", "select.count=1,2", f"run_dir={tmp_path}"
+    )
+    assert own.read_text() == "mine: 1\n"
+    own.unlink()
+    values = ("model.path=../../../../up,../../../../down", f"run_dir={tmp_path / 'run'}")
+    for _ in range(2):  # the second time, Hydra's own file is there
+        assert main(["select", "-m", *values]) == 2
+    assert (tmp_path / "run" / "multirun.yaml").is_file()
