@@ -92,3 +92,15 @@ def test_a_damaged_configuration_is_one_line(folder: Path) -> None:
     (folder / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config\.json: damaged; fetch it again"):
         checkpoint_dtype(folder)
+
+
+@pytest.mark.parametrize("name", ["shards/x.safetensors", "../x.safetensors", "x.bin"])
+def test_weights_that_the_fingerprint_would_not_notice_are_refused(
+    folder: Path, name: str
+) -> None:
+    (folder / "shards").mkdir()
+    (folder / "model.safetensors").rename(folder / name)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"model.norm.weight": name}}))
+    with pytest.raises(UserError, match=rf"index\.json: lists {name}; keep all weights beside"):
+        find_checkpoint(str(folder))
