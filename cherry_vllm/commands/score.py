@@ -22,7 +22,7 @@ from cherry_vllm.runtime.text import printable
 from cherry_vllm.scoring.ifd import count_outcomes
 from cherry_vllm.scoring.run import aggregate, score_rows
 from cherry_vllm.store.marks import own_file, read_mark
-from cherry_vllm.store.scores import PICTURE, SCORES, Scores, changing_scores
+from cherry_vllm.store.scores import PICTURE, SCORES, Scores, changing_scores, refuse_as_input
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +63,7 @@ def score_files(
         UserError: the input or the model cannot be used, or ``scores_dir`` holds scores of other
             settings and ``may_replace`` is False.
     """
+    refuse_as_input(files, scores_dir)
     prompt, run_dir = find_prompt(config, checkpoint), Path(config.run_dir)
     with hold_share(config) as share:
         rows = read_input(config, files)

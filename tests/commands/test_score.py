@@ -93,6 +93,24 @@ def test_a_file_of_the_users_is_refused_before_anything_is_scored(
     assert scoring.faults.calls == 0
 
 
+def test_scores_are_no_input_of_their_own_run(scoring: Scoring) -> None:
+    scoring.run()
+    source = scoring.run_dir / "scores.parquet"
+    before = source.read_bytes()
+    with pytest.raises(UserError, match=r"scores\.parquet: `score` writes this file"):
+        scoring.run(f"data.path={source}")
+    assert source.read_bytes() == before
+
+
+def test_scores_with_a_column_of_the_users_are_refused(scoring: Scoring) -> None:
+    scoring.run()
+    source = scoring.run_dir / "scores.parquet"
+    pl.read_parquet(source).with_columns(note=pl.lit("mine")).write_parquet(source)
+    with pytest.raises(UserError, match=r"scores\.parquet: edited, or not from cherry-vllm"):
+        scoring.run()
+    assert "note" in pl.read_parquet_schema(source)
+
+
 def test_the_owner_of_an_earlier_run_is_told_once(
     scoring: Scoring, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -122,9 +122,7 @@ def test_a_damaged_configuration_is_one_line(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["shards/x.safetensors", "../x.safetensors", "x.bin"])
-def test_weights_that_the_fingerprint_would_not_notice_are_refused(
-    folder: Path, name: str
-) -> None:
+def test_weights_that_the_fingerprint_would_not_notice_are_refused(folder: Path, name: str) -> None:
     (folder / "shards").mkdir()
     (folder / "model.safetensors").rename(folder / name)
     index = folder / "model.safetensors.index.json"
