@@ -22,7 +22,14 @@ from cherry_vllm.runtime.text import printable
 from cherry_vllm.scoring.ifd import count_outcomes
 from cherry_vllm.scoring.run import aggregate, score_rows
 from cherry_vllm.store.marks import own_file, read_mark
-from cherry_vllm.store.scores import PICTURE, SCORES, Scores, changing_scores, refuse_as_input
+from cherry_vllm.store.scores import (
+    PICTURE,
+    SCORES,
+    Scores,
+    changing_scores,
+    refuse_as_input,
+    scores_fingerprint,
+)
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +86,11 @@ def score_files(
             share=share,
         )
         if not logprobs.is_complete():
+            if scores_fingerprint(scores_dir) not in (None, logprobs.fingerprint):
+                log.warning(
+                    "%s: still the scores of other settings, until the last share replaces them",
+                    scores_dir / SCORES,
+                )
             return None
         with changing_scores(scores_dir):
             scores = aggregate(scores_dir, rows, logprobs)

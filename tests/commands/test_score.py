@@ -180,6 +180,14 @@ def test_a_shard_that_is_made_again_with_other_values_makes_other_scores(scoring
     assert after[SHARD_ROWS:].equals(before[SHARD_ROWS:])
 
 
+def test_a_share_that_leaves_older_scores_says_so(
+    scoring: Scoring, caplog: pytest.LogCaptureFixture
+) -> None:
+    scoring.run()
+    scoring.run("max_length=64", "share.index=0", "share.count=2")
+    assert "scores.parquet: still the scores of other settings" in caplog.text
+
+
 # Holds share 0 of 2 until its input ends, as a `score` with these keys does.
 HOLDER = """
 import sys
