@@ -53,7 +53,7 @@ def score_with(
         print(f"share {share.index} of {share.count} scored; the last one writes the scores")
         return Outcome(Path(config.run_dir), {})
     _print(scores)
-    return Outcome(scores_dir / SCORES, count_outcomes(scores.frame))
+    return Outcome(scores_dir / SCORES, count_outcomes(scores.frame), scores.fingerprint)
 
 
 def score_files(

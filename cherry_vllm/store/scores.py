@@ -75,12 +75,22 @@ class Scores:
         return Shards.open(self.rows_folder)
 
 
-def open_scores(scores_dir: Path) -> Scores:
-    """The scores that a run left.
+def open_scores(scores_dir: Path, wanted: str | None = None) -> Scores:
+    """The scores that a run left; only those with the fingerprint ``wanted``, if it is given.
 
     Raises:
-        UserError: there are none, they are damaged, or another release made them.
+        UserError: there are none, they are damaged, or another release or other settings made them.
     """
+    scores = _open(scores_dir)
+    if wanted not in (None, scores.fingerprint):
+        raise UserError(
+            f"{scores_dir / SCORES}: replaced by another run since it was made; give the same "
+            "command again, while no other run uses this folder"
+        )
+    return scores
+
+
+def _open(scores_dir: Path) -> Scores:
     source = scores_dir / SCORES
     for _ in range(MAX_TRIES):
         try:

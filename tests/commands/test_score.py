@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from cherry_vllm.commands.inputs import Job
 from cherry_vllm.commands.score import draw, score
-from cherry_vllm.commands.select import select
+from cherry_vllm.commands.select import select, select_from
 from cherry_vllm.config import compose
 from cherry_vllm.errors import UserError
 from cherry_vllm.schema import SCHEMA_VERSION
@@ -93,6 +94,15 @@ def test_a_file_of_the_users_is_refused_before_anything_is_scored(
     assert scoring.faults.calls == 0
 
 
+@pytest.mark.parametrize("key", ["run_dir", "scores_dir"])
+@pytest.mark.parametrize("inner", ["", "runs/a"])
+def test_a_run_within_the_model_folder_is_refused(scoring: Scoring, key: str, inner: str) -> None:
+    place = scoring.run_dir.parent / "model" / inner
+    with pytest.raises(UserError, match=f"{key}={place}: is in the model folder"):
+        scoring.run(f"{key}={place}")
+    assert scoring.faults.loads == 0
+
+
 def test_scores_are_no_input_of_their_own_run(scoring: Scoring) -> None:
     scoring.run()
     source = scoring.run_dir / "scores.parquet"
@@ -149,6 +159,16 @@ def test_scores_in_a_linked_folder_are_selected_from(scoring: Scoring, tmp_path:
     scores_dir = f"scores_dir={scoring.run_dir / 'scores'}"
     scoring.run(scores_dir, "select.count=1", "select.num_examples=1", stage=select)
     assert len(json.loads((scoring.run_dir / "cherry.json").read_text())) == 1
+
+
+def test_a_pipeline_selects_by_the_scores_that_it_made(scoring: Scoring) -> None:
+    scoring.run()
+    made = open_scores(scoring.run_dir).fingerprint
+    select_by = partial(select_from, scores_dir=scoring.run_dir, scores=made)
+    scoring.run("select.count=1", stage=select_by)
+    scoring.run("max_length=64")  # of another command
+    with pytest.raises(UserError, match=r"scores\.parquet: replaced by another run"):
+        scoring.run("select.count=1", stage=select_by)
 
 
 def test_a_damaged_row_shard_is_refused_by_select_and_made_again_by_score(

@@ -106,6 +106,15 @@ def test_scores_and_a_manifest_that_do_not_belong_together_are_refused(
     assert scores_fingerprint(tmp_path) is None
 
 
+def test_scores_that_another_run_replaced_are_refused(tmp_path: Path) -> None:
+    write(tmp_path)
+    assert open_scores(tmp_path, "one").fingerprint == "one"
+    write(tmp_path, "two")
+    with pytest.raises(UserError, match=r"scores\.parquet: replaced by another run") as refused:
+        open_scores(tmp_path, "one")
+    assert "\n" not in str(refused.value)
+
+
 def test_no_scores_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no such file; run `cherry-vllm score`"):
         open_scores(tmp_path)
