@@ -33,7 +33,7 @@ def generate(config: Config, job: Job) -> Outcome:
     output = job.output_dir / config.generate.output
     if output.resolve() == file.resolve():
         raise UserError(f"generate.output={output}: is testset.path; choose another output")
-    check_replaceable(output)
+    check_replaceable(output, generation.COMMAND)
     with exclusive(run_dir):
         questions = testsets.read(
             run_dir,

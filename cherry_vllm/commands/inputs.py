@@ -38,6 +38,7 @@ class Outcome(NamedTuple):
 
     artifact: Path
     facts: dict[str, Any]
+    fingerprint: str | None = None  # of scores
 
 
 def find_input(config: Config) -> list[Path]:
@@ -53,7 +54,15 @@ def find_model(config: Config) -> Checkpoint:
     """The checkpoint of ``model.path``."""
     if not config.model.path:
         raise UserError("model.path: not given; add model.path=... (a model folder or a hub id)")
-    return find_checkpoint(config.model.path, trust_remote_code=config.model.trust_remote_code)
+    remote = config.model.trust_remote_code
+    checkpoint = find_checkpoint(config.model.path, trust_remote_code=remote)
+    for key, place in (("run_dir", config.run_dir), ("scores_dir", config.scores_dir)):
+        if Path(place).resolve().is_relative_to(checkpoint.folder.resolve()):
+            raise UserError(
+                f"{key}={place}: is in the model folder, so each run would change the model; "
+                "choose another"
+            )
+    return checkpoint
 
 
 def read_input(config: Config, files: Sequence[Path], *, is_made_here: bool = False) -> Shards:

@@ -22,12 +22,13 @@ from cherry_vllm.evaluation.prompts import (
     RatingRequests,
     RequestSettings,
 )
+from cherry_vllm.evaluation.results import COMMAND
 from cherry_vllm.evaluation.reviews import read_reviews
 from cherry_vllm.options import Mode
 from cherry_vllm.runtime.text import printable
 from cherry_vllm.store.files import file_sha256
 from cherry_vllm.store.locks import exclusive
-from cherry_vllm.store.marks import check_replaceable, marked_file
+from cherry_vllm.store.marks import MADE_BY, check_replaceable, marked_file
 from cherry_vllm.store.run_folder import File, name_data
 from cherry_vllm.store.scores import open_scores
 
@@ -135,7 +136,7 @@ def _rate_aspects(config: Config, job: Job) -> Outcome:
     endpoint = Endpoint(_endpoint_settings(settings))
     results, picture = aspects.find_results(job.output_dir), job.output_dir / File.ASPECT_PICTURE
     results.check([])
-    check_replaceable(picture)
+    check_replaceable(picture, COMMAND)
     with exclusive(run_dir):
         texts = scores.open_rows().scan().select("row", "instruction", "input")
         rows = sides.lazy().join(texts, on="row", maintain_order="left").collect()
@@ -144,7 +145,7 @@ def _rate_aspects(config: Config, job: Job) -> Outcome:
         made_from = {"scores": scores.fingerprint, "aspects": settings.aspects}
         made_from |= _describe(request, endpoint)
         aspects.write(results, rated, summary, settings=made_from)
-        with marked_file(picture, {"drawn_from": results.summary.name}) as path:
+        with marked_file(picture, {MADE_BY: COMMAND, "drawn_from": results.summary.name}) as path:
             save_png(path, draw_aspects(summary))
     print(tables.show_aspects(summary))
     print(printable(f"aspects: {results.table}  picture: {picture}"))

@@ -75,9 +75,11 @@ def run(config: Config, job: Job) -> Outcome:
     if not has_experience(config):
         scored = manifest.run("score", score_with, config, job, files, base, scores / "base")
     else:
+        place, made = scores / "base", None
         if config.sample.strategy is Sampling.difficulty:
-            manifest.run("score base", score_with, config, job, files, base, scores / "base")
-        experience = manifest.run("sample", sample_from, config, files, base, scores / "base")
+            scored = manifest.run("score base", score_with, config, job, files, base, place)
+            made = scored.fingerprint
+        experience = manifest.run("sample", sample_from, config, files, base, place, made)
         tuned = manifest.run(
             "train pre-experienced",
             _train,
@@ -88,9 +90,12 @@ def run(config: Config, job: Job) -> Outcome:
         )
         scores_dir = scores / tuned.artifact.name
         scored = manifest.run("score", score_with, config, job, files, tuned.scorer, scores_dir)
-        gain = measure_gain(tuned.probe, experience.rows, open_scores(scores_dir).frame)
+        frame = open_scores(scores_dir, scored.fingerprint).frame
+        gain = measure_gain(tuned.probe, experience.rows, frame)
         manifest.add("gain", asdict(gain) if gain else {})
-    chosen = manifest.run("select", select_from, config, job, scored.artifact.parent)
+    chosen = manifest.run(
+        "select", select_from, config, job, scored.artifact.parent, scored.fingerprint
+    )
     cherry = manifest.run("train cherry", _train, config, config.train, chosen.artifact, base)
     print(printable(f"cherry model: {cherry.model.folder}  manifest: {manifest.path}"))
     return Outcome(manifest.path, {})

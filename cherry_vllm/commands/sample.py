@@ -50,12 +50,16 @@ def sample(config: Config, _job: Job) -> Experience:
 
 
 def sample_from(
-    config: Config, files: Sequence[Path], base: Checkpoint | None, scores_dir: Path
+    config: Config,
+    files: Sequence[Path],
+    base: Checkpoint | None,
+    scores_dir: Path,
+    scores: str | None = None,
 ) -> Experience:
     """Samples rows of ``files`` with the help of the model ``base``.
 
     ``sample=kmeans`` embeds the rows with it, and ``sample=difficulty`` takes its scores from
-    ``scores_dir``.
+    ``scores_dir``, which have the fingerprint ``scores`` if another stage made them.
     """
     settings, diverse = config.sample, diverse_sampling(config)
     run_dir, count, seed = Path(config.run_dir), settings.count, config.seed
@@ -65,7 +69,9 @@ def sample_from(
             shards = _embed(config, rows, base)
             found = experience.sample_diverse(run_dir, rows, *shards, diverse, seed=seed)
         elif settings.strategy is Sampling.difficulty:
-            found = experience.sample_most_difficult(run_dir, rows, scores_dir, count=count)
+            found = experience.sample_most_difficult(
+                run_dir, rows, scores_dir, count=count, wanted=scores
+            )
         else:
             found = experience.sample_any(run_dir, rows, count=count, seed=seed)
     print(describe(f"sample={settings.strategy.value}", found.facts))

@@ -22,7 +22,14 @@ from cherry_vllm.runtime.text import printable
 from cherry_vllm.scoring.ifd import count_outcomes
 from cherry_vllm.scoring.run import aggregate, score_rows
 from cherry_vllm.store.marks import own_file, read_mark
-from cherry_vllm.store.scores import PICTURE, SCORES, Scores, changing_scores
+from cherry_vllm.store.scores import (
+    PICTURE,
+    SCORES,
+    Scores,
+    changing_scores,
+    refuse_as_input,
+    scores_fingerprint,
+)
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +53,7 @@ def score_with(
         print(f"share {share.index} of {share.count} scored; the last one writes the scores")
         return Outcome(Path(config.run_dir), {})
     _print(scores)
-    return Outcome(scores_dir / SCORES, count_outcomes(scores.frame))
+    return Outcome(scores_dir / SCORES, count_outcomes(scores.frame), scores.fingerprint)
 
 
 def score_files(
@@ -63,6 +70,7 @@ def score_files(
         UserError: the input or the model cannot be used, or ``scores_dir`` holds scores of other
             settings and ``may_replace`` is False.
     """
+    refuse_as_input(files, scores_dir)
     prompt, run_dir = find_prompt(config, checkpoint), Path(config.run_dir)
     with hold_share(config) as share:
         rows = read_input(config, files)
@@ -78,6 +86,11 @@ def score_files(
             share=share,
         )
         if not logprobs.is_complete():
+            if scores_fingerprint(scores_dir) not in (None, logprobs.fingerprint):
+                log.warning(
+                    "%s: still the scores of other settings, until the last share replaces them",
+                    scores_dir / SCORES,
+                )
             return None
         with changing_scores(scores_dir):
             scores = aggregate(scores_dir, rows, logprobs)

@@ -16,8 +16,11 @@ def select(config: Config, job: Job) -> Outcome:
     return select_from(config, job, Path(config.scores_dir))
 
 
-def select_from(config: Config, job: Job, scores_dir: Path) -> Outcome:
-    """Selects rows by the scores in ``scores_dir``; see :func:`select`."""
+def select_from(config: Config, job: Job, scores_dir: Path, scores: str | None = None) -> Outcome:
+    """Selects rows by the scores in ``scores_dir``; see :func:`select`.
+
+    ``scores`` is their fingerprint, if another stage made them.
+    """
     by_rating = config.select.strategy is Strategy.rating
     selected = select_records(
         scores_dir,
@@ -26,6 +29,7 @@ def select_from(config: Config, job: Job, scores_dir: Path) -> Outcome:
         run_dirs=(Path(config.run_dir), job.output_dir),
         ratings=Path(config.select.ratings) if by_rating else None,
         command=job.command,
+        wanted=scores,
     )
     _print(selected, num_examples=0 if job.is_sweep else config.select.num_examples)
     facts = {key: selected.facts[key] for key in ("num_selected", "num_answer_tokens")}

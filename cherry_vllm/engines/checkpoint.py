@@ -1,19 +1,18 @@
 """A model on disk: found, checked and fingerprinted before anything heavy is loaded."""
 
-import json
-import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cherry_vllm.engines.hub import CODE, TEMPLATES, TOKENIZER_FILES, download_model
+from cherry_vllm.engines.hub import TEMPLATES, TOKENIZER_FILES, download_model
 from cherry_vllm.engines.weights import WEIGHTS, find_weights, read_settings, refuse_adapter
 from cherry_vllm.errors import UserError
 from cherry_vllm.store.files import fingerprint
 from cherry_vllm.store.hashes import Stamp, read_stamp, stamped_sha256
 
 # The files that decide a score: weights, architecture, tokenizer, code.
-SCORED_BY = (WEIGHTS, *TOKENIZER_FILES, *TEMPLATES, CODE)
+SCORED_BY = (WEIGHTS, *TOKENIZER_FILES, *TEMPLATES, "**/*.py")
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def find_checkpoint(path: str, *, trust_remote_code: bool = False) -> Checkpoint
 
     Raises:
         UserError: there is no such model; it lacks its configuration or weights, or has two sets
-            of weights; it is an adapter; or its code would come from another repository.
+            of weights; it is an adapter; or its code would come from elsewhere.
     """
     folder = Path(path).expanduser()
     if not folder.exists():
@@ -82,18 +81,35 @@ def find_checkpoint(path: str, *, trust_remote_code: bool = False) -> Checkpoint
 
 
 def _refuse_code_elsewhere(folder: Path) -> None:
-    """Raises a UserError for code that transformers would fetch from another repository.
+    """Raises a UserError for code that is not among the files of the folder.
 
     The fingerprint would not notice a change of that code.
     """
+    known = _scoring_files(folder)
     for file in (folder / "config.json", folder / "tokenizer_config.json"):
-        named = json.dumps(read_settings(file).get("auto_map")) if file.is_file() else ""
-        found = re.search(r'"([^"]+)--', named)
-        if found:
-            raise UserError(
-                f"{file}: auto_map takes code from the repository {found[1]}, where it may change; "
-                f"copy its *.py files to {folder} and remove '{found[1]}--' from auto_map"
-            )
+        named = read_settings(file).get("auto_map") if file.is_file() else None
+        for reference in _strings(named):
+            repository, is_elsewhere, inner = reference.rpartition("--")
+            if is_elsewhere:
+                raise UserError(
+                    f"{file}: auto_map takes code from the repository {repository}, where it may "
+                    f"change; copy its *.py files to {folder} and remove '{repository}--' from "
+                    "auto_map"
+                )
+            if f"{inner.partition('.')[0]}.py" not in known:
+                raise UserError(
+                    f"{file}: auto_map takes code from {reference}, which is no file within "
+                    f"{folder}; copy it there and name it by its path, as in modeling_own.Model"
+                )
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Every text in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _strings(item)
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:

@@ -8,7 +8,7 @@ from cherry_vllm.errors import UserError
 
 TOKENIZER_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
 TEMPLATES = ("additional_chat_templates/*.jinja",)
-CODE = "*.py"
+CODE = "*.py"  # for the hub, * is also any folder
 
 
 def download_model(name: str, *, with_code: bool) -> Path:
@@ -22,11 +22,11 @@ def download_model(name: str, *, with_code: bool) -> Path:
     """
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise UserError(f"{name}: no such folder; check model.path")
-    patterns = [*TOKENIZER_FILES, CODE] if with_code else list(TOKENIZER_FILES)
-    folder = _fetch(name, patterns, ignored=["*/*"])
+    folder = _fetch(name, list(TOKENIZER_FILES), ignored=["*/*"])
     weights = listed_files(folder / INDEX) if (folder / INDEX).is_file() else {SINGLE}
     # From the same commit, so that all files are in one folder.
-    return _fetch(name, [*map(escape, sorted(weights)), *TEMPLATES], commit=folder.name)
+    patterns = [*map(escape, sorted(weights)), *TEMPLATES, *([CODE] if with_code else [])]
+    return _fetch(name, patterns, commit=folder.name)
 
 
 def _fetch(

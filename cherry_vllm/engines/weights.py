@@ -78,12 +78,19 @@ def listed_files(index: Path) -> set[str]:
     """The names of the files that an index lists.
 
     Raises:
-        UserError: the index is damaged.
+        UserError: the index is damaged, or lists a file that the fingerprint would not notice.
     """
     files = read_settings(index).get("weight_map")
     if not isinstance(files, dict) or not files:
         raise UserError(f"{index}: damaged; fetch it again")
-    return {str(name) for name in files.values()}
+    names = {str(name) for name in files.values()}
+    for name in sorted(names):
+        if "/" in name or not name.endswith(WEIGHTS[1:]):
+            raise UserError(
+                f"{index}: lists {name}; keep all weights beside the index, as {WEIGHTS}, and list "
+                "them by name"
+            )
+    return names
 
 
 def _refuse_shared_names(files: Iterable[Path]) -> None:

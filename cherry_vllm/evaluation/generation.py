@@ -20,12 +20,14 @@ from cherry_vllm.engines.checkpoint import Checkpoint, load_tokenizer, read_stop
 from cherry_vllm.engines.settings import EngineSettings
 from cherry_vllm.prompts.spans import SpanBuilder
 from cherry_vllm.schema import REASON, DropReason, Schema
-from cherry_vllm.store.marks import marked_file, read_mark
+from cherry_vllm.store.marks import MADE_BY, marked_file, read_mark
 from cherry_vllm.store.run_folder import Folder
 from cherry_vllm.store.shards import Shards
 from cherry_vllm.workers.run import ModelRun, ModelUse
 
 log = logging.getLogger(__name__)
+
+COMMAND = "generate"
 
 # One line per question, written by the answering stage.
 ANSWERS: Schema = {
@@ -132,11 +134,11 @@ def write_answers(output: Path, questions: Shards, answers: Shards) -> dict[str,
     if not source["row"].equals(found["row"]):
         raise RuntimeError(f"{answers.folder}: {found.height} lines for {source.height} questions")
     before = read_mark(output)
-    if before and before["answers"] != answers.fingerprint:
+    if before and before.get("answers") != answers.fingerprint:
         log.warning("%s: answers of other settings are replaced; their shards stay", output)
     both = pl.concat([source.drop("row", "drop_reason"), found.drop("row")], how="horizontal")
     counts = count_answers(both)
-    facts = {"answers": answers.fingerprint, "counts": counts, **answers.summary}
+    facts = {MADE_BY: COMMAND, "answers": answers.fingerprint, "counts": counts, **answers.summary}
     with marked_file(output, facts) as path:
         lines = (json.dumps(line, ensure_ascii=False) for line in both.iter_rows(named=True))
         path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

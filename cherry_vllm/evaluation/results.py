@@ -10,8 +10,9 @@ import polars as pl
 from cherry_vllm import __version__
 from cherry_vllm.errors import UserError
 from cherry_vllm.store.files import ROW_GROUP_ROWS, file_sha256, read_json, write_json
-from cherry_vllm.store.marks import check_replaceable, marked_file
+from cherry_vllm.store.marks import MADE_BY, check_replaceable, marked_file
 
+COMMAND = "judge"
 OURS = {"version", "settings", "sha256"}  # keys of every summary
 
 
@@ -30,7 +31,7 @@ class Results:
                 raise UserError(
                     f"{path}: is an input and would be replaced; choose another run_dir"
                 )
-        check_replaceable(self.table)
+        check_replaceable(self.table, COMMAND)
         if self.summary.exists() and self.read_summary() is None:
             raise UserError(
                 f"{self.summary}: exists and is not what cherry-vllm wrote; choose another run_dir "
@@ -50,7 +51,7 @@ class Results:
     ) -> None:
         """Writes the table, then the summary; ``origin`` is noted in the table's metadata."""
         metadata = None if origin is None else {"origin": origin}
-        with marked_file(self.table, {"summary": self.summary.name}) as path:
+        with marked_file(self.table, {MADE_BY: COMMAND, "summary": self.summary.name}) as path:
             table.write_parquet(path, row_group_size=ROW_GROUP_ROWS, metadata=metadata)
         written = {"version": __version__, **summary, "sha256": file_sha256(self.table)}
         write_json(self.summary, written)

@@ -154,7 +154,7 @@ def sample_diverse(
 
 
 def sample_most_difficult(
-    run_dir: Path, rows: Shards, scores_dir: Path, *, count: int
+    run_dir: Path, rows: Shards, scores_dir: Path, *, count: int, wanted: str | None = None
 ) -> Experience:
     """Samples the ``count`` usable rows with the highest IFD under the base model.
 
@@ -166,7 +166,7 @@ def sample_most_difficult(
             f"{scores_dir / SCORES}: no such file; sample=difficulty takes the base model's "
             "scores, so run `cherry-vllm score` first, or let `cherry-vllm pipeline` do it"
         )
-    scores = open_scores(scores_dir)
+    scores = open_scores(scores_dir, wanted)
     if scores.rows_fingerprint != rows.fingerprint:
         raise UserError(f"{scores_dir}: the scores are not of data.path's rows; score those first")
 

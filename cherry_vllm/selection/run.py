@@ -46,19 +46,21 @@ def select_records(
     run_dirs: Sequence[Path] = (),
     ratings: Path | None = None,
     command: str = "",
+    wanted: str | None = None,
 ) -> SelectedRows:
     """Chooses rows by ``scores_dir/scores.parquet`` and writes them, with all their fields.
 
     The suffix of ``output`` names its format; without a suffix it becomes a data set folder, whose
     card names the ``command``. ``ratings`` are added to the scores. ``run_dirs`` are folders, in
-    addition to ``scores_dir``, in which a run keeps its own files.
+    addition to ``scores_dir``, in which a run keeps its own files. ``wanted`` is the fingerprint
+    that the scores must have.
 
     Raises:
         UserError: there are no scores yet, the choice is empty or impossible, the rows are damaged,
             or ``output`` must not be replaced.
     """
     check_format(output)
-    scored = open_scores(scores_dir)
+    scored = open_scores(scores_dir, wanted)
     check_output(output, scored, run_dirs)
     shards = scored.open_rows()
     rows = shards.scan()

@@ -70,8 +70,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        for path in [*temporary.rglob("*"), temporary]:
-            _sync(path)
+        sync_folder(temporary)
         if not target.exists():
             os.replace(temporary, target)
         elif not _swap(temporary, target):
@@ -130,6 +129,12 @@ def _swap(first: Path, second: Path) -> bool:
     if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
         return False
     raise OSError(number, os.strerror(number), str(second))
+
+
+def sync_folder(folder: Path) -> None:
+    """Returns once all that a folder holds is on the disk."""
+    for path in [*folder.rglob("*"), folder]:
+        _sync(path)
 
 
 def _sync(path: Path) -> None:

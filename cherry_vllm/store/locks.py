@@ -10,6 +10,7 @@ import errno
 import fcntl
 import logging
 import os
+import re
 import struct
 import time
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 
 HELD = (errno.EACCES, errno.EAGAIN)
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)
+SIGNED = re.compile(r"(\d+ on \S+( among others.*)?)?")  # sharers may sign at the same time
 POLL_S, PATIENCE_S = 0.05, 2.0
 
 
@@ -37,7 +39,7 @@ def exclusive(run_dir: Path, name: str = ".lock", *, shared: bool = False) -> It
         UserError: another process holds the lock, or the file system does not support locks.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    with (run_dir / name).open("a+") as file:
+    with _open(run_dir / name) as file:
         if not _try_lock(file, fcntl.F_RDLCK if shared else fcntl.F_WRLCK):
             raise UserError(
                 f"{run_dir}: in use by another run ({_holder(file)}); "
@@ -66,7 +68,7 @@ def exclusive_share(run_dir: Path, index: int, count: int) -> Iterator[None]:
 def _refuse_other_counts(run_dir: Path, count: int) -> None:
     for path in sorted(run_dir.glob(".lock-*-of-*")):
         other = path.name.rpartition("-")[2]
-        with path.open("a+") as file:
+        with _open(path) as file:
             if other != str(count) and not _try_lock(file, fcntl.F_RDLCK):
                 raise UserError(
                     f"{run_dir}: in use by a run in {other} shares ({_holder(file)}); give "
@@ -82,7 +84,7 @@ def in_turn(folder: Path, name: str = ".turn") -> Iterator[None]:
         UserError: the file system does not support locks.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / name).open("a+") as file:
+    with _open(folder / name) as file:
         # Polled, because a signal would not interrupt one long wait: see signal(7) on SA_RESTART,
         # which Polars sets.
         asked, is_told = time.monotonic(), False
@@ -105,6 +107,33 @@ def changing(folder: Path, *names: str, lock: str = ".turn") -> Iterator[None]:
         for name in names:
             remove_leftovers(folder / name)
         yield
+
+
+def _open(path: Path) -> TextIOWrapper:
+    """Opens a lock file, which is made if there is none.
+
+    Raises:
+        UserError: there is a link, or a file that no run wrote.
+    """
+    try:
+        file = open(path, "a+", encoding="utf-8", errors="replace", opener=_open_no_link)  # noqa: SIM115
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise _not_ours(path) from None
+        raise
+    file.seek(0)
+    if not SIGNED.fullmatch(file.read()):
+        file.close()
+        raise _not_ours(path)
+    return file
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
+def _not_ours(path: Path) -> UserError:
+    return UserError(f"{path}: not a lock file of cherry-vllm; move it, or choose another folder")
 
 
 def _try_lock(file: TextIOWrapper, kind: int) -> bool:

@@ -1,9 +1,9 @@
 """Marks beside our outputs: only a file or folder that still matches its mark is ever replaced.
 
 The mark of ``cherry.json`` is ``cherry.json.meta.json``, and that of a folder ``cherry`` is
-``cherry.meta.json``. It holds facts about the output, and the SHA-256 of the file, or of each file
-in the folder. The mark of an output whose name the user does not choose is hidden:
-``.report.html.meta.json``.
+``cherry.meta.json``. It holds facts about the output, the command that made it, and the SHA-256 of
+the file, or of each file in the folder. The mark of an output whose name the user does not choose
+is hidden: ``.report.html.meta.json``.
 
 While an output is being replaced, its mark also describes the old one, so that the mark matches
 the output after a kill at any moment.
@@ -25,7 +25,7 @@ from cherry_vllm.store.files import (
 from cherry_vllm.store.locks import changing
 
 CONTENTS, PREVIOUS = "sha256", "previous"  # keys of a mark; the others are the caller's
-MADE_BY = "made_by"  # a key of the caller's: the command that wrote the output
+MADE_BY = "made_by"  # a key that every caller gives: the command that wrote the output
 SUFFIX = ".meta.json"
 LOCK = ".cherry-vllm.lock"
 
@@ -43,7 +43,7 @@ def read_mark(output: Path) -> dict[str, Any] | None:
     for hidden in (False, True):
         mark = _load(mark_path(output, hidden=hidden)) or {}
         for known in (mark, mark.pop(PREVIOUS, None)):
-            if known and known[CONTENTS] == contents:
+            if known and known.get(CONTENTS) == contents:
                 return dict(known)
     return None
 
@@ -53,30 +53,34 @@ def is_ours(output: Path) -> bool:
     return read_mark(output) is not None
 
 
-def check_replaceable(output: Path, made_by: str | None = None) -> None:
+def check_replaceable(output: Path, made_by: str) -> None:
     """Raises a UserError if writing ``output`` would destroy something that is not ours to replace.
 
-    That includes what a command other than ``made_by`` wrote.
+    That includes what a command other than ``made_by`` wrote, and a file in the place of the mark.
     """
     found = read_mark(output)
     if _exists(output) and found is None:
         raise UserError(
             f"{output}: exists and is not what cherry-vllm wrote; choose another output or move it"
         )
-    if found and found.get(MADE_BY) != made_by:
+    if found and found[MADE_BY] != made_by:
         raise UserError(
             f"{output}: written by another command of cherry-vllm; choose another output"
         )
-    for mark in (mark_path(output), mark_path(output, hidden=True)):
-        if _exists(mark) and _load(mark) is None:
+    for place in (mark_path(output), mark_path(output, hidden=True)):
+        mark = _load(place)
+        if _exists(place) and (mark is None or mark[MADE_BY] != made_by):
             raise UserError(
-                f"{mark}: exists and is not from cherry-vllm; choose another output or move it"
+                f"{place}: exists and is not the mark of a file that cherry-vllm wrote; choose "
+                "another output or move it"
             )
 
 
 @contextmanager
 def marked_file(output: Path, facts: Mapping[str, Any]) -> Iterator[Path]:
     """Yields a temporary path that becomes ``output``, whose mark holds ``facts``.
+
+    They name the command that writes it, by the key :data:`MADE_BY`.
 
     Raises:
         UserError: ``output`` exists and is not ours to replace.
@@ -120,10 +124,10 @@ def _marked(
 ) -> Iterator[Path]:
     place = mark_path(output, hidden=hidden)
     with changing(output.parent, output.name, place.name, lock=LOCK):
-        check_replaceable(output, facts.get(MADE_BY))
+        check_replaceable(output, facts[MADE_BY])
         with atomic(output) as temporary:
             yield temporary
-            check_replaceable(output, facts.get(MADE_BY))  # the block may have taken long
+            check_replaceable(output, facts[MADE_BY])  # the block may have taken long
             mark = {**facts, CONTENTS: _contents(temporary)}
             write_json(place, {**mark, PREVIOUS: read_mark(output)})
         write_json(place, mark)
@@ -134,7 +138,7 @@ def _load(mark: Path) -> dict[str, Any] | None:
         found = read_json(mark)
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and CONTENTS in found else None
+    return found if {CONTENTS, MADE_BY} <= found.keys() and not mark.is_symlink() else None
 
 
 def _contents(output: Path) -> str | dict[str, str] | None:

@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +19,23 @@ import polars as pl
 
 from cherry_vllm.errors import UserError
 from cherry_vllm.schema import SCHEMA_VERSION
+from cherry_vllm.schema import SCORES as SCHEMA
 from cherry_vllm.store.files import ROW_GROUP_ROWS, atomic_path, file_sha256, read_json, write_json
 from cherry_vllm.store.locks import changing
 from cherry_vllm.store.run_folder import File, Folder
 from cherry_vllm.store.shards import Shards
 
 SCORES, MANIFEST, PICTURE = File.SCORES, File.SCORE_MANIFEST, File.IFD_PICTURE
+OF_FILE = frozenset({"sha256", "bytes"})  # keys of score.json that describe scores.parquet
+KEYS = OF_FILE | {
+    "fingerprint",
+    "num_rows",
+    "outcomes",
+    "read",
+    "score",
+    "schema_version",
+    "rows",
+}
 MAX_TRIES = 5  # to read a matching pair while a run writes
 
 
@@ -64,12 +75,22 @@ class Scores:
         return Shards.open(self.rows_folder)
 
 
-def open_scores(scores_dir: Path) -> Scores:
-    """The scores that a run left.
+def open_scores(scores_dir: Path, wanted: str | None = None) -> Scores:
+    """The scores that a run left; only those with the fingerprint ``wanted``, if it is given.
 
     Raises:
-        UserError: there are none, they are damaged, or another release made them.
+        UserError: there are none, they are damaged, or another release or other settings made them.
     """
+    scores = _open(scores_dir)
+    if wanted not in (None, scores.fingerprint):
+        raise UserError(
+            f"{scores_dir / SCORES}: replaced by another run since it was made; give the same "
+            "command again, while no other run uses this folder"
+        )
+    return scores
+
+
+def _open(scores_dir: Path) -> Scores:
     source = scores_dir / SCORES
     for _ in range(MAX_TRIES):
         try:
@@ -121,7 +142,7 @@ def write_scores(
             row_group_size=ROW_GROUP_ROWS,
             metadata={"manifest": json.dumps(manifest, ensure_ascii=True)},
         )
-        new = {**manifest, "sha256": file_sha256(path)}
+        new = {**manifest, "sha256": file_sha256(path), "bytes": path.stat().st_size}
         old = {"previous": file_sha256(target)} if target.is_file() else {}
         write_json(shown, {**new, **old})
     write_json(shown, new)
@@ -129,31 +150,89 @@ def write_scores(
 
 
 def check_scores_dir(scores_dir: Path) -> None:
-    """Raises a UserError if writing scores would replace files that no run wrote."""
+    """Raises a UserError if writing scores would replace files that no run wrote, or edited ones.
+
+    A file that is damaged, or left by a run of other settings, may be replaced.
+    """
     found = [name for name in (SCORES, MANIFEST, PICTURE) if (scores_dir / name).exists()]
     if found and not any(_signatures(scores_dir)):
         raise UserError(
             f"{scores_dir / found[0]}: exists and is not from cherry-vllm; choose another run_dir "
             "or scores_dir"
         )
+    for name, is_edited in ((SCORES, _is_edited), (MANIFEST, _has_other_keys)):
+        if is_edited(scores_dir):
+            raise UserError(
+                f"{scores_dir / name}: edited, or not from cherry-vllm; move it away, or choose "
+                "another run_dir or scores_dir"
+            )
+
+
+def refuse_as_input(files: Iterable[Path], scores_dir: Path) -> None:
+    """Raises a UserError for an input that the scores, their manifest or picture would replace."""
+    own = {(scores_dir / name).resolve() for name in (SCORES, MANIFEST, PICTURE)}
+    for file in files:
+        if file.resolve() in own:
+            raise UserError(
+                f"{file}: `score` writes this file, so it can't be its input; copy it, or choose "
+                "another run_dir or scores_dir"
+            )
 
 
 def _signatures(scores_dir: Path) -> Iterator[bool]:
     """For each of the two files: whether it says that a run of any release wrote it."""
-    with suppress(OSError, ValueError):
-        yield "fingerprint" in read_json(scores_dir / MANIFEST)
+    yield "fingerprint" in _read_manifest(scores_dir)
     with suppress(OSError, pl.exceptions.PolarsError):
-        metadata = pl.read_parquet_metadata(scores_dir / SCORES)
-        yield "manifest" in metadata or "fingerprint" in metadata
+        yield _is_signed(scores_dir / SCORES)
+
+
+def _is_signed(scores: Path) -> bool:
+    try:
+        metadata = pl.read_parquet_metadata(scores)
+    except pl.exceptions.PanicException:  # some damage
+        return False
+    return "manifest" in metadata or "fingerprint" in metadata
+
+
+def _is_edited(scores_dir: Path) -> bool:
+    """Whether the scores are a whole Parquet file that no run wrote.
+
+    A file of the size that was written is at most damaged: writing it again changes its size.
+    """
+    scores = scores_dir / SCORES
+    try:
+        if scores.stat().st_size == _read_manifest(scores_dir).get("bytes"):
+            return False
+        if file_sha256(scores) in _known_contents(scores_dir):
+            return False
+        return pl.read_parquet_schema(scores) != SCHEMA or not _is_signed(scores)
+    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException):
+        return False
+
+
+def _has_other_keys(scores_dir: Path) -> bool:
+    """Whether the manifest is whole JSON that no run wrote.
+
+    Damage may change a key, but adds none.
+    """
+    shown = _read_manifest(scores_dir)
+    if shown.get("schema_version") != SCHEMA_VERSION:
+        return bool(shown) and "fingerprint" not in shown  # else it is of another release
+    return len(shown.keys() - KEYS - {"previous"}) > len(KEYS - shown.keys())
+
+
+def _read_manifest(scores_dir: Path) -> dict[str, Any]:
+    """What ``score.json`` holds; nothing if it is missing or damaged."""
+    try:
+        return read_json(scores_dir / MANIFEST)
+    except (OSError, ValueError):
+        return {}
 
 
 def _known_contents(scores_dir: Path) -> set[str]:
     """The SHA-256 of each version of the scores that the manifest describes."""
-    try:
-        shown = read_json(scores_dir / MANIFEST)
-        return {shown[key] for key in ("sha256", "previous") if key in shown}
-    except (OSError, ValueError, TypeError):
-        return set()
+    shown = _read_manifest(scores_dir)
+    return {str(shown[key]) for key in ("sha256", "previous") if key in shown}
 
 
 def _parse(scores_dir: Path, content: bytes) -> Scores:

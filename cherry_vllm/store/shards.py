@@ -28,6 +28,7 @@ from cherry_vllm.store.run_folder import Inner
 log = logging.getLogger(__name__)
 
 SETTINGS, COMPLETE = Inner.SETTINGS, Inner.COMPLETE
+CLOSED = {"num_shards", "contents", "versions", "settings"}  # keys of every complete.json
 
 
 class Shards:
@@ -62,6 +63,10 @@ class Shards:
             ) from None
         if shards.folder != folder:
             raise UserError(f"{folder}: its name does not match its settings; make it again")
+        if not shards.is_closed():
+            raise UserError(
+                f"{folder / COMPLETE}: damaged; run the command that makes these shards again"
+            )
         return shards
 
     def path(self, index: int) -> Path:
@@ -195,11 +200,16 @@ class Shards:
             return False
 
     def is_closed(self) -> bool:
-        """Whether all shards were written once."""
+        """Whether all shards were written once, and what :meth:`close` recorded is whole."""
         try:
-            return self.num_shards >= 0
-        except (FileNotFoundError, ValueError, KeyError):
+            found = self.summary
+        except (FileNotFoundError, ValueError):
             return False
+        return (
+            found.keys() >= CLOSED
+            and isinstance(found["num_shards"], int)
+            and fingerprint(found["settings"]) == self.fingerprint
+        )
 
     def is_complete(self) -> bool:
         """Whether the folder was closed and every shard is still intact."""

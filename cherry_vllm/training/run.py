@@ -23,7 +23,7 @@ from typing import Any
 import polars as pl
 
 from cherry_vllm.engines.checkpoint import Checkpoint, load_tokenizer, read_checkpoint
-from cherry_vllm.errors import UserError
+from cherry_vllm.errors import DamagedFileError, UserError
 from cherry_vllm.prompts.prompt import Prompt
 from cherry_vllm.prompts.spans import open_span_builder
 from cherry_vllm.runtime.processes import ChildError, isolate, preload_malloc
@@ -121,7 +121,9 @@ def train(
     _tune(folder, checkpoint, examples, tokenizer, training)
     if not is_first_process():
         return None
+    tuning = read_json(folder / Inner.TUNING)
     copies = _make_copies(folder, training)
+    _refuse_other_model(copies[TUNED], tuning.pop("model", None))
     probe = probe_losses(
         examples,
         {BASE: checkpoint, **copies},
@@ -133,7 +135,7 @@ def train(
         warn_of_lost_gain("the copy in bfloat16", *probe.losses.values())
     facts = {
         **_measure(examples, dropped),
-        **read_json(folder / Inner.TUNING),
+        **tuning,
         "probe": probe.to_json(),
         "checkpoints": {name: copy.fingerprint for name, copy in copies.items()},
         "settings": settings,
@@ -149,20 +151,34 @@ def open_tuned(folder: Path) -> TunedModel:
     """The result of a finished training.
 
     Raises:
-        UserError: a checkpoint in the folder is not the one that training saved.
+        UserError: a checkpoint in the folder is not the one that training saved, or train.json is
+            damaged.
     """
     facts = read_json(folder / Inner.TRAINING)
-    copies = {name: read_checkpoint(folder / name) for name in facts["checkpoints"]}
-    for name, copy in copies.items():
-        if copy.fingerprint != facts["checkpoints"][name]:
-            raise UserError(
-                f"{copy.folder}: not the model that training saved there; restore its files, or "
-                f"remove {folder} to train again"
-            )
-    probe = Probe.from_json(facts["probe"])
     names = ("num_rows", "num_trained", "dropped", "num_tokens", "num_steps", "seconds")
-    short = {name: facts[name] for name in names} | {"loss on probe rows": probe.losses}
+    try:
+        saved = {str(name): str(model) for name, model in facts["checkpoints"].items()}
+        probe = Probe.from_json(facts["probe"])
+        short = {name: facts[name] for name in names} | {"loss on probe rows": probe.losses}
+    except (KeyError, TypeError, AttributeError, ValueError):
+        saved = {}
+    if TUNED not in saved:
+        raise DamagedFileError(
+            f"{folder / Inner.TRAINING}: damaged; restore it, or remove {folder} to train again"
+        )
+    copies = {name: read_checkpoint(folder / name) for name in saved}
+    for name, copy in copies.items():
+        _refuse_other_model(copy, saved[name])
     return TunedModel(folder, short, copies[TUNED], copies.get(ROUNDED, copies[TUNED]), probe)
+
+
+def _refuse_other_model(copy: Checkpoint, saved: str | None) -> None:
+    """Raises a UserError if a model is not the one with the fingerprint ``saved``."""
+    if copy.fingerprint != saved:
+        raise UserError(
+            f"{copy.folder}: not the model that training saved there; restore its files, or "
+            f"remove {copy.folder.parent} to train again"
+        )
 
 
 def check_trackers(report_to: Sequence[str]) -> None:
@@ -229,7 +245,9 @@ def _tune(
             return
         seconds = round(time.monotonic() - started, 1)
         _write_losses(losses, folder)
-        write_json(folder / Inner.TUNING, {"num_steps": len(losses), "seconds": seconds})
+        model = read_checkpoint(folder / TUNED).fingerprint
+        tuning = {"num_steps": len(losses), "seconds": seconds, "model": model}
+        write_json(folder / Inner.TUNING, tuning)
     if is_first_process():
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 

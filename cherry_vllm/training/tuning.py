@@ -28,6 +28,7 @@ from cherry_vllm.engines.checkpoint import Checkpoint
 from cherry_vllm.errors import UserError
 from cherry_vllm.runtime.cpu import lacks_bf16
 from cherry_vllm.runtime.progress import Progress
+from cherry_vllm.store.files import sync_folder
 from cherry_vllm.training.batches import LengthBatches, collate
 from cherry_vllm.training.examples import Example
 from cherry_vllm.training.recipe import Machine, Recipe
@@ -286,6 +287,7 @@ def _save(
     tokenizer.save_pretrained(scratch)
     if (checkpoint.folder / GENERATION).is_file():
         shutil.copyfile(checkpoint.folder / GENERATION, scratch / GENERATION)
+    sync_folder(scratch)
     os.replace(scratch, target)
 
 

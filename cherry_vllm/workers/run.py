@@ -17,7 +17,7 @@ from cherry_vllm.prompts.prompt import Prompt
 from cherry_vllm.prompts.spans import open_span_builder
 from cherry_vllm.runtime.cpu import lacks_bf16
 from cherry_vllm.schema import SCHEMA_VERSION, DropReason
-from cherry_vllm.store.files import read_json
+from cherry_vllm.store.files import fingerprint, read_json
 from cherry_vllm.store.run_folder import Inner
 from cherry_vllm.store.shards import Shards
 from cherry_vllm.workers import build_executor
@@ -110,7 +110,7 @@ class ModelRun:
             UserError: the model cannot be used, or cannot take ``max_length`` tokens; the engine
                 dies on anything; or the input or the model has changed since the run began.
         """
-        self._begin()
+        self._begin(share)
         target, num_shards = self.target, self._rows.num_shards
         indices = range(share.index, num_shards, share.count)
         missing = target.missing(indices)
@@ -132,11 +132,13 @@ class ModelRun:
                 )
         return target
 
-    def _begin(self) -> None:
+    def _begin(self, share: Share) -> None:
         with self.target.changing():
             if not self.target.is_begun():
                 self._refuse_changed_input()
                 self._tell_of_other_days()
+                if share != WHOLE:
+                    self._warn_of_other_shares()
                 self.target.begin()
 
     def _task(self, open_model: Callable[..., Any], method: str, make_shard: MakeShard) -> Task:
@@ -200,6 +202,8 @@ class ModelRun:
     def _tell_of_other_days(self) -> None:
         """Warns of runs that differ only in the date in their prompts, and says how to resume."""
         for folder, before in self._begun():
+            if before.get("schema_version") != SCHEMA_VERSION:
+                continue
             date = before["prompt"].get("date")
             if date and _without_date(before) == _without_date(self._settings):
                 log.warning(
@@ -209,11 +213,28 @@ class ModelRun:
                     date,
                 )
 
+    def _warn_of_other_shares(self) -> None:
+        """Warns of unfinished runs over the same rows: shares must agree in all settings."""
+        for folder, before in self._begun():
+            if (
+                before.get("rows") == self._rows.fingerprint
+                and not (folder / Inner.COMPLETE).exists()
+            ):
+                keys = [key for key in self._settings if self._settings[key] != before.get(key)]
+                log.warning(
+                    "%s: begun with another %s and not finished; only shares with the same "
+                    "settings finish a run",
+                    folder,
+                    ", ".join(keys) or "release",
+                )
+
     def _begun(self) -> Iterator[tuple[Path, dict[str, Any]]]:
-        """The folders of runs beside this one, with their settings if these are readable."""
+        """The folders of runs beside this one, with their settings if these are whole."""
         for path in sorted(self.target.folder.parent.glob(f"*/{Inner.SETTINGS}")):
             with suppress(DamagedFileError):
-                yield path.parent, read_json(path)
+                settings = read_json(path)
+                if fingerprint(settings) == path.parent.name:
+                    yield path.parent, settings
 
 
 def _is_slow_in_bf16(executor: ExecutorSettings, engine: EngineSettings, saved_in: str) -> bool:
@@ -233,7 +254,7 @@ def _files_of(rows: Path) -> dict[Path, Any]:
         summary = read_json(rows / Inner.COMPLETE)
         found = zip(map(Path, summary["files"]), summary["settings"]["files"], strict=True)
         named = list(found)
-    except (FileNotFoundError, ValueError, KeyError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return {}
     # Nobody knows any more which folder a relative path was in.
     return {file.resolve(): content for file, content in named if file.is_absolute()}

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from cherry_vllm.commands.inputs import Job
 from cherry_vllm.commands.score import draw, score
-from cherry_vllm.commands.select import select
+from cherry_vllm.commands.select import select, select_from
 from cherry_vllm.config import compose
 from cherry_vllm.errors import UserError
 from cherry_vllm.schema import SCHEMA_VERSION
@@ -93,6 +94,33 @@ def test_a_file_of_the_users_is_refused_before_anything_is_scored(
     assert scoring.faults.calls == 0
 
 
+@pytest.mark.parametrize("key", ["run_dir", "scores_dir"])
+@pytest.mark.parametrize("inner", ["", "runs/a"])
+def test_a_run_within_the_model_folder_is_refused(scoring: Scoring, key: str, inner: str) -> None:
+    place = scoring.run_dir.parent / "model" / inner
+    with pytest.raises(UserError, match=f"{key}={place}: is in the model folder"):
+        scoring.run(f"{key}={place}")
+    assert scoring.faults.loads == 0
+
+
+def test_scores_are_no_input_of_their_own_run(scoring: Scoring) -> None:
+    scoring.run()
+    source = scoring.run_dir / "scores.parquet"
+    before = source.read_bytes()
+    with pytest.raises(UserError, match=r"scores\.parquet: `score` writes this file"):
+        scoring.run(f"data.path={source}")
+    assert source.read_bytes() == before
+
+
+def test_scores_with_a_column_of_the_users_are_refused(scoring: Scoring) -> None:
+    scoring.run()
+    source = scoring.run_dir / "scores.parquet"
+    pl.read_parquet(source).with_columns(note=pl.lit("mine")).write_parquet(source)
+    with pytest.raises(UserError, match=r"scores\.parquet: edited, or not from cherry-vllm"):
+        scoring.run()
+    assert "note" in pl.read_parquet_schema(source)
+
+
 def test_the_owner_of_an_earlier_run_is_told_once(
     scoring: Scoring, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -133,6 +161,16 @@ def test_scores_in_a_linked_folder_are_selected_from(scoring: Scoring, tmp_path:
     assert len(json.loads((scoring.run_dir / "cherry.json").read_text())) == 1
 
 
+def test_a_pipeline_selects_by_the_scores_that_it_made(scoring: Scoring) -> None:
+    scoring.run()
+    made = open_scores(scoring.run_dir).fingerprint
+    select_by = partial(select_from, scores_dir=scoring.run_dir, scores=made)
+    scoring.run("select.count=1", stage=select_by)
+    scoring.run("max_length=64")  # of another command
+    with pytest.raises(UserError, match=r"scores\.parquet: replaced by another run"):
+        scoring.run("select.count=1", stage=select_by)
+
+
 def test_a_damaged_row_shard_is_refused_by_select_and_made_again_by_score(
     scoring: Scoring,
 ) -> None:
@@ -160,6 +198,14 @@ def test_a_shard_that_is_made_again_with_other_values_makes_other_scores(scoring
     after = open_scores(scoring.run_dir).frame
     assert not after["ifd"].equals(before["ifd"])
     assert after[SHARD_ROWS:].equals(before[SHARD_ROWS:])
+
+
+def test_a_share_that_leaves_older_scores_says_so(
+    scoring: Scoring, caplog: pytest.LogCaptureFixture
+) -> None:
+    scoring.run()
+    scoring.run("max_length=64", "share.index=0", "share.count=2")
+    assert "scores.parquet: still the scores of other settings" in caplog.text
 
 
 # Holds share 0 of 2 until its input ends, as a `score` with these keys does.

@@ -66,14 +66,41 @@ def test_whatever_decides_a_score_is_in_the_fingerprint(folder: Path, name: str)
     assert read_checkpoint(folder).fingerprint != before
 
 
-def test_code_is_in_the_fingerprint(folder: Path) -> None:
+@pytest.mark.parametrize("name", ["modeling_own.py", "code/modeling_own.py"])
+def test_code_is_in_the_fingerprint(folder: Path, name: str) -> None:
+    (folder / "code").mkdir()
     before = read_checkpoint(folder)
-    (folder / "modeling_own.py").write_text("A = 1")
+    (folder / name).write_text("A = 1")
     after = read_checkpoint(folder)
     assert after.fingerprint != before.fingerprint
-    (folder / "modeling_own.py").write_text("A = 2")
-    with pytest.raises(UserError, match=r"modeling_own\.py: has changed since"):
+    (folder / name).write_text("A = 2")
+    with pytest.raises(UserError, match=rf"{name}: has changed since"):
         after.verify()
+
+
+def name_code(folder: Path, reference: str) -> None:
+    """Has the model take its class from this code."""
+    content = json.loads((folder / "config.json").read_text())
+    content["auto_map"] = {"AutoModelForCausalLM": reference}
+    (folder / "config.json").write_text(json.dumps(content))
+
+
+def test_code_in_a_folder_of_the_model_is_accepted(folder: Path) -> None:
+    (folder / "code").mkdir()
+    (folder / "code" / "modeling_own.py").write_text("A = 1")
+    name_code(folder, "code/modeling_own.Model")
+    found = find_checkpoint(str(folder), trust_remote_code=True)
+    assert "code/modeling_own.py" in {file.name for file in found.files}
+
+
+@pytest.mark.parametrize("name", ["../modeling_own", "linked/modeling_own"])
+def test_code_from_outside_the_folder_is_refused(folder: Path, name: str) -> None:
+    (folder.parent / "modeling_own.py").write_text("A = 1")
+    (folder / "linked").symlink_to(folder.parent)
+    name_code(folder, f"{name}.Model")
+    find_checkpoint(str(folder))
+    with pytest.raises(UserError, match=r"auto_map takes code from .*/modeling_own.*, which is no"):
+        find_checkpoint(str(folder), trust_remote_code=True)
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
@@ -92,3 +119,13 @@ def test_a_damaged_configuration_is_one_line(folder: Path) -> None:
     (folder / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config\.json: damaged; fetch it again"):
         checkpoint_dtype(folder)
+
+
+@pytest.mark.parametrize("name", ["shards/x.safetensors", "../x.safetensors", "x.bin"])
+def test_weights_that_the_fingerprint_would_not_notice_are_refused(folder: Path, name: str) -> None:
+    (folder / "shards").mkdir()
+    (folder / "model.safetensors").rename(folder / name)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"model.norm.weight": name}}))
+    with pytest.raises(UserError, match=rf"index\.json: lists {name}; keep all weights beside"):
+        find_checkpoint(str(folder))

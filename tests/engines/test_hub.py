@@ -23,7 +23,7 @@ ALWAYS = [
     "tokenizer.model",
     "tokenizer_config.json",
 ]
-CODE = ["modeling_own.py", "tokenization_own.py"]
+CODE = ["custom_generate/generate.py", "modeling_own.py", "tokenization_own.py"]
 NEVER = [
     "README.md",
     "consolidated.safetensors",

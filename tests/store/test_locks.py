@@ -120,6 +120,44 @@ def test_a_file_system_without_locks_costs_one_line(
         pytest.fail("held without a lock")
 
 
+HOLDS: dict[str, Callable[[Path], AbstractContextManager[None]]] = {
+    ".lock": exclusive,
+    ".turn": in_turn,
+    ".cherry-vllm.lock": partial(changing, lock=".cherry-vllm.lock"),
+    ".lock-0-of-2": lambda folder: exclusive_share(folder, 0, 2),
+}
+
+
+@pytest.mark.parametrize(("name", "hold"), HOLDS.items(), ids=HOLDS)
+@pytest.mark.parametrize("content", [b"my notes", b"12 on my list\n", b"\xff" * 9])
+def test_a_file_of_the_users_is_no_lock(
+    name: str, hold: Callable[[Path], AbstractContextManager[None]], content: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with refused(f"{tmp_path / name}: not a lock file of cherry-vllm"), hold(tmp_path):
+        pytest.fail("held")
+    assert (tmp_path / name).read_bytes() == content
+
+
+@pytest.mark.parametrize("content", ["notes", "", "12 on node"])
+@pytest.mark.parametrize(("name", "hold"), HOLDS.items(), ids=HOLDS)
+def test_no_lock_is_taken_through_a_link(
+    name: str, hold: Callable[[Path], AbstractContextManager[None]], content: str, tmp_path: Path
+) -> None:
+    (tmp_path / "mine").write_text(content)
+    (tmp_path / name).symlink_to("mine")
+    with refused(f"{tmp_path / name}: not a lock file of cherry-vllm"), hold(tmp_path):
+        pytest.fail("held")
+    assert (tmp_path / "mine").read_text() == content
+
+
+def test_lock_files_of_earlier_runs_are_taken(tmp_path: Path) -> None:
+    for content in ("", "12 on a.node-b", "12 on a, among others13 on b, among others"):
+        (tmp_path / ".lock").write_text(content)
+        with exclusive(tmp_path):
+            assert (tmp_path / ".lock").read_text().startswith(f"{os.getpid()} on ")
+
+
 # --- turns ---------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ from cherry_vllm.errors import UserError
 from cherry_vllm.store import files, marks
 from cherry_vllm.store.files import file_sha256, read_json, write_json
 from cherry_vllm.store.marks import (
+    MADE_BY,
     check_replaceable,
     is_ours,
     mark_path,
@@ -24,12 +25,12 @@ from tests.kills import dies_at_step
 
 
 def write_file(output: Path, text: str = "rows", **facts: Any) -> None:
-    with marked_file(output, facts) as path:
+    with marked_file(output, {MADE_BY: "select", **facts}) as path:
         path.write_text(text)
 
 
 def write_folder(output: Path, text: str = "rows", **facts: Any) -> None:
-    with marked_folder(output, facts) as folder:
+    with marked_folder(output, {MADE_BY: "select", **facts}) as folder:
         (folder / "README.md").write_text(f"card of {text}")
         (folder / "data").mkdir()
         (folder / "data" / "train.parquet").write_text(text)
@@ -49,6 +50,7 @@ def test_an_output_and_its_mark_are_written_together(tmp_path: Path) -> None:
     write_file(tmp_path / "cherry.json", count=3)
     assert is_ours(tmp_path / "cherry.json")
     assert read_mark(tmp_path / "cherry.json") == {
+        "made_by": "select",
         "count": 3,
         "sha256": file_sha256(tmp_path / "cherry.json"),
     }
@@ -129,18 +131,38 @@ def test_a_link_is_never_replaced(tmp_path: Path) -> None:
             write_file(tmp_path / name)
 
 
-def test_a_file_where_the_mark_would_be_is_never_replaced(tmp_path: Path) -> None:
-    write_json(mark_path(tmp_path / "cherry.json"), {"mine": True})
+@pytest.mark.parametrize(
+    "content", [{"mine": True}, {"sha256": "0" * 64}, {"sha256": "0" * 64, "made_by": "my tool"}]
+)
+def test_a_file_where_the_mark_would_be_is_never_replaced(
+    tmp_path: Path, content: dict[str, Any]
+) -> None:
+    write_json(mark_path(tmp_path / "cherry.json"), content)
     with pytest.raises(UserError, match=r"cherry\.json\.meta\.json: exists and is not"):
         write_file(tmp_path / "cherry.json")
-    assert read_json(mark_path(tmp_path / "cherry.json")) == {"mine": True}
+    assert read_json(mark_path(tmp_path / "cherry.json")) == content
+
+
+def test_a_file_with_a_hash_beside_it_is_not_ours_for_that(tmp_path: Path) -> None:
+    output = tmp_path / "cherry.json"
+    output.write_text("mine")
+    write_json(mark_path(output), {"sha256": file_sha256(output)})
+    with pytest.raises(UserError, match="exists and is not what cherry-vllm wrote"):
+        write_file(output)
+    assert output.read_text() == "mine"
+
+
+def test_the_mark_of_an_output_that_is_gone_is_replaced(tmp_path: Path) -> None:
+    for _ in range(2):
+        write_file(tmp_path / "cherry.json")
+        (tmp_path / "cherry.json").unlink()
 
 
 def test_what_appears_while_the_output_is_made_is_not_replaced(tmp_path: Path) -> None:
     output = tmp_path / "cherry.json"
 
     def write_slowly() -> None:
-        with marked_file(output, {}) as path:
+        with marked_file(output, {MADE_BY: "select"}) as path:
             path.write_text("rows")
             output.write_text("mine")
 
@@ -171,9 +193,8 @@ def test_the_mark_of_a_file_whose_name_nobody_chose_is_hidden(tmp_path: Path) ->
 
 def test_what_another_command_wrote_is_not_replaced(tmp_path: Path) -> None:
     write_file(tmp_path / "cherry.jsonl", made_by="select")
-    for made_by in ("generate", None):
-        with pytest.raises(UserError, match="written by another command"):
-            check_replaceable(tmp_path / "cherry.jsonl", made_by)
+    with pytest.raises(UserError, match="written by another command"):
+        check_replaceable(tmp_path / "cherry.jsonl", "generate")
     write_file(tmp_path / "cherry.jsonl", made_by="select")
 
 

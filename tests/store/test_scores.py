@@ -6,6 +6,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
+from zlib import crc32
 
 import polars as pl
 import pytest
@@ -16,33 +18,54 @@ from cherry_vllm.schema import SCHEMA_VERSION
 from cherry_vllm.store.files import file_sha256, read_json, write_json
 from cherry_vllm.store.scores import (
     MANIFEST,
+    OF_FILE,
     PICTURE,
     SCORES,
+    Scores,
     changing_scores,
+    check_scores_dir,
     open_scores,
+    refuse_as_input,
     scores_fingerprint,
     write_scores,
 )
 from cherry_vllm.store.shards import Shards
+from tests import made_up
 
-FRAME = pl.DataFrame({"row": range(5), "ifd": [0.1, 0.2, 0.3, None, 1.5]})
+FRAME = made_up.scores(0.1, 0.2, 0.3, None, 1.5)
+
+
+def number_of(name: str) -> pl.Expr:
+    """A column that tells frames of different names apart."""
+    return pl.lit(crc32(name.encode()), pl.UInt32)
+
+
+def assert_made_by(scores: Scores) -> None:
+    """The frame is the one that the manifest describes."""
+    assert_frame_equal(
+        scores.frame, FRAME.with_columns(num_answer_tokens=number_of(scores.fingerprint))
+    )
+
+
+def manifest(name: str) -> dict[str, Any]:
+    return {"fingerprint": name, "num_rows": 5, "outcomes": {}, "read": {}, "score": {}}
 
 
 def write(scores_dir: Path, name: str = "one", rows: Path | None = None) -> None:
-    frame = FRAME.with_columns(made_by=pl.lit(name))
+    frame = FRAME.with_columns(num_answer_tokens=number_of(name))
     with changing_scores(scores_dir):
-        write_scores(scores_dir, frame, rows or scores_dir / "rows" / "01", {"fingerprint": name})
+        write_scores(scores_dir, frame, rows or scores_dir / "rows" / "01", manifest(name))
 
 
 def test_scores_carry_their_manifest(tmp_path: Path) -> None:
     write(tmp_path)
     scores = open_scores(tmp_path)
-    assert_frame_equal(scores.frame.drop("made_by"), FRAME)
-    expected = {"fingerprint": "one", "schema_version": SCHEMA_VERSION, "rows": "rows/01"}
+    assert_made_by(scores)
+    expected = {**manifest("one"), "schema_version": SCHEMA_VERSION, "rows": "rows/01"}
     assert scores.manifest == expected
     assert (scores.fingerprint, scores.rows_fingerprint) == ("one", "01")
     shown = read_json(tmp_path / MANIFEST)
-    assert {key: shown[key] for key in shown if key != "sha256"} == scores.manifest
+    assert {key: shown[key] for key in shown if key not in OF_FILE} == scores.manifest
 
 
 # --- refused in one line -------------------------------------------------------------------------
@@ -83,6 +106,15 @@ def test_scores_and_a_manifest_that_do_not_belong_together_are_refused(
     assert scores_fingerprint(tmp_path) is None
 
 
+def test_scores_that_another_run_replaced_are_refused(tmp_path: Path) -> None:
+    write(tmp_path)
+    assert open_scores(tmp_path, "one").fingerprint == "one"
+    write(tmp_path, "two")
+    with pytest.raises(UserError, match=r"scores\.parquet: replaced by another run") as refused:
+        open_scores(tmp_path, "one")
+    assert "\n" not in str(refused.value)
+
+
 def test_no_scores_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no such file; run `cherry-vllm score`"):
         open_scores(tmp_path)
@@ -109,6 +141,57 @@ def test_files_that_no_run_left_are_never_replaced(name: str, tmp_path: Path) ->
         write(tmp_path)
     assert [path.name for path in tmp_path.glob("[!.]*")] == [name]
     assert (tmp_path / name).read_text() == "mine"
+
+
+def add_a_column(scores: Path) -> None:
+    """As pyarrow does, which keeps the metadata."""
+    kept = {"manifest": pl.read_parquet_metadata(scores)["manifest"]}
+    frame = pl.read_parquet(scores).with_columns(note=pl.lit("mine"))
+    frame.write_parquet(scores, metadata=kept)
+
+
+def note(shown: Path) -> None:
+    write_json(shown, {**read_json(shown), "note": "mine"})
+
+
+EDITS: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "a column more": (SCORES, add_a_column),
+    "written by other software": (SCORES, lambda path: pl.read_parquet(path).write_parquet(path)),
+    "a note": (MANIFEST, note),
+    "other JSON": (MANIFEST, lambda path: write_json(path, {"mine": True})),
+}
+
+
+@pytest.mark.parametrize(("name", "edit"), EDITS.values(), ids=EDITS)
+def test_edited_files_are_never_replaced(
+    name: str, edit: Callable[[Path], object], tmp_path: Path
+) -> None:
+    write(tmp_path)
+    edit(tmp_path / name)
+    before = (tmp_path / name).read_bytes()
+    with pytest.raises(UserError, match=f"{name}: edited, or not from cherry-vllm; move it away"):
+        write(tmp_path)
+    assert (tmp_path / name).read_bytes() == before
+    (tmp_path / name).unlink()
+    write(tmp_path)
+
+
+@pytest.mark.parametrize("name", [SCORES, MANIFEST, PICTURE])
+def test_what_scoring_writes_is_no_input(name: str, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    refuse_as_input([tmp_path / "rows.parquet"], tmp_path)
+    with pytest.raises(UserError, match=f"{name}: `score` writes this file"):
+        refuse_as_input([tmp_path / "link" / name], tmp_path)
+
+
+@pytest.mark.parametrize("name", [SCORES, MANIFEST])
+def test_one_flipped_bit_is_never_taken_for_an_edit(name: str, tmp_path: Path) -> None:
+    write(tmp_path)
+    whole = (tmp_path / name).read_bytes()
+    for place in range(0, len(whole), 7):
+        flipped = bytes([whole[place] ^ 1])
+        (tmp_path / name).write_bytes(whole[:place] + flipped + whole[place + 1 :])
+        check_scores_dir(tmp_path)
 
 
 def test_damaged_scores_are_replaced(tmp_path: Path) -> None:
@@ -161,7 +244,7 @@ def test_a_kill_at_any_step_leaves_the_old_scores_or_the_new_with_their_manifest
         write(folder, "old")
         was_killed = dies_at_replace(number, partial(write, folder, "new"))
         scores = open_scores(folder)
-        assert scores.frame["made_by"].unique().to_list() == [scores.fingerprint]
+        assert_made_by(scores)
         seen.add(scores.fingerprint)
         write(folder, "newest")
         assert open_scores(folder).fingerprint == "newest"
@@ -183,7 +266,7 @@ def test_readers_see_one_state_while_runs_end(tmp_path: Path) -> None:
         num_read = 0
         while not writing.done() or num_read < 20:
             scores = open_scores(tmp_path)
-            assert scores.frame["made_by"].unique().to_list() == [scores.fingerprint]
+            assert_made_by(scores)
             num_read += 1
         writing.result()
 

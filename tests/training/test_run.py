@@ -17,7 +17,9 @@ import pytest
 from cherry_vllm.commands.inputs import Job
 from cherry_vllm.commands.train import train
 from cherry_vllm.config import compose
+from cherry_vllm.engines.checkpoint import read_checkpoint
 from cherry_vllm.errors import UserError
+from cherry_vllm.store.files import write_json
 from cherry_vllm.training.run import open_tuned
 from tests.conftest import ROWS, Cli, children, start
 from tests.training.support import assert_same_weights, load_logits
@@ -89,6 +91,24 @@ def test_another_model_in_the_folder_of_a_training_is_refused(
     shutil.copyfile(tiny / "model.safetensors", folder / "model" / "model.safetensors")
     with pytest.raises(UserError, match="not the model that training saved there"):
         open_tuned(folder)
+
+
+def test_another_model_between_training_and_its_record_is_refused(
+    tiny: Path, trained: Path, tmp_path: Path
+) -> None:
+    run_dir = Path(shutil.copytree(trained, tmp_path / "run"))
+    folder = folder_of(run_dir)
+    (folder / "train.json").unlink()  # as a kill before it was written leaves the folder
+    model = read_checkpoint(folder / "model").fingerprint
+    write_json(folder / "tuned.json", {"num_steps": 1, "seconds": 1.0, "model": model})
+    config = compose(*train_command(tiny, run_dir)[1:])
+    weights = (folder / "model" / "model.safetensors").read_bytes()
+    shutil.copyfile(tiny / "model.safetensors", folder / "model" / "model.safetensors")
+    with pytest.raises(UserError, match="not the model that training saved there"):
+        train(config, Job(run_dir, is_sweep=False))
+    (folder / "model" / "model.safetensors").write_bytes(weights)
+    assert train(config, Job(run_dir, is_sweep=False)) is not None
+    assert "model" not in json.loads((folder / "train.json").read_text())
 
 
 def test_kill_9_in_mid_epoch_and_the_same_command_give_the_same_losses(

@@ -10,6 +10,7 @@ from cherry_vllm.commands.inputs import model_use
 from cherry_vllm.config import compose, prompt_of
 from cherry_vllm.engines.checkpoint import Checkpoint, read_checkpoint
 from cherry_vllm.errors import UserError
+from cherry_vllm.store.files import read_json, write_json
 from cherry_vllm.store.shards import Shards
 from cherry_vllm.workers import WorkerError
 from cherry_vllm.workers.driver import Driver
@@ -179,6 +180,45 @@ def test_a_run_begun_with_another_date_is_named(
     again = runs.run("prompt=chat", "prompt.date=2026-02-01")
     assert again.fingerprint != begun.fingerprint
     assert f"{begun.folder}: begun with prompt.date=2026-01-31, which resumes" in caplog.text
+
+
+def test_a_share_with_other_settings_than_an_unfinished_run_is_told(
+    runs: Runs, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = runs.run("max_length=64", share=Share(0, 2))
+    runs.run("max_length=64", share=Share(0, 2))
+    assert "not finished" not in caplog.text
+    runs.run("max_length=96", share=Share(1, 2))
+    assert f"{first.folder}: begun with another max_length and not finished" in caplog.text
+
+
+@pytest.mark.parametrize("content", [{}, {"prompt": None}, {"rows": []}])
+def test_settings_of_another_run_that_were_damaged_are_no_obstacle(
+    runs: Runs, content: dict[str, Any]
+) -> None:
+    begun = runs.run("max_length=64")
+    write_json(begun.folder / "settings.json", content)
+    assert runs.run("max_length=96").is_complete()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"num_shards": None, "settings": {}},
+        {"num_shards": 1, "settings": {}},
+        {"num_shards": "x"},
+        {},
+    ],
+)
+def test_a_folder_whose_closing_was_damaged_is_closed_again(
+    runs: Runs, content: dict[str, Any]
+) -> None:
+    closed = runs.run()
+    before = read_json(closed.folder / "complete.json")
+    write_json(closed.folder / "complete.json", content)
+    assert runs.run().is_complete()
+    assert read_json(closed.folder / "complete.json") == before
+    assert runs.faults.loads == 1
 
 
 def test_a_run_that_lost_a_shard_by_its_end_does_not_pass_for_done(
