@@ -1,7 +1,7 @@
 """Finds what a run folder holds, from a single stage, the whole method or a sweep."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,7 @@ def find_scores(run_dir: Path, scores_dir: Path) -> list[Path]:
     return [path.parent for path in found if path.is_file()]
 
 
-def find_selection(mark: Path, scores: pl.DataFrame, fingerprint: str) -> Selection | None:
+def find_selection(mark: Path, scores: Scores) -> Selection | None:
     """The selection that a mark describes; None if it was not made from these scores.
 
     A selection by rating needs its ``ratings.parquet``, in the same folder or above.
@@ -93,25 +93,31 @@ def find_selection(mark: Path, scores: pl.DataFrame, fingerprint: str) -> Select
     if not mark.is_file():
         return None
     facts = read_own(mark, "scores")
-    if facts is None or facts["scores"] != fingerprint:
+    if facts is None or not _is_made_from(scores, facts):
         return None
+    frame = scores.frame
     if "ratings" in facts:
         near = (folder / File.RATINGS for folder in mark.parents)
         ratings = {file_sha256(path): path for path in near if path.is_file()}
         found = ratings.get(facts["ratings"])
         if found is None:
             return None
-        scores = add_ratings(scores, read_ratings(found))
-    rows = select_rows(scores, Choice.from_json(facts))
+        frame = add_ratings(frame, read_ratings(found))
+    rows = select_rows(frame, Choice.from_json(facts))
     return Selection(facts, rows)
 
 
-def find_aspects(run_dir: Path, fingerprint: str) -> dict[str, Any] | None:
+def _is_made_from(scores: Scores, facts: Mapping[str, Any]) -> bool:
+    """Whether something was made from these scores as they are now."""
+    return (facts.get("scores"), facts.get("contents")) == (scores.fingerprint, scores.contents)
+
+
+def find_aspects(run_dir: Path, scores: Scores) -> dict[str, Any] | None:
     """Both sides of the first ``aspects.json`` made from these scores; None if there is none."""
     found = _read_all(
         sorted(run_dir.rglob(File.ASPECT_SUMMARY.value)), "settings", "sides"
     ).values()
-    same = (one["sides"] for one in found if one["settings"].get("scores") == fingerprint)
+    same = (one["sides"] for one in found if _is_made_from(scores, one["settings"]))
     return next(same, None)
 
 
