@@ -30,7 +30,8 @@ def read_ratings(file: Path, origin: str | None = None) -> pl.DataFrame:
         raise UserError(f"{file}: not a Parquet file ({fault}); check select.ratings") from None
     if found and origin and found != origin:
         raise UserError(
-            f"{file}: ratings of other data than this run scored; rate the same data.path"
+            f"{file}: ratings of other data than this run scored; rate the same data.path with the "
+            "same data.format and data.columns"
         )
     schema = dict(frame.schema)
     numbers = [schema.get(name, pl.Null()) for name in ("row", "rating")]

@@ -370,6 +370,10 @@ def test_ratings_of_ones_own_need_a_row_and_a_rating_and_other_data_is_refused(
     frame.write_parquet(own)
     assert chosen_rows(select_rated(run_dir, own)) == [1]
     frame.write_parquet(foreign, metadata={"origin": "0123"})
+    settings = open_scores(run_dir).open_rows().summary["settings"]
+    other_answers = {**settings, "columns": {**settings["columns"], "answer": "worse"}}
+    assert name_data(other_answers) != name_data(settings)
+    assert name_data({**settings, "max_rows": 9}) == name_data(settings)
     with pytest.raises(UserError, match="ratings of other data than this run scored"):
         select_rated(run_dir, foreign)
     broken.write_text("row,rating", encoding="utf-8")
