@@ -13,6 +13,8 @@ from cherry_vllm.selection.choice import Choice
 from cherry_vllm.selection.ranking import select_rows
 from cherry_vllm.selection.ratings import add_ratings, read_ratings
 from cherry_vllm.store.files import file_sha256, read_json
+from cherry_vllm.store.marks import SUFFIX as MARK_SUFFIX
+from cherry_vllm.store.marks import is_ours
 from cherry_vllm.store.run_folder import File, Folder, Inner
 from cherry_vllm.store.scores import Scores
 from cherry_vllm.store.shards import Shards
@@ -88,12 +90,16 @@ def find_scores(run_dir: Path, scores_dir: Path) -> list[Path]:
 def find_selection(mark: Path, scores: Scores) -> Selection | None:
     """The selection that a mark describes; None if it was not made from these scores.
 
-    A selection by rating needs its ``ratings.parquet``, in the same folder or above.
+    One that was edited or deleted since is left out, with a warning. A selection by rating needs its ``ratings.parquet``, in the same folder or above.
     """
     if not mark.is_file():
         return None
     facts = read_own(mark, "scores")
     if facts is None or not _is_made_from(scores, facts):
+        return None
+    output = mark.with_name(mark.name.removesuffix(MARK_SUFFIX))
+    if not is_ours(output):
+        log.warning("%s: edited or deleted since `select` wrote it; not in the report", output)
         return None
     frame = scores.frame
     if "ratings" in facts:

@@ -476,6 +476,20 @@ def test_a_selection_by_rating_is_found_with_its_ratings_alone(tmp_path: Path) -
     assert find_selection(meta, scores) is None
 
 
+@pytest.mark.parametrize("harm", ["edited", "deleted"])
+def test_a_selection_that_was_changed_is_left_out(
+    tmp_path: Path, harm: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_scores(tmp_path, ["a", "b", "c", "d"], [0.1, 0.5, 0.9, 0.3])
+    write_selection(tmp_path, tmp_path, Strategy.cherry, 0.5)
+    output = tmp_path / "cherry.json"
+    output.unlink()
+    if harm == "edited":
+        output.write_text("[]")
+    assert find_selection(tmp_path / "cherry.json.meta.json", open_scores(tmp_path)) is None
+    assert "cherry.json: edited or deleted since `select` wrote it" in caplog.text
+
+
 @pytest.mark.parametrize("name", ["report.html", "report/mine.png"])
 def test_a_page_that_is_not_ours_is_never_replaced(tmp_path: Path, name: str) -> None:
     write_verdicts(tmp_path)
