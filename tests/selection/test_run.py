@@ -202,7 +202,7 @@ def test_the_data_that_was_scored_is_never_the_output(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("output", ["first.jsonl", "first"])
-@pytest.mark.parametrize("way", ["same", "relative", "link", "moved"])
+@pytest.mark.parametrize("way", ["same", "relative", "link", "moved", "copied"])
 def test_an_earlier_selection_that_was_scored_is_not_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str, way: str
 ) -> None:
@@ -212,6 +212,8 @@ def test_an_earlier_selection_that_was_scored_is_not_replaced(
     if way == "relative":
         monkeypatch.chdir(folder)
         data = data.relative_to(folder)
+    if way == "copied":
+        data = Path(shutil.copy(data, tmp_path / data.name))
     if way == "link":
         (tmp_path / "link").symlink_to(folder)
         data = tmp_path / "link" / data.relative_to(folder)
