@@ -5,6 +5,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def _expand(pattern: str) -> list[Path]:
         return _open_saved(Path(pattern))
     matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
     if glob.has_magic(Path(pattern).name):
-        inputs = [match for match in matches if not _is_ours(match)]
+        inputs = [match for match in matches if not _is_ours(match, _named_folder(pattern))]
         if len(inputs) < len(matches):
             log.warning(
                 "%s: %d files that cherry-vllm wrote are left out; name them in full to read them",
@@ -88,14 +89,24 @@ def _expand(pattern: str) -> list[Path]:
     return matches
 
 
-def _is_ours(file: Path) -> bool:
-    """Whether a run wrote a file: as one of its own, as an output or in one, or as a mark."""
+def _named_folder(pattern: str) -> Path:
+    """The part of a glob before its first wildcard."""
+    parts = takewhile(lambda part: not glob.has_magic(part), Path(pattern).absolute().parts)
+    return Path(*parts)
+
+
+def _is_ours(file: Path, named: Path) -> bool:
+    """Whether a run wrote a file: as one of its own, as an output or in one, or as a mark.
+
+    A data set folder of ours is read if the user has ``named`` it, or a folder in it.
+    """
     file = file.absolute()
+    outputs = (file, *takewhile(lambda folder: folder != named, file.parents))
     return (
         is_run_file(file)
         or _is_of_scores(file)
         or _is_mark(file)
-        or any(_is_output(output, file) for output in (file, *file.parents[:-1]))
+        or any(_is_output(output, file) for output in outputs)
         or _is_selection_of_old(file)
     )
 

@@ -177,6 +177,7 @@ def test_a_glob_leaves_out_exported_folders_and_scores_of_another_folder(tmp_pat
     select_records(scores_dir, tmp_path / "cherry", Choice(count=2))
     shutil.rmtree(run_dir)
     assert find_files([f"{tmp_path}/**/*.*"]) == [data]
+    assert len(find_files([f"{tmp_path}/cherry/**/*.parquet"])) == 1  # named in full
     mine = file_of(tmp_path / "cherry", "mine.parquet", [FIRST])
     assert find_files([f"{tmp_path}/**/*.parquet"]) == [mine]
 
