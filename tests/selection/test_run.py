@@ -351,6 +351,12 @@ def test_ratings_of_the_same_data_choose_and_are_written_down(tmp_path: Path) ->
         ),
         (pl.DataFrame({"row": [1], "rating": [math.nan]}), "row 1 has the rating nan"),
         (pl.DataFrame({"row": [None, 1], "rating": [5, 4]}), "row None has"),
+        (
+            pl.DataFrame({"row": [2**63], "rating": [5]}, {"row": pl.UInt64, "rating": pl.Int64}),
+            f"row {2**63} has",
+        ),
+        (pl.DataFrame({"row": [1], "rating": [5], "reason": [["no"]]}), "column reason holds List"),
+        (pl.DataFrame({"row": [1], "rating": [5], "reason": [b"no"]}), "column reason holds Bin"),
     ],
 )
 def test_ratings_that_are_none_cost_one_line(
@@ -370,6 +376,8 @@ def test_ratings_of_ones_own_need_a_row_and_a_rating_and_other_data_is_refused(
     own, foreign, broken = (run_dir / f"{name}.parquet" for name in ("own", "foreign", "broken"))
     frame = pl.DataFrame({"row": [1, 2], "rating": [5, 4]})
     frame.write_parquet(own)
+    assert chosen_rows(select_rated(run_dir, own)) == [1]
+    frame.cast({"rating": pl.Decimal(10, 2)}).write_parquet(own)
     assert chosen_rows(select_rated(run_dir, own)) == [1]
     frame.write_parquet(foreign, metadata={"origin": "0123"})
     settings = open_scores(run_dir).open_rows().summary["settings"]
