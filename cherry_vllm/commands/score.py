@@ -102,7 +102,8 @@ def draw(scores: Scores) -> None:
     """Draws the picture of the scores, unless it exists or another file is in its place."""
     picture = scores.folder / PICTURE
     mark = read_mark(picture)
-    if mark and mark.get("scores") == scores.fingerprint:
+    drawn_from = {"scores": scores.fingerprint, "contents": scores.contents}
+    if mark and drawn_from.items() <= mark.items():
         return
     if picture.exists() and not mark:
         log.warning("%s: not drawn by cherry-vllm, so it is kept; move it and run again", picture)
@@ -110,7 +111,7 @@ def draw(scores: Scores) -> None:
     from cherry_vllm.figures.figure import save_png
     from cherry_vllm.figures.scores import draw_ifd, draw_scores
 
-    with own_file(picture, COMMAND, scores=scores.fingerprint) as path:
+    with own_file(picture, COMMAND, **drawn_from) as path:
         save_png(path, draw_ifd(scores.frame), draw_scores(scores.frame))
 
 

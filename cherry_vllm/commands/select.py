@@ -2,13 +2,15 @@
 
 from pathlib import Path
 
-from cherry_vllm.commands.inputs import Job, Outcome
+from cherry_vllm.commands.inputs import Job, Outcome, find_output
 from cherry_vllm.commands.summary import describe, show_extremes, summarize
 from cherry_vllm.config import Config
+from cherry_vllm.errors import UserError
 from cherry_vllm.options import Strategy
 from cherry_vllm.runtime.text import printable
 from cherry_vllm.selection.choice import Choice
 from cherry_vllm.selection.run import SelectedRows, select_records
+from cherry_vllm.store.marks import read_mark
 
 
 def select(config: Config, job: Job) -> Outcome:
@@ -22,10 +24,17 @@ def select_from(config: Config, job: Job, scores_dir: Path, scores: str | None =
     ``scores`` is their fingerprint, if another stage made them.
     """
     by_rating = config.select.strategy is Strategy.rating
+    output, choice = find_output(job, "select.output", config.select.output), _choice(config)
+    held = read_mark(output) if job.is_sweep else None
+    if held and not choice.to_json().items() <= held.items():
+        raise UserError(
+            f"{output}: holds another selection, which this sweep would replace; give each job a "
+            "folder of its own, or delete it"
+        )
     selected = select_records(
         scores_dir,
-        job.output_dir / config.select.output,
-        _choice(config),
+        output,
+        choice,
         run_dirs=(Path(config.run_dir), job.output_dir),
         ratings=Path(config.select.ratings) if by_rating else None,
         command=job.command,

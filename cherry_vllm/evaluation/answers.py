@@ -44,7 +44,9 @@ class AnswerPair(NamedTuple):
     @property
     def key(self) -> str:
         """Names the question and these two answers, whoever judges them and whatever its id."""
-        return fingerprint({"question": self.question, "answers": [self.first, self.second]})
+        context = {"input": self.input} if self.input else {}
+        answers = [self.first, self.second]
+        return fingerprint({"question": self.question, **context, "answers": answers})
 
 
 def read_pairs(first: Path, second: Path) -> list[AnswerPair]:

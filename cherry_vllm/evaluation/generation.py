@@ -18,6 +18,7 @@ import polars as pl
 from cherry_vllm.engines import Continuation, Decoding, Generator, build_generator
 from cherry_vllm.engines.checkpoint import Checkpoint, load_tokenizer, read_stop_ids
 from cherry_vllm.engines.settings import EngineSettings
+from cherry_vllm.errors import UserError
 from cherry_vllm.prompts.spans import SpanBuilder
 from cherry_vllm.schema import REASON, DropReason, Schema
 from cherry_vllm.store.marks import MADE_BY, marked_file, read_mark
@@ -122,19 +123,27 @@ def answer_shard(
     return pl.DataFrame(lines, schema=ANSWERS, orient="row")
 
 
-def write_answers(output: Path, questions: Shards, answers: Shards) -> dict[str, Any]:
+def write_answers(
+    output: Path, questions: Shards, answers: Shards, *, may_replace: bool
+) -> dict[str, Any]:
     """Writes one line of JSON per question, and a mark with the settings; returns the counts.
 
     A question without an answer has a null ``answer`` and a ``drop_reason``.
 
     Raises:
-        UserError: ``output`` is a file that this function did not write.
+        UserError: ``output`` is a file that this function did not write, or holds answers of other
+            settings and ``may_replace`` is False.
     """
     source, found = questions.scan().collect(), answers.scan().collect()
     if not source["row"].equals(found["row"]):
         raise RuntimeError(f"{answers.folder}: {found.height} lines for {source.height} questions")
     before = read_mark(output)
     if before and before.get("answers") != answers.fingerprint:
+        if not may_replace:
+            raise UserError(
+                f"{output}: holds answers of other settings, which this sweep would replace; give "
+                "each job a folder of its own, or delete it"
+            )
         log.warning("%s: answers of other settings are replaced; their shards stay", output)
     both = pl.concat([source.drop("row", "drop_reason"), found.drop("row")], how="horizontal")
     counts = count_answers(both)

@@ -102,7 +102,9 @@ class Replies:
                 has_address = fields.pop("base_url", None) is not None
                 reply = Reply(**fields)
             except (ValueError, TypeError, KeyError, AttributeError):
-                is_torn = start + len(line) == len(content) and _is_beginning(line)
+                is_last = start + len(line) == len(content)
+                # A first line must be longer than its opening: "{" may be anyone's file.
+                is_torn = is_last and _is_beginning(line) and (start or len(line) > len(OPENING))
                 if not is_torn:
                     raise UserError(
                         f"{self._path}: line {number} is not a stored reply; delete the line, then "

@@ -10,15 +10,17 @@ import polars as pl
 from cherry_vllm import __version__
 from cherry_vllm.errors import UserError
 from cherry_vllm.store.files import ROW_GROUP_ROWS, file_sha256, read_json, write_json
-from cherry_vllm.store.marks import MADE_BY, check_replaceable, marked_file
+from cherry_vllm.store.marks import MADE_BY, check_replaceable, is_ours, marked_file, own_file
 
 COMMAND = "judge"
-OURS = {"version", "settings", "sha256"}  # keys of every summary
 
 
 @dataclass(frozen=True)
 class Results:
-    """Where results are: ``table`` is Parquet; ``summary`` is JSON with the table's SHA-256."""
+    """Where results are: ``table`` is Parquet; ``summary`` is JSON with the table's SHA-256.
+
+    Both have marks, so that an edited one counts as the user's.
+    """
 
     table: Path
     summary: Path
@@ -40,11 +42,7 @@ class Results:
 
     def read_summary(self) -> dict[str, Any] | None:
         """The summary that an earlier run wrote, if there is one."""
-        try:
-            found = read_json(self.summary)
-        except (OSError, ValueError):
-            return None
-        return found if isinstance(found, dict) and found.keys() >= OURS else None
+        return read_json(self.summary) if is_ours(self.summary) else None
 
     def write(
         self, table: pl.DataFrame, summary: Mapping[str, Any], *, origin: str | None = None
@@ -54,4 +52,5 @@ class Results:
         with marked_file(self.table, {MADE_BY: COMMAND, "summary": self.summary.name}) as path:
             table.write_parquet(path, row_group_size=ROW_GROUP_ROWS, metadata=metadata)
         written = {"version": __version__, **summary, "sha256": file_sha256(self.table)}
-        write_json(self.summary, written)
+        with own_file(self.summary, COMMAND) as path:
+            write_json(path, written)

@@ -27,6 +27,7 @@ class Verdict(StrEnum):
 
 DECIDED = [Verdict.WIN, Verdict.TIE, Verdict.LOSS]
 VERDICT = pl.Enum([verdict.value for verdict in Verdict])
+TEXT = pl.String | pl.Enum | pl.Categorical
 
 # One line per question: verdicts.parquet.
 VERDICTS: Schema = {
@@ -103,8 +104,8 @@ def read_verdicts(file: Path) -> pl.DataFrame:
     except (pl.exceptions.PolarsError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{file}: not readable ({reason}); give a verdicts.parquet") from None
-    if not {"pair", "verdict"} <= set(frame.columns):
+    if not all(isinstance(frame.schema.get(name), TEXT) for name in ("pair", "verdict")):
         raise UserError(
             f"{file}: contains no verdicts; give a verdicts.parquet or a reviews .json file"
         )
-    return frame
+    return frame.with_columns(pl.col("pair", "verdict").cast(pl.String))

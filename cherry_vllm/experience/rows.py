@@ -141,8 +141,8 @@ def sample_diverse(
         return usable["row"].gather(chosen).to_list(), facts
 
     settings = {
-        "embeddings": embeddings.fingerprint,
-        "perplexities": perplexities.fingerprint,
+        "embeddings": [embeddings.fingerprint, embeddings.summary["contents"]],
+        "perplexities": [perplexities.fingerprint, perplexities.summary["contents"]],
         "rows_per_cluster": sampling.rows_per_cluster,
         "percentiles": list(sampling.percentiles),
         "num_clusters": sampling.num_clusters,
@@ -175,7 +175,7 @@ def sample_most_difficult(
         chosen = sample_difficult(usable["ifd"].to_numpy(), count)
         return usable["row"].gather(chosen).to_list(), {"num_candidates": usable.height}
 
-    settings = {"scores": scores.fingerprint, "count": count}
+    settings = {"scores": [scores.fingerprint, scores.contents], "count": count}
     return _sample(run_dir, rows, Sampling.difficulty, settings, choose)
 
 

@@ -1,43 +1,67 @@
 """Finds what a run folder holds, from a single stage, the whole method or a sweep."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import polars as pl
 
 from cherry_vllm.errors import UserError
 from cherry_vllm.figures.results import JobResult, Selection
 from cherry_vllm.selection.choice import Choice
+from cherry_vllm.selection.extremes import Side
 from cherry_vllm.selection.ranking import select_rows
 from cherry_vllm.selection.ratings import add_ratings, read_ratings
 from cherry_vllm.store.files import file_sha256, read_json
+from cherry_vllm.store.marks import SUFFIX as MARK_SUFFIX
+from cherry_vllm.store.marks import is_ours
 from cherry_vllm.store.run_folder import File, Folder, Inner
 from cherry_vllm.store.scores import Scores
 from cherry_vllm.store.shards import Shards
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 
-def read_own(path: Path, *keys: str) -> dict[str, Any] | None:
-    """A JSON object with these keys; None, with a warning, for another program's file."""
+FAULTS = (
+    *(ValueError, TypeError, AttributeError, LookupError, OSError, UserError),
+    pl.exceptions.PolarsError,
+)
+LOSSES = {"model": pl.String, "step": pl.Int64, "loss": pl.Float64, "learning_rate": pl.Float64}
+FIGURES = {
+    "testset": pl.String,
+    "category": pl.String,
+    **dict.fromkeys(("win", "tie", "loss"), pl.Int64),
+    "winning_score": pl.Float64,
+    "interval": pl.List(pl.Float64),
+}
+
+
+def _read(path: Path, parse: Callable[[Path], T]) -> T | None:
+    """What ``parse`` makes of a file; None, with a warning, if it is damaged or foreign."""
     try:
-        found = read_json(path)
-    except (OSError, ValueError) as error:
-        reason = str(error) or type(error).__name__
-    else:
-        missing = [key for key in keys if not isinstance(found, dict) or key not in found]
-        if not missing:
-            return found
-        reason = f"no '{missing[0]}'"
-    log.warning("%s: not written by cherry-vllm (%s); left out of the report", path, reason)
+        return parse(path)
+    except KeyError as error:
+        reason = f"no {error}"
+    except FAULTS as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+    log.warning(
+        "%s: damaged, or not written by cherry-vllm (%s); left out of the report", path, reason
+    )
     return None
 
 
-def _read_all(paths: Iterable[Path], *keys: str) -> dict[Path, dict[str, Any]]:
-    found = {path: read_own(path, *keys) for path in paths}
+def _read_all(paths: Iterable[Path], parse: Callable[[Path], T]) -> dict[Path, T]:
+    found = {path: _read(path, parse) for path in paths}
     return {path: content for path, content in found.items() if content is not None}
+
+
+def _conform(values: Iterable[Mapping[str, Any]], schema: Mapping[str, Any]) -> None:
+    """Raises an error if one of the values lacks a key, or holds something of another type."""
+    rows = [{name: value[name] for name in schema} for value in values]
+    pl.DataFrame(rows, schema=dict(schema), strict=True)
 
 
 def find_manifests(run_dir: Path) -> list[dict[str, Any]]:
@@ -45,8 +69,14 @@ def find_manifests(run_dir: Path) -> list[dict[str, Any]]:
     paths = sorted(
         run_dir.rglob(File.PIPELINE_MANIFEST.value), key=lambda path: (len(path.parts), path)
     )
-    found = _read_all(paths, "config", "stages").values()
-    return [one for one in found if "run_dir" in one["config"]]
+    return list(_read_all(paths, _parse_manifest).values())
+
+
+def _parse_manifest(path: Path) -> dict[str, Any]:
+    found = read_json(path)
+    _conform([found["config"]], {"run_dir": pl.String})
+    _conform(found["stages"], {"stage": pl.String, "artifact": pl.String})
+    return found
 
 
 def find_artifacts(manifests: list[dict[str, Any]], run_dir: Path, stage: str) -> list[Path]:
@@ -85,34 +115,57 @@ def find_scores(run_dir: Path, scores_dir: Path) -> list[Path]:
     return [path.parent for path in found if path.is_file()]
 
 
-def find_selection(mark: Path, scores: pl.DataFrame, fingerprint: str) -> Selection | None:
+def find_selection(mark: Path, scores: Scores) -> Selection | None:
     """The selection that a mark describes; None if it was not made from these scores.
 
-    A selection by rating needs its ``ratings.parquet``, in the same folder or above.
+    One that was edited or deleted since is left out, with a warning. A selection by rating needs
+    its ``ratings.parquet``, in the same folder or above.
     """
     if not mark.is_file():
         return None
-    facts = read_own(mark, "scores")
-    if facts is None or facts["scores"] != fingerprint:
+    return _read(mark, partial(_parse_selection, scores=scores))
+
+
+def _parse_selection(mark: Path, scores: Scores) -> Selection | None:
+    facts = read_json(mark)
+    if "num_selected" not in facts or not _is_made_from(scores, facts):
         return None
+    output = mark.with_name(mark.name.removesuffix(MARK_SUFFIX))
+    if not is_ours(output):
+        log.warning("%s: edited or deleted since `select` wrote it; not in the report", output)
+        return None
+    frame = scores.frame
     if "ratings" in facts:
         near = (folder / File.RATINGS for folder in mark.parents)
         ratings = {file_sha256(path): path for path in near if path.is_file()}
         found = ratings.get(facts["ratings"])
         if found is None:
             return None
-        scores = add_ratings(scores, read_ratings(found))
-    rows = select_rows(scores, Choice.from_json(facts))
+        frame = add_ratings(frame, read_ratings(found))
+    rows = select_rows(frame, Choice.from_json(facts))
     return Selection(facts, rows)
 
 
-def find_aspects(run_dir: Path, fingerprint: str) -> dict[str, Any] | None:
+def _is_made_from(scores: Scores, facts: Mapping[str, Any]) -> bool:
+    """Whether something was made from these scores as they are now."""
+    return (facts.get("scores"), facts.get("contents")) == (scores.fingerprint, scores.contents)
+
+
+def find_aspects(run_dir: Path, scores: Scores) -> dict[str, Any] | None:
     """Both sides of the first ``aspects.json`` made from these scores; None if there is none."""
-    found = _read_all(
-        sorted(run_dir.rglob(File.ASPECT_SUMMARY.value)), "settings", "sides"
-    ).values()
-    same = (one["sides"] for one in found if one["settings"].get("scores") == fingerprint)
+    found = _read_all(sorted(run_dir.rglob(File.ASPECT_SUMMARY.value)), _parse_aspects).values()
+    same = (one["sides"] for one in found if _is_made_from(scores, one["settings"]))
     return next(same, None)
+
+
+def _parse_aspects(path: Path) -> dict[str, Any]:
+    found = read_json(path)
+    _conform([found["settings"]], {"scores": pl.String})
+    sides = [found["sides"][side.value] for side in (Side.TOP, Side.LEAST)]
+    _conform(sides, {"rows": pl.Int64, "rated": pl.Int64})
+    for side in sides:
+        _conform([side["means"]], dict.fromkeys(side["means"], pl.Float64))
+    return found
 
 
 def find_embeddings(run_dir: Path, scores: Scores) -> pl.LazyFrame | None:
@@ -121,13 +174,17 @@ def find_embeddings(run_dir: Path, scores: Scores) -> pl.LazyFrame | None:
     parents = dict.fromkeys([run_dir, *run_dir.resolve().parents[:2]])
     for parent in parents:
         for summary in sorted((parent / Folder.EMBEDDINGS).glob(f"*/{Inner.COMPLETE}")):
-            shards = Shards(summary.parents[1], read_json(summary)["settings"])
-            if (
-                shards.summary["settings"]["rows"] == scores.rows_fingerprint
-                and shards.is_complete()
-            ):
-                return shards.scan()
+            embeddings = _read(summary, partial(_parse_embeddings, scores=scores))
+            if embeddings is not None:
+                return embeddings
     return None
+
+
+def _parse_embeddings(summary: Path, scores: Scores) -> pl.LazyFrame | None:
+    settings = read_json(summary)["settings"]
+    shards = Shards(summary.parents[1], settings)
+    is_found = settings["rows"] == scores.rows_fingerprint and shards.is_complete()
+    return shards.scan() if is_found else None
 
 
 def find_rows(scores: Scores) -> pl.LazyFrame | None:
@@ -143,17 +200,14 @@ def find_losses(run_dir: Path) -> pl.DataFrame:
     folders = named or sorted(
         path.parent for path in run_dir.glob(f"{Folder.MODELS}/*/{Inner.LOSSES}")
     )
-    frames = [
-        pl.read_csv(folder / Inner.LOSSES, glob=False).select(
-            pl.lit(folder.name).alias("model"),
-            "step",
-            pl.col("loss", "learning_rate").cast(pl.Float64),
-        )
-        for folder in folders
-        if (folder / Inner.LOSSES).is_file()
-    ]
-    schema = {"model": pl.String, "step": pl.Int64, "loss": pl.Float64, "learning_rate": pl.Float64}
-    return pl.concat(frames) if frames else pl.DataFrame(schema=schema)
+    paths = [folder / Inner.LOSSES for folder in folders]
+    frames = _read_all([path for path in paths if path.is_file()], _parse_losses).values()
+    return pl.concat([pl.DataFrame(schema=LOSSES), *frames])
+
+
+def _parse_losses(path: Path) -> pl.DataFrame:
+    found = pl.read_csv(path, glob=False).with_columns(model=pl.lit(path.parent.name))
+    return found.select(LOSSES).cast(LOSSES)  # type: ignore[arg-type]
 
 
 def find_jobs(run_dir: Path, mark_name: str) -> list[JobResult]:
@@ -161,15 +215,11 @@ def find_jobs(run_dir: Path, mark_name: str) -> list[JobResult]:
 
     Verdicts belong to the selection in the same folder, or else in the nearest folder above.
     """
-    found = {
-        path.parent: mark for path, mark in _read_all(sorted(run_dir.rglob(mark_name))).items()
-    }
-    # Answers, which have marks too, may have the same name as a selection.
-    marks = {folder: mark for folder, mark in found.items() if "num_selected" in mark}
+    found = _read_all(sorted(run_dir.rglob(mark_name)), _parse_mark)
+    marks = {path.parent: mark for path, mark in found.items()}
     judged: dict[Path, dict[str, dict[str, Any]]] = {folder: {} for folder in marks}
-    for path, judgement in _read_all(
-        sorted(run_dir.rglob(File.VERDICT_SUMMARY.value)), "figures"
-    ).items():
+    summaries = sorted(run_dir.rglob(File.VERDICT_SUMMARY.value))
+    for path, judgement in _read_all(summaries, _parse_judgement).items():
         within = [folder for folder in (path.parent, *path.parent.parents) if folder in marks]
         owner = within[0] if within else path.parent
         name = path.parent.relative_to(run_dir).as_posix()
@@ -178,3 +228,22 @@ def find_jobs(run_dir: Path, mark_name: str) -> list[JobResult]:
         JobResult(folder.relative_to(run_dir).as_posix(), marks.get(folder), judgements)
         for folder, judgements in sorted(judged.items())
     ]
+
+
+def _parse_mark(path: Path) -> dict[str, Any] | None:
+    """A selection's mark; None for that of answers, which may have the same name."""
+    found = read_json(path)
+    if "num_selected" not in found and "answers" in found:
+        return None
+    _conform([found], {"num_selected": pl.Int64})
+    Choice.from_json(found)
+    return found
+
+
+def _parse_judgement(path: Path) -> dict[str, Any]:
+    found = read_json(path)
+    _conform(found["figures"], FIGURES)
+    totals = [row for row in found["figures"] if row["category"] is None]
+    if not totals or any(row["winning_score"] and len(row["interval"]) != 2 for row in totals):
+        raise ValueError("no figures of all questions")
+    return found

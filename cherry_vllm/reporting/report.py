@@ -129,11 +129,10 @@ def _find_targets(output_dir: Path) -> tuple[Path, Path]:
 
 def _load(run_dir: Path, folder: Path, page: Page, mark_name: str) -> Scored:
     scores = open_scores(folder)
-    frame, made_by = scores.frame, scores.fingerprint
     found = {
         job.name: selection
         for job in page.jobs
-        if (selection := find_selection(run_dir / job.name / mark_name, frame, made_by))
+        if (selection := find_selection(run_dir / job.name / mark_name, scores))
     }
     own = found.get(".")
     shown = [own] if own else sorted(found.values(), key=lambda item: item.rows.height)
@@ -141,11 +140,11 @@ def _load(run_dir: Path, folder: Path, page: Page, mark_name: str) -> Scored:
     return Scored(
         folder=folder,
         manifest=scores.manifest,
-        scores=frame,
-        ranked=label_sides(frame, fraction=page.fraction),
+        scores=scores.frame,
+        ranked=label_sides(scores.frame, fraction=page.fraction),
         rows=find_rows(scores),
         embeddings=find_embeddings(run_dir, scores),
-        aspects=find_aspects(run_dir, made_by),
+        aspects=find_aspects(run_dir, scores),
         selection=own,
         cuts=cuts,
     )

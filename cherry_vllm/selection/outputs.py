@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cherry_vllm.errors import UserError
+from cherry_vllm.store.files import file_sha256
 from cherry_vllm.store.marks import CONTENTS, check_replaceable, read_mark
 from cherry_vllm.store.marks import SUFFIX as MARK_SUFFIX
 from cherry_vllm.store.run_folder import is_reserved
@@ -50,15 +51,22 @@ def check_output(output: Path, scores: Scores, run_dirs: Sequence[Path]) -> None
 
 
 def _sources_within(output: Path, scores: Scores) -> Iterator[str]:
-    """The input files that replacing ``output`` would destroy, even if they have moved."""
+    """The input files whose contents ``output`` holds, whatever their names are now.
+
+    A selection of these very scores may hold all rows: it is no input as long as the input is kept.
+    """
     mark = read_mark(output)
     if mark is None:
         return
-    read = scores.manifest["read"]
+    read, is_selection = scores.manifest["read"], mark.get("scores") == scores.fingerprint
     held = mark[CONTENTS]
-    contents = held if isinstance(held, dict) else {"": held}
+    contents = set(held.values()) if isinstance(held, dict) else {held}
     for name, (sha256, *_) in zip(read["files"], read["settings"]["files"], strict=True):
-        for part in [part for part in contents if contents[part] == sha256]:
-            file, source = output / part, Path(name)
-            if not source.exists() or source.samefile(file):
-                yield name
+        if sha256 in contents and not (is_selection and _is_kept(Path(name), sha256, output)):
+            yield name
+
+
+def _is_kept(source: Path, sha256: str, output: Path) -> bool:
+    """Whether a file still holds what was read, and is not within ``output``."""
+    is_elsewhere = not source.resolve().is_relative_to(output.resolve())
+    return is_elsewhere and source.is_file() and file_sha256(source) == sha256

@@ -18,7 +18,7 @@ def read_ratings(file: Path, origin: str | None = None) -> pl.DataFrame:
         UserError: the file is not such a table, or rates rows of other data.
     """
     try:
-        found = pl.read_parquet_metadata(file).get("origin")
+        rated = pl.read_parquet_metadata(file).get("origin")
         frame = pl.read_parquet(file, glob=False)
     except FileNotFoundError:
         raise UserError(
@@ -28,9 +28,10 @@ def read_ratings(file: Path, origin: str | None = None) -> pl.DataFrame:
     except (pl.exceptions.PolarsError, OSError) as error:
         fault = str(error).strip().splitlines()[0]
         raise UserError(f"{file}: not a Parquet file ({fault}); check select.ratings") from None
-    if found and origin and found != origin:
+    if rated and origin and rated != origin:
         raise UserError(
-            f"{file}: ratings of other data than this run scored; rate the same data.path"
+            f"{file}: ratings of other data than this run scored; rate the same data.path with the "
+            "same data.format and data.columns"
         )
     schema = dict(frame.schema)
     numbers = [schema.get(name, pl.Null()) for name in ("row", "rating")]
@@ -38,18 +39,19 @@ def read_ratings(file: Path, origin: str | None = None) -> pl.DataFrame:
         raise UserError(
             f"{file}: no ratings; it needs the columns row (whole numbers) and rating (numbers)"
         )
-    is_fault = (
-        pl.col("row").is_null() | pl.col("row").is_duplicated() | ~pl.col("rating").is_finite()
-    )
-    for row, rating in frame.filter(is_fault).select("row", "rating").head(1).iter_rows():
+    reason = schema.get("reason", pl.String())
+    if not isinstance(reason, pl.String | pl.Enum | pl.Categorical | pl.Null):
+        raise UserError(f"{file}: the column reason holds {reason}; make it text, or leave it out")
+    number = pl.col("row").cast(pl.Int64, strict=False)  # a number that is too large becomes null
+    rating = pl.col("rating").cast(pl.Float64)
+    is_fault = number.is_null() | number.is_duplicated() | ~rating.is_finite()
+    for row, found in frame.filter(is_fault).select("row", "rating").head(1).iter_rows():
         raise UserError(
-            f"{file}: row {row} has the rating {rating}; each row may occur once, with a finite "
+            f"{file}: row {row} has the rating {found}; each row may occur once, with a finite "
             "number or null"
         )
-    reason = pl.col("reason") if "reason" in schema else pl.lit(None)
-    return frame.select(
-        pl.col("row").cast(pl.Int64), pl.col("rating").cast(pl.Float64), reason=reason
-    ).cast({"reason": pl.String})
+    reasons = pl.col("reason") if "reason" in schema else pl.lit(None)
+    return frame.select(pl.col("row").cast(pl.Int64), rating, reason=reasons.cast(pl.String))
 
 
 def add_ratings(scores: pl.DataFrame, ratings: pl.DataFrame) -> pl.DataFrame:

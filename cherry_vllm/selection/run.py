@@ -73,6 +73,7 @@ def select_records(
     facts = {
         MADE_BY: COMMAND,
         "scores": scored.fingerprint,
+        "contents": scored.contents,
         "num_selected": chosen.height,
         "num_answer_tokens": int(chosen["num_answer_tokens"].sum()),
         "num_usable": count_outcomes(scores)["usable"],

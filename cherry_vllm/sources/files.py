@@ -5,16 +5,19 @@ import json
 import logging
 import os
 from collections.abc import Iterable
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from cherry_vllm.errors import UserError
 from cherry_vllm.sources.formats import find_format
+from cherry_vllm.store.files import file_sha256
+from cherry_vllm.store.marks import CONTENTS, is_ours, mark_path
 from cherry_vllm.store.marks import SUFFIX as MARK_SUFFIX
-from cherry_vllm.store.marks import mark_path
-from cherry_vllm.store.run_folder import is_run_file
+from cherry_vllm.store.run_folder import File, is_run_file
+from cherry_vllm.store.scores import check_scores_dir
 
-MARK_KEYS = {"sha256", "num_selected", "counts"}  # what a mark has, also of earlier releases
+MARK_KEYS = {"num_selected", "counts"}  # only our marks have one, also those of earlier releases
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +33,10 @@ def find_files(patterns: Iterable[str]) -> list[Path]:
     found = [file for pattern in patterns for file in _expand(pattern)]
     if not found:
         raise UserError("data.path: an empty list; give a file, a glob or an hf:// path")
-    files = list({os.path.abspath(file): file for file in found}.values())  # noqa: PTH100
+    by_place: dict[str, Path] = {}
+    for file in found:
+        by_place.setdefault(os.path.realpath(file), file)
+    files = list(by_place.values())
     if len(files) < len(found):
         log.warning("data.path: %d files are named twice, and read once", len(found) - len(files))
     for file in files:
@@ -72,7 +78,7 @@ def _expand(pattern: str) -> list[Path]:
         return _open_saved(Path(pattern))
     matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
     if glob.has_magic(Path(pattern).name):
-        inputs = [match for match in matches if not _is_ours(match)]
+        inputs = [match for match in matches if not _is_ours(match, _named_folder(pattern))]
         if len(inputs) < len(matches):
             log.warning(
                 "%s: %d files that cherry-vllm wrote are left out; name them in full to read them",
@@ -85,19 +91,69 @@ def _expand(pattern: str) -> list[Path]:
     return matches
 
 
-def _is_ours(file: Path) -> bool:
-    """Whether a run wrote a file: as one of its own, a selection, or a selection's mark."""
-    marks = (file, mark_path(file), file.with_suffix(MARK_SUFFIX))
-    return is_run_file(file) or any(_is_mark(mark) for mark in marks)
+def _named_folder(pattern: str) -> Path:
+    """The part of a glob before its first wildcard."""
+    parts = takewhile(lambda part: not glob.has_magic(part), Path(pattern).absolute().parts)
+    return Path(*parts)
+
+
+def _is_ours(file: Path, named: Path) -> bool:
+    """Whether a run wrote a file: as one of its own, as an output or in one, or as a mark.
+
+    A data set folder of ours is read if the user has ``named`` it, or a folder in it.
+    """
+    file = file.absolute()
+    outputs = (file, *takewhile(lambda folder: folder != named, file.parents))
+    return (
+        is_run_file(file)
+        or _is_of_scores(file)
+        or _is_mark(file)
+        or any(_is_output(output, file) for output in outputs)
+        or _is_selection_of_old(file)
+    )
+
+
+def _is_of_scores(file: Path) -> bool:
+    """Whether a file belongs to scores, which a folder without a run may hold."""
+    if file.name not in (File.SCORES, File.SCORE_MANIFEST):
+        return False
+    try:
+        check_scores_dir(file.parent)
+    except UserError:
+        return False
+    return True
 
 
 def _is_mark(file: Path) -> bool:
-    if not (file.name.endswith(MARK_SUFFIX) and file.is_file()):
-        return False
+    output = file.with_name(file.name.removesuffix(MARK_SUFFIX).removeprefix(".") or file.name)
+    return file.name.endswith(MARK_SUFFIX) and (
+        not MARK_KEYS.isdisjoint(_read_mark(file)) or is_ours(output)
+    )
+
+
+def _is_output(output: Path, file: Path) -> bool:
+    """Whether a mark says that ``output`` is ours and that ``file`` is it, or one of its files."""
+    for mark in map(_read_mark, (mark_path(output), mark_path(output, hidden=True))):
+        held = mark.get(CONTENTS)
+        known = held.get(file.relative_to(output).as_posix()) if isinstance(held, dict) else held
+        # An edited selection is still no input.
+        is_named = known is not None and (isinstance(held, dict) or output == file)
+        if is_named and (not MARK_KEYS.isdisjoint(mark) or known == file_sha256(file)):
+            return True
+    return False
+
+
+def _is_selection_of_old(file: Path) -> bool:
+    """Whether release 0.1.0 wrote a file: its marks hold no SHA-256."""
+    mark = _read_mark(file.with_suffix(MARK_SUFFIX))
+    return CONTENTS not in mark and not MARK_KEYS.isdisjoint(mark)
+
+
+def _read_mark(mark: Path) -> dict[str, Any]:
     try:
-        return not MARK_KEYS.isdisjoint(_read(file))
+        return _read(mark) if mark.is_file() else {}
     except UserError:
-        return False
+        return {}
 
 
 def _open_saved(path: Path) -> list[Path]:

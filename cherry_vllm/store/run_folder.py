@@ -108,5 +108,5 @@ def is_reserved(path: Path, run_dir: Path) -> bool:
 
 
 def name_data(settings: dict[str, Any]) -> str:
-    """Names the data that row numbers refer to, given the settings of its row shards."""
-    return fingerprint({"files": settings["files"]})
+    """Names the data and texts that rows stand for, given the settings of its row shards."""
+    return fingerprint({key: settings.get(key) for key in ("files", "format", "columns")})

@@ -53,6 +53,11 @@ class Scores:
         return str(self.manifest["fingerprint"])
 
     @property
+    def contents(self) -> str:
+        """Names what the scores hold: rows that failed, once retried, have other scores."""
+        return str(self.manifest["score"].get("contents"))
+
+    @property
     def rows_fingerprint(self) -> str:
         """Names the row shards that were scored."""
         return Path(self.manifest["rows"]).name

@@ -82,6 +82,10 @@ def lines_of(run_dir: Path, name: str = "answers.jsonl") -> list[dict[str, Any]]
         ("generate.max_new_tokens=0", ["generate.max_new_tokens=0"]),
         ("generate.shard_questions=0", ["generate.shard_questions=0"]),
         ("generate.output=answers.json", ["answers.json", ".jsonl"]),
+        *(
+            (f"generate.output={name}", [name, "the run keeps for its own files"])
+            for name in ("replies.jsonl", "rows/a.jsonl", ".x.jsonl")
+        ),
     ],
 )
 def test_a_wrong_setting_costs_one_line(
@@ -129,6 +133,19 @@ def test_what_decides_an_answer_names_it_and_nothing_is_written_twice(
         run_generate(*options(model, testset, tmp_path, change))
         assert len(list(folders())) == number
         assert caplog.text.count("answers of other settings are replaced") == number - 1
+
+
+def test_jobs_of_a_sweep_never_write_one_file(model: Path, testset: Path, tmp_path: Path) -> None:
+    def run(*more: str) -> None:
+        config = compose(*options(model, testset, tmp_path, *more))
+        generate(config, Job(tmp_path, is_sweep=True))
+
+    with pytest.raises(UserError, match="in a sweep give only a name"):
+        run(f"generate.output={tmp_path.parent}/one.jsonl")
+    for _ in range(2):
+        run()
+    with pytest.raises(UserError, match="other settings, which this sweep would replace"):
+        run("generate.max_new_tokens=3")
 
 
 def test_a_file_that_this_command_did_not_write_is_not_replaced(

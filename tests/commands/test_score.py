@@ -12,14 +12,18 @@ import polars as pl
 import pytest
 
 from cherry_vllm.commands.inputs import Job
+from cherry_vllm.commands.sample import sample
 from cherry_vllm.commands.score import draw, score
 from cherry_vllm.commands.select import select, select_from
 from cherry_vllm.config import compose
 from cherry_vllm.errors import UserError
+from cherry_vllm.reporting.artifacts import find_selection
 from cherry_vllm.schema import SCHEMA_VERSION
 from cherry_vllm.store import shards
+from cherry_vllm.store.marks import mark_path
 from cherry_vllm.store.scores import PICTURE, open_scores
 from cherry_vllm.store.shards import Shards
+from cherry_vllm.workers import WorkerError
 from cherry_vllm.workers.work import Piece
 from tests import fakes, made_up
 from tests.runs import plain_answer, write_rows
@@ -248,6 +252,32 @@ def test_the_picture_is_drawn_when_it_is_missing_or_of_other_scores(tmp_path: Pa
     picture.unlink()
     draw(open_scores(tmp_path))
     assert picture.is_file()
+
+
+def test_what_was_made_from_failed_rows_is_made_again_once_they_are_scored(
+    scoring: Scoring, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_slot: int, piece: Piece) -> None:
+        if piece.index == 1 and piece.start == 0 and not piece.is_quarantined:
+            raise WorkerError("was killed by SIGKILL")
+
+    sampled = ("sample=difficulty", "sample.count=10")
+    scoring.executor.on_piece = fail
+    scoring.run()
+    scoring.run(*sampled, stage=sample)
+    scoring.run("select.fraction=1", stage=select)
+    picture, before = scoring.run_dir / PICTURE, open_scores(scoring.run_dir)
+    drawn, usable = picture.read_bytes(), before.frame["drop_reason"].null_count()
+    assert usable < NUM_ROWS
+    scoring.executor.on_piece = lambda _slot, _piece: None
+    scoring.run("executor.retry_failed=true")
+    after = open_scores(scoring.run_dir)
+    assert after.fingerprint == before.fingerprint
+    assert picture.read_bytes() != drawn
+    assert find_selection(mark_path(scoring.run_dir / "cherry.json"), after) is None
+    capsys.readouterr()
+    scoring.run(*sampled, stage=sample)
+    assert f"{after.frame['drop_reason'].null_count()}\n" in capsys.readouterr().out
 
 
 def test_a_picture_that_is_not_ours_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

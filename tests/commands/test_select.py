@@ -32,6 +32,17 @@ def test_the_rows_and_what_was_chosen_are_handed_on(run_dir: Path) -> None:
     assert outcome.facts == {"num_selected": 3, "num_answer_tokens": 3}
 
 
+def test_jobs_of_a_sweep_never_write_one_output(run_dir: Path) -> None:
+    for output in (str(run_dir.parent / "one.json"), "../one.json"):
+        with pytest.raises(UserError, match="in a sweep give only a name"):
+            run(run_dir, "select.count=3", f"select.output={output}", is_sweep=True)
+    for _ in range(2):
+        run(run_dir, "select.count=3", is_sweep=True)
+    with pytest.raises(UserError, match="holds another selection, which this sweep would replace"):
+        run(run_dir, "select.count=4", is_sweep=True)
+    assert len(json.loads((run_dir / "cherry.json").read_text())) == 3
+
+
 def test_training_finds_the_rows_of_a_data_set_folder(run_dir: Path) -> None:
     for count in (2, 3):
         data = run(run_dir, f"select.count={count}", "select.output=again/").artifact

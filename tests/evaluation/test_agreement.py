@@ -35,6 +35,8 @@ def test_agreement_is_the_share_of_equals_and_cohens_kappa() -> None:
     assert agreement.kappa == pytest.approx(cohen_kappa_score(*zip(*both, strict=True)))
     assert compare(frames[0], frames[0])[1:] == (1, 1)
     assert compare(frames[0], frames[1].clear()).equal is None
+    other_inputs = decide(Judgement(p._replace(input="i"), None, None) for p in pairs)
+    assert set(other_inputs["pair"]).isdisjoint(frames[0]["pair"])
     level = frames[0].filter(verdict="tie")
     assert compare(level, level)[1:] == (1, None)  # chance alone makes all equal
 

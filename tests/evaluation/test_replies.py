@@ -34,7 +34,7 @@ def test_replies_are_kept_and_a_torn_last_line_is_removed(tmp_path: Path) -> Non
         Replies(path)
 
 
-@pytest.mark.parametrize("content", [b"my notes", b'{"rows": 3}', b"my notes\n\n{"])
+@pytest.mark.parametrize("content", [b"my notes", b'{"rows": 3}', b"my notes\n\n{", b"{"])
 def test_a_file_that_is_not_ours_is_refused_and_stays(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "replies.jsonl"
     path.write_bytes(content)

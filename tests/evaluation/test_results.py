@@ -47,6 +47,15 @@ def test_a_table_that_the_user_changed_is_refused(results: Results) -> None:
         results.check([])
 
 
+def test_notes_in_a_summary_stay(results: Results) -> None:
+    results.write(TABLE, {"settings": {}})
+    noted = {**json.loads(results.summary.read_text()), "my note": "the judge is strict"}
+    results.summary.write_text(json.dumps(noted))
+    with pytest.raises(UserError, match=r"judge\.json: exists and is not what cherry-vllm wrote"):
+        results.check([])
+    assert json.loads(results.summary.read_text()) == noted
+
+
 def test_an_input_is_not_an_output(results: Results) -> None:
     results.write(TABLE, {"settings": {}})
     link = results.table.with_name("link.parquet")

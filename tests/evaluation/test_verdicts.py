@@ -1,11 +1,15 @@
 """Two replies to a verdict: the rule, and gaps that are not draws."""
 
+from pathlib import Path
+
+import polars as pl
 import pytest
 
+from cherry_vllm.errors import UserError
 from cherry_vllm.evaluation.answers import AnswerPair
 from cherry_vllm.evaluation.replies import Reply
 from cherry_vllm.evaluation.tally import tally_groups
-from cherry_vllm.evaluation.verdicts import Judgement, decide
+from cherry_vllm.evaluation.verdicts import Judgement, decide, read_verdicts
 from tests.judging import REVIEWS, verdicts_of
 
 PAIR = AnswerPair("t", "1", None, "q", "", "a", "b")
@@ -52,3 +56,11 @@ def test_every_question_ends_in_exactly_one_verdict() -> None:
     assert (row.win, row.tie, row.loss) == (row.failed - 1,) * 3 == (1, 1, 1)
     assert (row.unparsed, row.unanswered, row.questions) == (1, 1, 7)
     assert row.winning_score == 1
+
+
+@pytest.mark.parametrize("column", ["pair", "verdict"])
+def test_numbers_for_verdicts_cost_one_line(tmp_path: Path, column: str) -> None:
+    file = tmp_path / "v.parquet"
+    pl.DataFrame({"pair": ["a"], "verdict": ["win"], column: [1]}).write_parquet(file)
+    with pytest.raises(UserError, match=r"v\.parquet: contains no verdicts"):
+        read_verdicts(file)

@@ -5,6 +5,7 @@ import math
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,14 @@ def write_selection(run_dir: Path, folder: Path, strategy: Strategy, fraction: f
     select_records(run_dir, folder / "cherry.json", choice)
 
 
+def others(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """The manifests of scores of other settings, and of a retry that gave other scores."""
+    return [
+        {**manifest, "fingerprint": "another"},
+        {**manifest, "score": {**manifest["score"], "contents": "another"}},
+    ]
+
+
 def write_verdicts(folder: Path) -> None:
     results, judged = pairwise.find_results(folder), Judged(read_reviews([REVIEWS]))
     pairwise.conclude(results, judged, others=None, settings={})
@@ -135,7 +144,8 @@ def write_aspects(run_dir: Path, folder: Path) -> None:
         *(pl.when(high).then(8.0).otherwise(2.0).alias(name) for name in names),
     )
     summary = aspects.summarize(ratings, names)
-    settings = {"scores": open_scores(run_dir).fingerprint}
+    scores = open_scores(run_dir)
+    settings = {"scores": scores.fingerprint, "contents": scores.contents}
     rated = Rated(ratings, Counter(), rows_with_markers=[])
     aspects.write(aspects.find_results(folder), rated, summary, settings=settings)
 
@@ -308,10 +318,12 @@ def test_the_ledger_and_the_histogram_account_for_every_row(tmp_path: Path) -> N
     scores = pl.read_parquet(tmp_path / "scores.parquet")
     (job,) = find_jobs(tmp_path, "cherry.json.meta.json")
     assert job.selection is not None
-    made_by = open_scores(tmp_path).fingerprint
-    selection = find_selection(tmp_path / "cherry.json.meta.json", scores, made_by)
+    held = open_scores(tmp_path)
+    selection = find_selection(tmp_path / "cherry.json.meta.json", held)
     assert selection is not None
-    assert find_selection(tmp_path / "cherry.json.meta.json", scores, "another") is None
+    for manifest in others(held.manifest):
+        other = replace(held, manifest=manifest)
+        assert find_selection(tmp_path / "cherry.json.meta.json", other) is None
     assert selection.cut == pytest.approx(0.95)
 
     steps = values_of(draw_ledger(scores, selection).spec(500))
@@ -452,18 +464,30 @@ def test_a_selection_by_rating_is_found_with_its_ratings_alone(tmp_path: Path) -
     write_scores(tmp_path, ["a", "b", "c", "d"], [0.1, 0.5, 0.9, 0.3])
     ratings = tmp_path / "ratings.parquet"
     pl.DataFrame({"row": [0, 1, 2, 3], "rating": [5.0, 2.0, 4.5, None]}).write_parquet(ratings)
-    scores = open_scores(tmp_path).frame
     job = tmp_path / "job"
     choice = Choice(strategy=Strategy.rating, threshold=4.5)
     select_records(tmp_path, job / "cherry.json", choice, ratings=ratings)
-    meta, fingerprint = job / "cherry.json.meta.json", open_scores(tmp_path).fingerprint
-    found = find_selection(meta, scores, fingerprint)
+    meta, scores = job / "cherry.json.meta.json", open_scores(tmp_path)
+    found = find_selection(meta, scores)
     assert found
     assert found.rows["row"].to_list() == [0, 2]
     assert found.cut is None
-    assert find_selection(meta, scores, "other scores") is None
     ratings.unlink()
-    assert find_selection(meta, scores, fingerprint) is None
+    assert find_selection(meta, scores) is None
+
+
+@pytest.mark.parametrize("harm", ["edited", "deleted"])
+def test_a_selection_that_was_changed_is_left_out(
+    tmp_path: Path, harm: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_scores(tmp_path, ["a", "b", "c", "d"], [0.1, 0.5, 0.9, 0.3])
+    write_selection(tmp_path, tmp_path, Strategy.cherry, 0.5)
+    output = tmp_path / "cherry.json"
+    output.unlink()
+    if harm == "edited":
+        output.write_text("[]")
+    assert find_selection(tmp_path / "cherry.json.meta.json", open_scores(tmp_path)) is None
+    assert "cherry.json: edited or deleted since `select` wrote it" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["report.html", "report/mine.png"])
@@ -487,13 +511,15 @@ def test_answers_called_cherry_are_no_selection(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_aspects_of_other_scores_are_not_shown(run_dir: Path) -> None:
-    found = find_aspects(run_dir, open_scores(run_dir).fingerprint)
+    scores = open_scores(run_dir)
+    found = find_aspects(run_dir, scores)
     assert found
     assert {side: set(found[side]["means"].values()) for side in found} == {
         "top": {8.0},
         "least": {2.0},
     }
-    assert find_aspects(run_dir, "other scores") is None
+    for manifest in others(scores.manifest):
+        assert find_aspects(run_dir, replace(scores, manifest=manifest)) is None
 
 
 @pytest.mark.parametrize(

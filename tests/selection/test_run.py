@@ -202,7 +202,7 @@ def test_the_data_that_was_scored_is_never_the_output(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("output", ["first.jsonl", "first"])
-@pytest.mark.parametrize("way", ["same", "relative", "link", "moved"])
+@pytest.mark.parametrize("way", ["same", "relative", "link", "moved", "copied"])
 def test_an_earlier_selection_that_was_scored_is_not_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str, way: str
 ) -> None:
@@ -212,6 +212,8 @@ def test_an_earlier_selection_that_was_scored_is_not_replaced(
     if way == "relative":
         monkeypatch.chdir(folder)
         data = data.relative_to(folder)
+    if way == "copied":
+        data = Path(shutil.copy(data, tmp_path / data.name))
     if way == "link":
         (tmp_path / "link").symlink_to(folder)
         data = tmp_path / "link" / data.relative_to(folder)
@@ -349,6 +351,12 @@ def test_ratings_of_the_same_data_choose_and_are_written_down(tmp_path: Path) ->
         ),
         (pl.DataFrame({"row": [1], "rating": [math.nan]}), "row 1 has the rating nan"),
         (pl.DataFrame({"row": [None, 1], "rating": [5, 4]}), "row None has"),
+        (
+            pl.DataFrame({"row": [2**63], "rating": [5]}, {"row": pl.UInt64, "rating": pl.Int64}),
+            f"row {2**63} has",
+        ),
+        (pl.DataFrame({"row": [1], "rating": [5], "reason": [["no"]]}), "column reason holds List"),
+        (pl.DataFrame({"row": [1], "rating": [5], "reason": [b"no"]}), "column reason holds Bin"),
     ],
 )
 def test_ratings_that_are_none_cost_one_line(
@@ -369,7 +377,13 @@ def test_ratings_of_ones_own_need_a_row_and_a_rating_and_other_data_is_refused(
     frame = pl.DataFrame({"row": [1, 2], "rating": [5, 4]})
     frame.write_parquet(own)
     assert chosen_rows(select_rated(run_dir, own)) == [1]
+    frame.cast({"rating": pl.Decimal(10, 2)}).write_parquet(own)
+    assert chosen_rows(select_rated(run_dir, own)) == [1]
     frame.write_parquet(foreign, metadata={"origin": "0123"})
+    settings = open_scores(run_dir).open_rows().summary["settings"]
+    other_answers = {**settings, "columns": {**settings["columns"], "answer": "worse"}}
+    assert name_data(other_answers) != name_data(settings)
+    assert name_data({**settings, "max_rows": 9}) == name_data(settings)
     with pytest.raises(UserError, match="ratings of other data than this run scored"):
         select_rated(run_dir, foreign)
     broken.write_text("row,rating", encoding="utf-8")
