@@ -207,7 +207,7 @@ def find_losses(run_dir: Path) -> pl.DataFrame:
 
 def _parse_losses(path: Path) -> pl.DataFrame:
     found = pl.read_csv(path, glob=False).with_columns(model=pl.lit(path.parent.name))
-    return found.select(LOSSES).cast(LOSSES)  # type: ignore[arg-type]
+    return found.select(list(LOSSES)).cast(LOSSES)  # type: ignore[arg-type]
 
 
 def find_jobs(run_dir: Path, mark_name: str) -> list[JobResult]:
