@@ -8,6 +8,8 @@ from bench.score_million import measure, write_checkpoint, write_rows
 from tests.conftest import Cli, start
 from tests.runs import stamps, wait_for_shards
 
+pytestmark = [pytest.mark.engine, pytest.mark.process, pytest.mark.slow]
+
 ENGINE = ["engine=hf", "engine.batch_tokens=16384", "max_length=96"]
 
 

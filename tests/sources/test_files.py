@@ -148,7 +148,7 @@ def test_a_glob_leaves_out_what_runs_wrote(
         (folder / ".lock").touch()
         (folder / "cherry.meta.json").write_text('{"num_selected": 1}')
     selection = tmp_path / "runs/a/cherry.jsonl"
-    write_json(mark_path(selection), {"sha256": file_sha256(selection)})
+    write_json(mark_path(selection), {"made_by": "select", "sha256": file_sha256(selection)})
     kept = [data, tmp_path / "notes.meta.json"]
     assert find_files([f"{tmp_path}/**/*.json"]) == kept
     assert find_files([f"{tmp_path}/**/*.json*"]) == kept
