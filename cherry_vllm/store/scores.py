@@ -22,6 +22,7 @@ from cherry_vllm.schema import SCHEMA_VERSION
 from cherry_vllm.schema import SCORES as SCHEMA
 from cherry_vllm.store.files import ROW_GROUP_ROWS, atomic_path, file_sha256, read_json, write_json
 from cherry_vllm.store.locks import changing
+from cherry_vllm.store.marks import mark_path
 from cherry_vllm.store.run_folder import File, Folder
 from cherry_vllm.store.shards import Shards
 
@@ -122,7 +123,8 @@ def scores_fingerprint(scores_dir: Path) -> str | None:
 
 def changing_scores(scores_dir: Path) -> AbstractContextManager[None]:
     """Lets only this process write the scores of a folder and their picture in the block."""
-    return changing(scores_dir, SCORES, MANIFEST, PICTURE)
+    mark = mark_path(Path(PICTURE), hidden=True).name
+    return changing(scores_dir, SCORES, MANIFEST, PICTURE, mark)
 
 
 def write_scores(
