@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 
@@ -36,7 +37,7 @@ from cherry_vllm.config import Config
 from cherry_vllm.engines import checkpoint as checkpoints
 from cherry_vllm.errors import UserError
 from cherry_vllm.selection.outputs import COMMAND
-from cherry_vllm.store.files import file_sha256
+from cherry_vllm.store.files import file_sha256, read_json
 from cherry_vllm.store.marks import MADE_BY, marked_file, read_mark
 from cherry_vllm.workers.work import Piece
 from tests.commands.disk import Killed, at_opening, freezing_after
@@ -412,8 +413,22 @@ class RunFolder(RuleBasedStateMachine):
         return made
 
     def _may_be_refused(self, state: State) -> bool:
-        """Whether a run began when the input file held something else."""
-        return any(data != state.data and data // NUM_VERSIONS == state.file for data in self.begun)
+        """Whether a run began when the input file held something else.
+
+        Or whether damage left nothing that shows that the scores are not the user's.
+        """
+        return self._is_unsigned() or any(
+            data != state.data and data // NUM_VERSIONS == state.file for data in self.begun
+        )
+
+    def _is_unsigned(self) -> bool:
+        scores, manifest = self.run_dir / "scores.parquet", self.run_dir / "score.json"
+        signs = []
+        with suppress(OSError, ValueError):
+            signs.append("fingerprint" in read_json(manifest))
+        with suppress(OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException):
+            signs.append("manifest" in pl.read_parquet_metadata(scores))
+        return not any(signs) and (scores.exists() or manifest.exists())
 
     def _end_with(self, state: State) -> None:
         """A run over all shards has ended."""
