@@ -118,7 +118,7 @@ def test_what_a_model_cannot_do_costs_one_line(
         (f"model.path={tiny}", "max_length=100000"): ("max_length", "512"),
         (f"model.path={tmp_path}",): (str(tmp_path), "config.json"),
         (f"model.path={tiny}", f"data.path={tiny}/config.json"): ("config.json",),
-        (f"model.path={tiny}", f"run_dir={ROWS}"): (str(ROWS), "run_dir"),
+        (f"model.path={tiny}", f"run_dir={ROWS}"): (str(ROWS), "check that place"),
     }.items():
         run_dir = f"run_dir={tmp_path / 'run'}"
         assert main(["score", f"data.path={ROWS}", run_dir, "engine=hf", *argv]) == 2
