@@ -212,7 +212,7 @@ def test_what_was_learned_reaches_the_scores_of_vllm(
     assert tuned.scorer.folder == folder / "bfloat16"
     kept: dict[str, float] = {}
     warned: dict[str, bool] = {}
-    # The copy's weights are in bf16; products in bf16 take long on CPUs without instructions for it.
+    # The copy's weights are in bf16; products in bf16 take long on many CPUs.
     for copy, dtype in [("bfloat16", "float32"), ("model", "bfloat16")]:
         scores_dir = tmp_path / copy
         more = [f"model.path={folder / copy}", f"scores_dir={scores_dir}", f"engine.dtype={dtype}"]
