@@ -6,21 +6,7 @@ import time
 import pytest
 
 from cherry_vllm.runtime.liveness import MAX_SILENCE, Pulse, cpu_seconds_of
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr("time.monotonic", clock.monotonic)
-    return clock
+from tests.runtime.conftest import Clock
 
 
 def test_a_process_that_neither_reports_nor_computes_is_lost_after_the_timeout(

@@ -6,26 +6,13 @@ import sys
 
 import pytest
 
-from cherry_vllm.runtime import progress
 from cherry_vllm.runtime.progress import Progress
+from tests.runtime.conftest import Clock
 
 
-class Clock:
-    """Time that goes on only where the test says so."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Clock:
-    made = Clock()
-    monkeypatch.setattr(progress, "time", made)
+@pytest.fixture(autouse=True)
+def logging_all(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "cherry_vllm")
-    return made
 
 
 def test_a_log_file_gets_a_line_every_so_often(
