@@ -3,8 +3,6 @@
 import os
 import time
 
-import pytest
-
 from cherry_vllm.runtime.liveness import MAX_SILENCE, Pulse, cpu_seconds_of
 from tests.runtime.conftest import Clock
 
