@@ -29,6 +29,7 @@ import numpy as np
 
 from bench.agreement import MODEL
 from cherry_vllm.config import compose, prompt_of
+from cherry_vllm.conversation import single_turn
 from cherry_vllm.engines import Span
 from cherry_vllm.engines.checkpoint import Checkpoint, find_checkpoint, read_checkpoint
 from cherry_vllm.prompts.spans import AnswerSpans, open_span_builder
@@ -149,21 +150,21 @@ def find_manifests(folder: Path) -> dict[str, dict[str, Any]]:
 
 def answer_spans(
     model: Checkpoint, records: Sequence[Record], overrides: Sequence[str]
-) -> list[Span]:
-    """The conditioned spans of the records, as the scorer builds them."""
+) -> list[list[Span]]:
+    """The conditioned spans of each record, as the scorer builds them."""
     config = compose(*overrides)
     builder = open_span_builder(
         model, prompt=prompt_of(config), max_length=config.max_length, trust_remote_code=False
     )
-    columns = ([str(record.get(key) or "") for record in records] for key in FIELDS)
-    return [pair.conditioned for pair in builder.build(*columns) if isinstance(pair, AnswerSpans)]
+    rows = [single_turn(*(str(record.get(key) or "") for key in FIELDS)) for record in records]
+    return [pair.conditioned for pair in builder.build(rows) if isinstance(pair, AnswerSpans)]
 
 
 def held_out_loss(model: Checkpoint, records: Sequence[Record], overrides: Sequence[str]) -> float:
     """The mean loss over all answer tokens of the records, in nats."""
     spans = answer_spans(model, records, overrides)
     losses = answer_losses(model, spans, trust_remote_code=False)
-    return float(np.average(losses, weights=[span.num_answer_tokens for span in spans]))
+    return float(np.average(losses, weights=[span.num_answer_tokens for (span,) in spans]))
 
 
 def _artifact(manifest: dict[str, Any], stage: str) -> Path:

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 from sklearn.metrics import adjusted_rand_score
 
 from bench.agreement import MODEL
 from cherry_vllm.config import compose, engine_settings, prompt_of
+from cherry_vllm.conversation import open_conversations
 from cherry_vllm.engines import build_embedder
 from cherry_vllm.engines.checkpoint import read_checkpoint
 from cherry_vllm.experience.clusters import cluster_embeddings
@@ -44,8 +46,8 @@ def embed(name: str, data: Path, model: Path, num_rows: int) -> NDArray[np.float
     builder = open_span_builder(
         checkpoint, prompt=prompt_of(compose()), max_length=MAX_LENGTH, trust_remote_code=False
     )
-    texts = (rows[column].fill_null("").to_list() for column in ("instruction", "input"))
-    prompts = [ids for ids in builder.encode_prompts(*texts) if isinstance(ids, list)]
+    usable = open_conversations(rows.filter(pl.col("drop_reason").is_null()))
+    prompts = [ids for ids in builder.encode_prompts(usable) if isinstance(ids, list)]
     option = "vllm_fused_eager" if engine == "vllm" else engine
     embedder = build_embedder(
         engine_settings(compose(f"engine={option}", f"engine.dtype={dtype}").engine),

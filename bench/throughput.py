@@ -37,6 +37,7 @@ import polars as pl
 from tqdm import tqdm
 
 from cherry_vllm.config import Config, compose, engine_settings, prompt_of
+from cherry_vllm.conversation import open_conversations
 from cherry_vllm.engines import Span, build_engine
 from cherry_vllm.engines.checkpoint import read_checkpoint
 from cherry_vllm.options import DataFormat
@@ -74,17 +75,17 @@ def build_spans(data: str, model: Path, num_rows: int, *, longest: bool = False)
     )
     rows = next(frames).filter(pl.col("drop_reason").is_null())
     if longest:
-        rows = rows.sort(pl.col("answer").str.len_chars(), descending=True)
+        answer = pl.col("messages").list.last().struct.field("content")
+        rows = rows.sort(answer.str.len_chars(), descending=True)
     builder = open_span_builder(
         read_checkpoint(model),
         prompt=prompt_of(compose()),
         max_length=MAX_LENGTH,
         trust_remote_code=False,
     )
-    rows = rows.head(num_rows)
-    built = builder.build(*(rows[name].to_list() for name in ("instruction", "input", "answer")))
+    built = builder.build(open_conversations(rows.head(num_rows)))
     pairs = [pair for pair in built if isinstance(pair, AnswerSpans)]
-    return [span for pair in pairs for span in (pair.conditioned, pair.direct)]
+    return [span for pair in pairs for span in (*pair.conditioned, *pair.direct)]
 
 
 def make_up_spans(num_rows: int, vocab_size: int) -> list[Span]:
@@ -95,7 +96,7 @@ def make_up_spans(num_rows: int, vocab_size: int) -> list[Span]:
         question, marker, answer = (
             generator.integers(10, vocab_size, count).tolist() for count in (300, 5, 60)
         )
-        spans += [Span(question + answer, 300), Span(marker + answer, 5)]
+        spans += [Span.from_start(question + answer, 300), Span.from_start(marker + answer, 5)]
     return spans
 
 

@@ -36,14 +36,17 @@ from bench.agreement import MODEL
 from bench.throughput import measure_ceiling
 from cherry_vllm.commands.train import training_settings
 from cherry_vllm.config import compose, prompt_of
+from cherry_vllm.conversation import single_turn
+from cherry_vllm.engines import Span
 from cherry_vllm.engines.checkpoint import load_tokenizer, read_checkpoint
 from cherry_vllm.prompts.spans import AnswerSpans, open_span_builder
 from cherry_vllm.training import tuning
 from cherry_vllm.training.batches import NO_LOSS, collate
-from cherry_vllm.training.examples import Example
+from cherry_vllm.training.examples import end_answers
 from cherry_vllm.training.run import child_environment
 from cherry_vllm.training.trainer import AnswerTrainer
 
+FIELDS = ("instruction", "input", "output")
 MAX_LENGTH = 512
 MICRO_BATCH_ROWS = 8  # a common choice for a plain trainer
 PER_CORE = "cherry-vllm, 1 process a core"
@@ -59,11 +62,11 @@ def load_examples(data: Path, model: Path, rows: int) -> tuple[list[Any], Any]:
     builder = open_span_builder(
         read_checkpoint(model), prompt=prompt, max_length=MAX_LENGTH, trust_remote_code=False
     )
-    columns = ([record[key] for record in records] for key in ("instruction", "input", "output"))
+    rows = [single_turn(*(record[key] for key in FIELDS)) for record in records]
     tokenizer = load_tokenizer(model, trust_remote_code=False)
-    pairs = [pair.conditioned for pair in builder.build(*columns) if isinstance(pair, AnswerSpans)]
-    end = [tokenizer.eos_token_id]
-    return [Example([*span.token_ids, *end][:MAX_LENGTH], span.start) for span in pairs], tokenizer
+    pairs = [pair for pair in builder.build(rows) if isinstance(pair, AnswerSpans)]
+    spans = [span for pair in pairs for span in pair.conditioned]
+    return [end_answers(span, tokenizer.eos_token_id, MAX_LENGTH) for span in spans], tokenizer
 
 
 class Clock(TrainerCallback):
@@ -104,7 +107,7 @@ def common_arguments(folder: str, num_rows: int) -> dict[str, Any]:
     }
 
 
-def train_plain(examples: list[Example], model: Path, folder: str, clock: Clock) -> None:
+def train_plain(examples: list[Span], model: Path, folder: str, clock: Clock) -> None:
     arguments = common_arguments(folder, len(examples)) | {"remove_unused_columns": False}
     dataset: Any = examples
     Trainer(
@@ -117,7 +120,7 @@ def train_plain(examples: list[Example], model: Path, folder: str, clock: Clock)
 
 
 def train_trl(
-    examples: list[Example], tokenizer: Any, model: Path, folder: str, clock: Clock
+    examples: list[Span], tokenizer: Any, model: Path, folder: str, clock: Clock
 ) -> None:
     import pyarrow as pa
     from datasets import Dataset
@@ -143,7 +146,7 @@ def train_trl(
 
 
 def train_ours(
-    examples: list[Example],
+    examples: list[Span],
     tokenizer: Any,
     model: Path,
     folder: str,

@@ -47,6 +47,7 @@ from cherry_vllm.options import (
     Sampling,
     ScorerDtype,
     Strategy,
+    Turns,
 )
 
 if TYPE_CHECKING:  # these take a second to import, which a mistake in a key need not cost
@@ -92,6 +93,10 @@ class ColumnsConfig:
     instruction: str = setting(COLUMN)
     input: str | None = setting(COLUMN, None)
     output: str = setting(COLUMN)
+    system: str | None = setting(COLUMN, None)
+    history: str | None = setting(COLUMN, None)
+    messages: str | None = setting(COLUMN, None)
+    tools: str | None = setting(COLUMN, None)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -114,6 +119,7 @@ class PromptConfig:
     marker: str | None = setting(TEXT, None)
     chat: bool = False
     system: str | None = setting(Free("a system message may be empty"), None)
+    later_turn: str | None = setting(TEXT, None)
     answer_prefix: str = setting(Free("may be empty"), "")
     template_kwargs: Any = setting(
         NAMED, None
@@ -178,6 +184,7 @@ class ShareConfig:
 
 @dataclass(kw_only=True, slots=True)
 class ScoreConfig:
+    turns: Turns = MISSING
     keep_logprobs: bool = MISSING
 
 

@@ -12,6 +12,14 @@ class DataFormat(Enum):
     arrow = "arrow"
 
 
+class Turns(Enum):
+    """Which answers of a conversation are scored."""
+
+    all = "all"
+    first = "first"
+    last = "last"
+
+
 class Sampling(Enum):
     """Which rows the pre-experienced model learns from."""
 

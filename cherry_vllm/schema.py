@@ -4,15 +4,18 @@ from enum import StrEnum
 
 import polars as pl
 
-SCHEMA_VERSION = 3  # part of every fingerprint: raise it when a file's meaning changes
+SCHEMA_VERSION = 4  # part of every fingerprint: raise it when a file's meaning changes
 
 
 class DropReason(StrEnum):
     """Why a row is not usable: the first reason that was met, from reading to scoring."""
 
     MALFORMED = "malformed"  # not a record, a field missing or of the wrong type, not valid text
+    BROKEN_TURNS = "broken_turns"  # an assistant turn first, or two in a row
+    NO_SCORED_TURN = "no_scored_turn"  # a conversation without an answer, or all are masked
     EMPTY_ANSWER = "empty_answer"  # null, blank, or no token of its own after the prompt
     REFUSAL = "refusal"  # the answer holds a phrase of refusals.phrases
+    TEMPLATE_REFUSED = "template_refused"  # the prompt has no place for such a conversation
     PROMPT_TOO_LONG = "prompt_too_long"  # the prompt alone fills max_length
     OUT_OF_VOCABULARY = "out_of_vocabulary"  # the tokenizer made an id the model does not have
     PROMPT_TOO_SHORT = "prompt_too_short"  # a single token has no perplexity; the row is embedded
@@ -24,13 +27,23 @@ class DropReason(StrEnum):
 Schema = dict[str, pl.DataType | type[pl.DataType]]
 REASON = pl.Enum([reason.value for reason in DropReason])
 
+# A message of a conversation; see conversation.Message.
+MESSAGE = pl.Struct(
+    {
+        "role": pl.String,
+        "content": pl.String,
+        "input": pl.String,
+        "is_answer": pl.Boolean,
+        "extra": pl.String,
+    }
+)
+
 # One line per input row, written by the reading stage.
 ROWS: Schema = {
     "row": pl.Int64,  # 0-based position in the input, over all its files
     "record": pl.String,  # the input row as JSON, every original field
-    "instruction": pl.String,
-    "input": pl.String,  # "" where there is none
-    "answer": pl.String,
+    "messages": pl.List(MESSAGE),  # null if the row is dropped as malformed
+    "tools": pl.String,  # as JSON; null where there are none
     "drop_reason": REASON,
 }
 
@@ -49,19 +62,21 @@ PERPLEXITIES: Schema = {
 # One line per input row, written by the scoring stage.
 LOGPROBS: Schema = {
     "row": pl.Int64,
-    "conditioned_logprobs": pl.List(pl.Float32),  # of each answer token, given the prompt
-    "direct_logprobs": pl.List(pl.Float32),  # of each answer token, given the marker
-    "truncated": pl.Boolean,  # the answer was cut at max_length
+    # Of each scored turn, the log-prob of each answer token ...
+    "conditioned_logprobs": pl.List(pl.List(pl.Float32)),  # ... given all that precedes it
+    "direct_logprobs": pl.List(pl.List(pl.Float32)),  # ... given the marker
+    "truncated": pl.Boolean,  # answers were cut at max_length, or left out
     "drop_reason": REASON,
 }
 
 # Only what the scores need: the scoring stage writes this if score.keep_logprobs=false.
 SUMS: Schema = {
     "row": pl.Int64,
-    "num_answer_tokens": pl.UInt32,
-    "conditioned_sum": pl.Float64,  # of these tokens' log-probs, given the prompt
-    "num_direct_tokens": pl.UInt32,  # differs if the answer's start merges with the text before it
-    "direct_sum": pl.Float64,  # of these tokens' log-probs, given the marker
+    # Of each scored turn:
+    "num_answer_tokens": pl.List(pl.UInt32),
+    "conditioned_sum": pl.List(pl.Float64),  # of their log-probs, given all that precedes them
+    "num_direct_tokens": pl.List(pl.UInt32),  # differs if an answer merges with what precedes it
+    "direct_sum": pl.List(pl.Float64),  # of their log-probs, given the marker
     "truncated": pl.Boolean,
     "drop_reason": REASON,
 }
@@ -69,10 +84,12 @@ SUMS: Schema = {
 # One line per input row: scores.parquet.
 SCORES: Schema = {
     "row": pl.Int64,
-    "num_answer_tokens": pl.UInt32,
+    "num_turns": pl.UInt32,  # that are scored
+    "num_answer_tokens": pl.UInt32,  # of all scored turns
     "conditioned_score": pl.Float64,  # s(A|Q), nats per token
     "direct_score": pl.Float64,  # s(A), nats per token
     "ifd": pl.Float64,  # s(A|Q) / s(A)
+    "turn_ifd": pl.List(pl.Float64),  # of each scored turn; null where it is not a finite number
     "ifd_ppl": pl.Float64,  # exp(s(A|Q)) / exp(s(A))
     "truncated": pl.Boolean,
     "drop_reason": REASON,

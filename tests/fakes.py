@@ -117,11 +117,14 @@ class FakeEngine:
 
     def _score(self, span: Span, on_scored: Callable[[int], None]) -> NDArray[np.float32]:
         token_ids = np.array(span.token_ids)
-        pairs = token_ids[span.start :] * 31 + token_ids[span.start - 1 : -1]
-        # An answer that follows a prompt is likelier than one that follows a marker.
-        ease = np.float32(1 / (1 + span.start))
+        found = []
+        for start, stop in span.ranges:
+            pairs = token_ids[start:stop] * 31 + token_ids[start - 1 : stop - 1]
+            # An answer that follows a prompt is likelier than one that follows a marker.
+            ease = np.float32(1 / (1 + start))
+            found.append(np.asarray(-self._noise(pairs) - ease, np.float32))
         self._finish(on_scored)
-        return np.asarray(-self._noise(pairs) - ease, np.float32)
+        return np.concatenate(found)
 
     def _noise(self, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
         """Numbers from 0.01 to 10 that depend on the weights."""
@@ -195,7 +198,7 @@ def make_shard(
 ) -> pl.DataFrame:
     """A shard function as simple as can be: one token a row, which is the row's number."""
     assert builder is None
-    logprobs = model([Span([1, row], 1) for row in rows["row"]], on_scored)
+    logprobs = model([Span.from_start([1, row], 1) for row in rows["row"]], on_scored)
     values = [float(found[0]) for found in logprobs]
     frame = pl.DataFrame({"row": rows["row"], "logprob": values, "drop_reason": None})
     return frame.cast(SCORED)  # type: ignore[arg-type]

@@ -44,6 +44,8 @@ def scores(*ifds: float | None, reason: str | None = None) -> pl.DataFrame:
             "direct_score": None if ifd is None else 2.0,
             "ifd": ifd,
             "ifd_ppl": ifd,
+            "num_turns": None if ifd is None else 1,
+            "turn_ifd": None if ifd is None else [ifd],
             "truncated": None if ifd is None else False,
             "drop_reason": reason if ifd is None else ("ifd_above_one" if ifd > 1 else None),
         }
@@ -103,14 +105,19 @@ def write_logprobs(run_dir: Path, rows: Shards, first: float = 0.1, step: float 
     for index in range(rows.num_shards):
         frame = rows.read(index).select(
             "row",
-            conditioned_logprobs=pl.concat_list(-first - pl.col("row") * step),
-            direct_logprobs=pl.concat_list(pl.lit(-1.0)),
+            conditioned_logprobs=_turn(-first - pl.col("row") * step),
+            direct_logprobs=_turn(pl.lit(-1.0)),
             truncated=pl.lit(value=False),
             drop_reason="drop_reason",
         )
         logprobs.write(index, frame.cast(LOGPROBS))  # type: ignore[arg-type]
     logprobs.close(rows.num_shards, model="models/made_up", versions={"polars": "1"})
     return logprobs
+
+
+def _turn(logprob: pl.Expr) -> pl.Expr:
+    """The log-probs of a single turn with one answer token."""
+    return pl.concat_list(pl.concat_list(logprob))
 
 
 def score(run_dir: Path, data: Path = SHIPPED, first: float = 0.1, step: float = 0.05) -> Shards:

@@ -13,7 +13,7 @@ from cherry_vllm.config import Config, engine_settings, executor_settings, promp
 from cherry_vllm.engines.checkpoint import Checkpoint, find_checkpoint
 from cherry_vllm.errors import UserError
 from cherry_vllm.options import DataFormat
-from cherry_vllm.prompts.fit import answer_warnings, settle_prompt
+from cherry_vllm.prompts.fit import answer_warnings, check_place, settle_prompt
 from cherry_vllm.prompts.prompt import Prompt
 from cherry_vllm.sources import Columns, find_files
 from cherry_vllm.sources.shards import read_row_shards
@@ -93,6 +93,7 @@ def read_input(config: Config, files: Sequence[Path], *, is_made_here: bool = Fa
         files,
         data_format=DataFormat.auto if is_made_here else config.data.format,
         columns=Columns(**asdict(config.data.columns)),
+        turns=config.score.turns,
         refusals=config.refusals.phrases,
         max_rows=None if is_made_here else config.data.max_rows,
         shard_rows=config.shard_rows,
@@ -118,9 +119,15 @@ def find_prompt(config: Config, checkpoint: Checkpoint) -> Prompt:
     return settle_prompt(checkpoint.folder, prompt_of(config), trust_remote_code=remote)
 
 
-def warn_of_misfits(prompt: Prompt, rows: Shards) -> None:
-    """Warns about answers that do not continue where the prompt ends."""
+def check_fit(config: Config, checkpoint: Checkpoint, prompt: Prompt, rows: Shards) -> None:
+    """Checks that the prompt takes the rows; warns about answers that do not continue it.
+
+    Raises:
+        UserError: the prompt has no place for what the rows hold.
+    """
     usable = rows.scan().filter(pl.col("drop_reason").is_null())
+    remote = config.model.trust_remote_code
+    check_place(checkpoint.folder, prompt, usable, trust_remote_code=remote)
     for warning in answer_warnings(prompt, usable):
         log.warning(warning)
 

@@ -11,6 +11,7 @@ from cherry_vllm.commands import tables
 from cherry_vllm.commands.inputs import Job, Outcome, find_input, read_input
 from cherry_vllm.config import Config, JudgeConfig
 from cherry_vllm.errors import UserError
+from cherry_vllm.conversation import show_conversations
 from cherry_vllm.evaluation import aspects, pairwise, ratings
 from cherry_vllm.evaluation.answers import read_pairs
 from cherry_vllm.evaluation.endpoint import Endpoint, EndpointSettings
@@ -138,8 +139,9 @@ def _rate_aspects(config: Config, job: Job) -> Outcome:
     results.check([])
     check_replaceable(picture, COMMAND)
     with exclusive(run_dir):
-        texts = scores.open_rows().scan().select("row", "instruction", "input")
-        rows = sides.lazy().join(texts, on="row", maintain_order="left").collect()
+        messages = scores.open_rows().scan().select("row", "messages")
+        found = sides.lazy().join(messages, on="row", maintain_order="left").collect()
+        rows = show_conversations(found)
         rated = aspects.rate(run_dir, rows, requests, endpoint)
         summary = aspects.summarize(rated.ratings, requests.aspects)
         made_from = {

@@ -7,13 +7,13 @@ from pathlib import Path
 from cherry_vllm.commands.inputs import (
     Job,
     Outcome,
+    check_fit,
     find_input,
     find_model,
     find_prompt,
     hold_share,
     model_use,
     read_input,
-    warn_of_misfits,
 )
 from cherry_vllm.commands.summary import misfit_warning, summarize
 from cherry_vllm.config import Config
@@ -74,7 +74,7 @@ def score_files(
     prompt, run_dir = find_prompt(config, checkpoint), Path(config.run_dir)
     with hold_share(config) as share:
         rows = read_input(config, files)
-        warn_of_misfits(prompt, rows)
+        check_fit(config, checkpoint, prompt, rows)
         logprobs = score_rows(
             run_dir,
             scores_dir,

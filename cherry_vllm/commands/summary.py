@@ -4,6 +4,7 @@ from typing import Any
 
 import polars as pl
 
+from cherry_vllm.conversation import show_conversations
 from cherry_vllm.runtime.text import printable
 from cherry_vllm.schema import DropReason
 from cherry_vllm.scoring.ifd import count_outcomes
@@ -84,7 +85,8 @@ def show_extremes(scores: pl.DataFrame, rows: pl.LazyFrame, count: int) -> str:
     }
     lines: list[str] = []
     for title, group in groups.items():
-        texts = rows.join(group.lazy().select("row"), on="row", how="semi").collect()
+        held = rows.join(group.lazy().select("row"), on="row", how="semi").collect()
+        texts = show_conversations(held)
         lines.append(f"{title}:")
         for found in group.join(texts, on="row", maintain_order="left").iter_rows(named=True):
             question = f"{found['instruction']} {found['input']}"

@@ -8,11 +8,11 @@ from typing import Any
 
 from cherry_vllm.commands.inputs import (
     Job,
+    check_fit,
     find_input,
     find_model,
     find_prompt,
     read_input,
-    warn_of_misfits,
 )
 from cherry_vllm.commands.summary import describe
 from cherry_vllm.config import Config, TrainConfig, arguments_of
@@ -45,7 +45,7 @@ def train_on(
     with exclusive(run_dir) if is_first else nullcontext():
         with training.first_process_first():
             rows = read_input(config, files, is_made_here=is_made_here)
-        warn_of_misfits(prompt, rows)
+        check_fit(config, checkpoint, prompt, rows)
         settings = training_settings(config, group, prompt)
         tuned = training.train(run_dir, rows, checkpoint, settings)
     if tuned is not None:

@@ -25,14 +25,28 @@ from cherry_vllm.errors import UserError
 
 
 class Span(NamedTuple):
-    """Token ids of a prompt and an answer, which begins at ``start`` (at least 1)."""
+    """Token ids, and the ranges of those that belong to an answer.
+
+    A range is a first position, at least 1, and the position after its last. The ranges ascend and
+    do not overlap; the last one ends where the token ids do.
+    """
 
     token_ids: list[int]
-    start: int
+    ranges: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def from_start(cls, token_ids: list[int], start: int) -> "Span":
+        """A prompt with one answer, which begins at ``start``."""
+        return cls(token_ids, ((start, len(token_ids)),))
+
+    @property
+    def start(self) -> int:
+        """Where the first answer begins."""
+        return self.ranges[0][0]
 
     @property
     def num_answer_tokens(self) -> int:
-        return len(self.token_ids) - self.start
+        return sum(stop - start for start, stop in self.ranges)
 
 
 class Engine(Protocol):
@@ -41,7 +55,8 @@ class Engine(Protocol):
     ) -> list[NDArray[np.float32]]:
         """The natural log-probability of each answer token, given all tokens before it.
 
-        Returns one array of ``num_answer_tokens`` floats per span, in the order of ``spans``.
+        Returns one array of ``num_answer_tokens`` floats per span, range after range, in the order
+        of ``spans``.
         ``on_scored`` is called with the number of spans that have just finished. The same spans in
         the same order give the same bits, so a shard that is scored again equals the lost one.
         """

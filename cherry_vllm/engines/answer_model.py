@@ -1,18 +1,18 @@
-"""Makes any causal language model of vLLM return the log-probs of an answer's tokens.
+"""Makes any causal language model of vLLM return the log-probs of the answers' tokens.
 
 Row p of the hidden states, made from the tokens up to p, predicts token p + 1:
 
-    prompt          p0 p1 p2 a0 a1         start = 3, last = a2
-    rows used             ^  ^  ^          start - 1 ... length - 1
-    log-probs             a0 a1 a2
+    prompt          p0 p1 a0 a1 p2 p3 b0         ranges = (2, 4), (6, 8), last = b1
+    rows used          ^  ^        ^  ^
+    log-probs          a0 a1       b0 b1
 
 The LM head sees only these rows, some at a time, and one float per answer token leaves the device.
-The prompt ends before the answer's last token, which predicts nothing.
+The prompt ends before the last answer's last token, which predicts nothing.
 vLLM looks a class up as ``MODULE:NAME``; here NAME is the path of the class to be wrapped, as in
 ``cherry_vllm.engines.answer_model:vllm.model_executor.models.llama.LlamaForCausalLM``.
 """
 
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from functools import partial
 from importlib import import_module
 from operator import itemgetter
@@ -30,7 +30,7 @@ from vllm.v1.pool.metadata import PoolingMetadata
 from cherry_vllm.errors import UserError
 
 TASK: PoolingTask = "token_classify"
-START, LAST = "start", "last"  # in a request's extra_kwargs: where its answer starts, how it ends
+RANGES, LAST = "ranges", "last"  # in a request's extra_kwargs: its answers' places, its end
 HEAD_ROWS = 1024  # enough for a fast product, few enough that their logits take little memory
 UNSCORED = float("inf")  # stands for a log-prob that no step has computed
 
@@ -98,9 +98,9 @@ class TorchLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc]
 class Part(NamedTuple):
     """What one step computes of one prompt."""
 
-    rows: range  # of the step's hidden states
+    rows: Tensor  # of the step's hidden states
     targets: Tensor  # the token ids that these rows predict
-    first: int  # the position in the answer of the first of them
+    first: int  # the position among the answers' tokens of the first of them
     num_answer_tokens: int
     is_last: bool
 
@@ -132,7 +132,7 @@ class AnswerPooler(Pooler):  # type: ignore[misc]
         """
         parts = list(split_step(pooling_metadata))
         device = hidden_states.device
-        rows = torch.cat([torch.arange(part.rows.start, part.rows.stop) for part in parts])
+        rows = torch.cat([part.rows for part in parts])
         targets = torch.cat([part.targets for part in parts])
         found = self._logprobs(hidden_states, rows.to(device), targets.to(device, torch.long))
         found_of_part = torch.split(found, [len(part.rows) for part in parts])
@@ -168,21 +168,42 @@ def split_step(metadata: PoolingMetadata) -> Iterator[Part]:
         )
     ):
         # The warm-up run has neither, and its last prompt is longer than its token ids.
-        start, last = itemgetter(START, LAST)(
-            metadata.pooling_params[line].extra_kwargs or {START: 1, LAST: 0}
+        ranges, last = itemgetter(RANGES, LAST)(
+            metadata.pooling_params[line].extra_kwargs or {RANGES: ((1, length + 1),), LAST: 0}
         )
         tokens = torch.cat([token_ids[line], token_ids[line].new_tensor([last])])
-        begin = end - num_tokens
-        low = min(max(begin, start - 1), end)
-        high = max(low, min(end, len(tokens) - 1))
-        yield Part(
-            rows=range(first_row + low - begin, first_row + high - begin),
-            targets=tokens[low + 1 : high + 1],
-            first=low - (start - 1),
-            num_answer_tokens=length + 1 - start,
-            is_last=end == length,
-        )
+        yield cut_part(ranges, tokens, end - num_tokens, end, length, first_row)
         first_row += num_tokens
+
+
+def cut_part(
+    ranges: Sequence[tuple[int, int]],
+    tokens: Tensor,
+    begin: int,
+    end: int,
+    length: int,
+    first_row: int,
+) -> Part:
+    """The part of a prompt of ``length`` tokens whose positions ``begin`` to ``end`` are computed.
+
+    ``tokens`` are the prompt's and the one after it; ``first_row`` is the row of ``begin``.
+    """
+    predicting: list[int] = []  # positions of the prompt
+    first = num_before = 0
+    for start, stop in ranges:
+        low, high = max(begin, start - 1), min(end, stop - 1, len(tokens) - 1)
+        if low < high and not predicting:
+            first = num_before + low - (start - 1)
+        predicting += range(low, high)
+        num_before += stop - start
+    places = torch.tensor(predicting, dtype=torch.long)
+    return Part(
+        rows=places + (first_row - begin),
+        targets=tokens[places + 1],
+        first=first,
+        num_answer_tokens=num_before,
+        is_last=end == length,
+    )
 
 
 def target_logprobs(

@@ -131,10 +131,12 @@ class HfEngine(HfModel):
         kept = {"logits_to_keep": ids.shape[1] - first} if self._can_keep_logits else {}
         logits = self._model(input_ids=ids, attention_mask=mask, use_cache=False, **kept).logits
         for row, span in enumerate(batch):
-            targets = ids[row, span.start : len(span.token_ids)]
-            rows = logits[row, span.start - 1 - first : len(span.token_ids) - 1 - first].float()
-            chosen = rows.gather(-1, targets[:, None])[:, 0]
-            yield (chosen - rows.logsumexp(-1)).cpu().numpy()
+            of_ranges = []
+            for start, stop in span.ranges:
+                rows = logits[row, start - 1 - first : stop - 1 - first].float()
+                chosen = rows.gather(-1, ids[row, start:stop, None])[:, 0]
+                of_ranges.append(chosen - rows.logsumexp(-1))
+            yield torch.cat(of_ranges).cpu().numpy()
 
 
 class HfEmbedder(HfModel):

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,7 @@ class FusedVllmEngine:
         """See :class:`cherry_vllm.engines.Engine`."""
         self._llm.reset_prefix_cache()  # else a resumed run would have other batches
         found = self._encode(spans, on_scored, use_cache=True)
-        # A cached prefix that reaches into the answer has no hidden states there.
+        # A cached prefix that reaches into an answer has no hidden states there.
         missing = [index for index, floats in enumerate(found) if np.isposinf(floats).any()]
         again = self._encode([spans[index] for index in missing], _ignore, use_cache=False)
         for index, floats in zip(missing, again, strict=True):
@@ -95,12 +96,12 @@ class FusedVllmEngine:
         from vllm import PoolingParams
         from vllm.inputs.engine import tokens_input
 
-        from cherry_vllm.engines.answer_model import LAST, START, TASK
+        from cherry_vllm.engines.answer_model import LAST, RANGES, TASK
 
         for index, span in enumerate(spans):
             params = PoolingParams(
                 task=TASK,
-                extra_kwargs={START: span.start, LAST: span.token_ids[-1]},
+                extra_kwargs={RANGES: span.ranges, LAST: span.token_ids[-1]},
                 skip_reading_prefix_cache=not use_cache,
             )
             # The last token is predicted, but predicts nothing.
@@ -354,4 +355,5 @@ def _answer_logprobs(span: Span, output: Any) -> NDArray[np.float32]:
     # One entry per token but the first. Some releases have returned those of other tokens.
     if flat.token_ids != span.token_ids[1:]:
         raise RuntimeError("vLLM returned log-probs of tokens that are not the prompt's")
-    return np.asarray(flat.logprobs[span.start - 1 :], dtype=np.float32)
+    of_ranges = (flat.logprobs[start - 1 : stop - 1] for start, stop in span.ranges)
+    return np.asarray(list(chain.from_iterable(of_ranges)), dtype=np.float32)

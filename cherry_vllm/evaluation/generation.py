@@ -15,6 +15,7 @@ from typing import Any
 
 import polars as pl
 
+from cherry_vllm.conversation import USER, Conversation, Message
 from cherry_vllm.engines import Continuation, Decoding, Generator, build_generator
 from cherry_vllm.engines.checkpoint import Checkpoint, load_tokenizer, read_stop_ids
 from cherry_vllm.engines.settings import EngineSettings
@@ -102,11 +103,14 @@ def answer_shard(
     Spaces and line breaks around an answer are taken off. ``model`` is
     :meth:`engines.Generator.generate`.
     """
-    texts = (questions[name].to_list() for name in ("question", "input"))
+    asked = [
+        Conversation((Message(USER, *texts),))
+        for texts in questions.select("question", "input").iter_rows()
+    ]
     encoded = [
         item if reason is None else DropReason(reason)
         for item, reason in zip(
-            builder.encode_prompts(*texts), questions["drop_reason"], strict=True
+            builder.encode_prompts(asked), questions["drop_reason"], strict=True
         )
     ]
     prompts = [item for item in encoded if isinstance(item, list)]

@@ -13,6 +13,7 @@ from typing import Any
 
 import polars as pl
 
+from cherry_vllm.conversation import show_conversations
 from cherry_vllm.evaluation.endpoint import Endpoint
 from cherry_vllm.evaluation.parsing import parse_rating
 from cherry_vllm.evaluation.prompts import RatingRequests
@@ -48,9 +49,10 @@ def rate(run_dir: Path, rows: pl.LazyFrame, requests: RatingRequests, endpoint: 
     Raises:
         UserError: the endpoint refuses the settings or is down, or no request has a reply.
     """
-    known = rows.select("row", "instruction", "input", "answer", "drop_reason").collect()
-    asked = known.filter(pl.col("drop_reason").is_null()).drop("drop_reason")
-    texts = {row: shown for row, *shown in asked.iter_rows()}
+    known = rows.select("row", "messages", "drop_reason").collect()
+    asked = show_conversations(known.filter(pl.col("drop_reason").is_null()))
+    shown = asked.select("row", "instruction", "input", "answer").iter_rows()
+    texts = {row: texts for row, *texts in shown}
     bodies = {row: requests.build(*shown) for row, shown in texts.items()}
     replies, failures = ask_about_rows(run_dir, bodies, endpoint)
     lines: list[tuple[Any, ...]] = []

@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from cherry_vllm.conversation import open_conversations
 from cherry_vllm.engines import Span
 from cherry_vllm.prompts.spans import SpanBuilder
 from cherry_vllm.schema import PERPLEXITIES, REASON, DropReason
@@ -47,7 +48,7 @@ def measure_shard(
     """
     encoded = _drop_single_tokens(_encode_prompts(rows, builder))
     prompts = encoded.filter(pl.col("token_ids").is_not_null())
-    spans = [Span(token_ids, 1) for token_ids in prompts["token_ids"].to_list()]
+    spans = [Span.from_start(token_ids, 1) for token_ids in prompts["token_ids"].to_list()]
     logprobs = model(spans, on_scored)
     with np.errstate(over="ignore"):
         perplexities = [float(np.exp(-np.mean(values, dtype=np.float64))) for values in logprobs]
@@ -71,7 +72,7 @@ def measure_shard(
 def _encode_prompts(rows: pl.DataFrame, builder: SpanBuilder) -> pl.DataFrame:
     """Columns ``row``, ``token_ids`` and ``drop_reason``, one of the last two null."""
     usable = rows.filter(pl.col("drop_reason").is_null())
-    encoded = builder.encode_prompts(usable["instruction"].to_list(), usable["input"].to_list())
+    encoded = builder.encode_prompts(open_conversations(usable))
     found = pl.DataFrame(
         {
             "row": usable["row"],

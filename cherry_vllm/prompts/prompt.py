@@ -9,9 +9,11 @@ from typing import Any
 class Prompt:
     """How a row becomes a prompt.
 
-    ``with_input`` and ``without_input`` hold the row's fields. They are the prompt itself, or with
-    ``chat`` the user message in the tokenizer's chat template, which also takes ``system`` and
-    ``template_kwargs``. ``answer_prefix`` stands between the prompt and the answer in both passes.
+    ``with_input`` and ``without_input`` hold a request's fields. They are the prompt itself, or
+    with ``chat`` the user message in the tokenizer's chat template, which also takes
+    ``template_kwargs``. ``later_turn`` follows an answer and opens the next one. A row's own system
+    message takes the place of ``system``. ``answer_prefix`` stands between the prompt and an answer
+    in both passes.
     """
 
     without_input: str
@@ -19,6 +21,7 @@ class Prompt:
     marker: str | None
     chat: bool
     system: str | None
+    later_turn: str | None = None  # None: a text template takes a single turn
     answer_prefix: str = ""
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     date: str | None = None  # what a chat template uses as today's date, as in 2026-01-31
@@ -34,6 +37,7 @@ class Prompt:
             "system": self.system,
         }
         later = {
+            "later_turn": self.later_turn,
             "answer_prefix": self.answer_prefix,
             "template_kwargs": dict(self.template_kwargs),
             "date": self.date,

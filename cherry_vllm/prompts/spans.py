@@ -1,36 +1,46 @@
-"""Prompts and answers to token ids with the position where the answer starts.
+"""Conversations to token ids with the places of their answers.
 
-The whole string is encoded at once, and the answer starts at the length of the encoded prefix, as
-in the paper's code. Pieces that are encoded separately and joined would give other ids.
+The text up to an answer's end is encoded at once, and the answer starts at the length of the
+encoded text before it, as in the paper's code. Pieces that are encoded separately and joined would
+give other ids.
 """
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from cherry_vllm.conversation import Conversation
 from cherry_vllm.engines import Span
 from cherry_vllm.engines.checkpoint import Checkpoint, load_tokenizer, read_limits
 from cherry_vllm.errors import UserError
 from cherry_vllm.prompts.encoder import Encoder
 from cherry_vllm.prompts.prompt import Prompt
-from cherry_vllm.prompts.templates import PromptTemplate, build_template
+from cherry_vllm.prompts.templates import PromptTemplate, RefusedError, build_template
 from cherry_vllm.schema import DropReason
 
 
 class AnswerSpans(NamedTuple):
-    """The spans of a row's two passes, which score the same answer tokens."""
+    """The spans of a row's two passes, which score the same answer tokens, turn by turn."""
 
-    conditioned: Span
-    direct: Span
-    truncated: bool  # the answer was cut at max_length
+    conditioned: list[Span]  # in order; a range per turn
+    direct: list[Span]  # a span per turn
+    truncated: bool  # answers were cut at max_length, or left out
+
+
+class Turn(NamedTuple):
+    """A scored turn, encoded."""
+
+    num_prompt_tokens: int  # of all that precedes the answer
+    conditioned: list[int]  # up to the answer's end
+    direct: list[int]  # marker and answer
 
 
 class SpanBuilder:
-    """Builds the two spans of each row, or says why there are none.
+    """Builds the spans of each row, or says why there are none.
 
-    With I the number of prompt tokens, K that of the marker and L ``max_length``, the conditioned
-    text is cut on the right at L tokens and the direct text at L - I + K, so that both passes
-    score the same first L - I answer tokens. A BOS counts where the tokenizer adds one; no EOS is
-    ever scored.
+    With I the number of tokens before an answer, K that of the marker and L ``max_length``, the
+    conditioned text is cut on the right at L tokens and the direct text at L - I + K, so that both
+    passes score the same first L - I answer tokens. A BOS counts where the tokenizer adds one; no
+    EOS is ever scored.
     """
 
     def __init__(
@@ -40,7 +50,7 @@ class SpanBuilder:
         self._template = template
         self._max_length = max_length
         self._vocab_size = vocab_size
-        marker = template.render("", "").marker
+        marker = template.marker
         self._num_marker_tokens = len(self._encoder.encode([marker], max_length)[0])
         if self._num_marker_tokens == 0:
             raise UserError(
@@ -48,38 +58,68 @@ class SpanBuilder:
                 "has nothing to follow in the direct pass; give a marker"
             )
 
-    def build(
-        self, instructions: Sequence[str], inputs: Sequence[str], answers: Sequence[str]
-    ) -> list[AnswerSpans | DropReason]:
-        """One result per row, in order; answers are not blank."""
-        rows = zip(instructions, inputs, strict=True)
-        prompts = [self._template.render(*row) for row in rows]
-        paired = list(zip(prompts, answers, strict=True))
-        encode, length = self._encoder.encode, self._max_length
-        prompt_ids = encode([prompt.text for prompt in prompts], length)
-        conditioned_ids = encode([prompt.text + answer for prompt, answer in paired], length)
-        direct_ids = encode(
-            [prompt.marker + answer for prompt, answer in paired], length + self._num_marker_tokens
-        )
+    def build(self, conversations: Sequence[Conversation]) -> list[AnswerSpans | DropReason]:
+        """One result per conversation, in order; each has an answer, and no answer is blank."""
+        texts = [self._render_turns(conversation) for conversation in conversations]
+        pairs = [pair for turns in texts if not isinstance(turns, DropReason) for pair in turns]
+        encoded = iter(self._encode_turns(pairs))
         return [
-            self._cut(len(prompt), conditioned, direct)
-            for prompt, conditioned, direct in zip(
-                prompt_ids, conditioned_ids, direct_ids, strict=True
-            )
+            turns if isinstance(turns, DropReason) else self._cut([next(encoded) for _ in turns])
+            for turns in texts
         ]
 
     def encode_prompts(
-        self, instructions: Sequence[str], inputs: Sequence[str]
+        self, conversations: Sequence[Conversation]
     ) -> list[list[int] | DropReason]:
-        """The token ids of each row's prompt, without answer, or the reason why it is dropped."""
-        rows = zip(instructions, inputs, strict=True)
-        texts = [self._template.render(*row).text for row in rows]
-        encoded = self._encoder.encode(texts, self._max_length)
-        return [self._check_prompt(token_ids) for token_ids in encoded]
+        """The token ids of what precedes each conversation's first answer, or a drop reason."""
+        prompts = [self._render_prompt(conversation) for conversation in conversations]
+        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        encoded = iter(self._encoder.encode(texts, self._max_length))
+        return [
+            self._check_prompt(next(encoded)) if isinstance(prompt, str) else prompt
+            for prompt in prompts
+        ]
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of token ids, without special tokens."""
         return self._encoder.decode(token_ids)
+
+    def _render_turns(
+        self, conversation: Conversation
+    ) -> list[tuple[str, str]] | DropReason:
+        """The text before each answer, and the answer."""
+        try:
+            return [
+                (
+                    self._template.render(conversation, place),
+                    conversation.messages[place].content,
+                )
+                for place in conversation.answers
+            ]
+        except RefusedError:
+            return DropReason.TEMPLATE_REFUSED
+
+    def _render_prompt(self, conversation: Conversation) -> str | DropReason:
+        """The text before the first answer, or before the one that would follow."""
+        place = next(iter(conversation.answers), len(conversation.messages))
+        try:
+            return self._template.render(conversation, place)
+        except RefusedError:
+            return DropReason.TEMPLATE_REFUSED
+
+    def _encode_turns(self, turns: Sequence[tuple[str, str]]) -> list[Turn]:
+        encode, length, marker = self._encoder.encode, self._max_length, self._template.marker
+        prompt_ids = encode([prompt for prompt, _ in turns], length)
+        conditioned_ids = encode([prompt + answer for prompt, answer in turns], length)
+        direct_ids = encode(
+            [marker + answer for _, answer in turns], length + self._num_marker_tokens
+        )
+        return [
+            Turn(len(prompt), conditioned, direct)
+            for prompt, conditioned, direct in zip(
+                prompt_ids, conditioned_ids, direct_ids, strict=True
+            )
+        ]
 
     def _check_prompt(self, token_ids: list[int]) -> list[int] | DropReason:
         if len(token_ids) >= self._max_length:
@@ -88,22 +128,46 @@ class SpanBuilder:
             return DropReason.OUT_OF_VOCABULARY
         return token_ids
 
-    def _cut(
-        self, num_prompt_tokens: int, conditioned: list[int], direct: list[int]
-    ) -> AnswerSpans | DropReason:
-        room = self._max_length - num_prompt_tokens
-        if room <= 0:
+    def _cut(self, turns: Sequence[Turn]) -> AnswerSpans | DropReason:
+        """Both passes over the turns that begin within ``max_length``."""
+        length = self._max_length
+        within = [turn for turn in turns if turn.num_prompt_tokens < length]
+        if not within:
             return DropReason.PROMPT_TOO_LONG
-        spans = AnswerSpans(
-            Span(conditioned[: self._max_length], num_prompt_tokens),
-            Span(direct[: room + self._num_marker_tokens], self._num_marker_tokens),
-            truncated=len(conditioned) > self._max_length,
-        )
-        if spans.conditioned.num_answer_tokens <= 0 or spans.direct.num_answer_tokens <= 0:
-            return DropReason.EMPTY_ANSWER  # all of it merged into the prefix's last token
-        if max(*spans.conditioned.token_ids, *spans.direct.token_ids) >= self._vocab_size:
+        conditioned: list[Span] = []
+        direct: list[Span] = []
+        for turn in within:
+            room = length - turn.num_prompt_tokens + self._num_marker_tokens
+            alone = Span.from_start(turn.direct[:room], self._num_marker_tokens)
+            start, stop = turn.num_prompt_tokens, min(len(turn.conditioned), length)
+            if start >= stop or alone.num_answer_tokens <= 0:
+                continue  # all of it merged into the last token before it
+            direct.append(alone)
+            _append_turn(conditioned, turn.conditioned[:stop], (start, stop))
+        if not direct:
+            return DropReason.EMPTY_ANSWER
+        if max(max(span.token_ids) for span in conditioned + direct) >= self._vocab_size:
             return DropReason.OUT_OF_VOCABULARY
-        return spans
+        return AnswerSpans(
+            conditioned,
+            direct,
+            truncated=len(within) < len(turns)
+            or any(len(turn.conditioned) > length for turn in within),
+        )
+
+
+def _append_turn(spans: list[Span], token_ids: list[int], place: tuple[int, int]) -> None:
+    """Adds a turn to the last span if that is how it begins; else it gets a span of its own.
+
+    It does not begin so where the template renders an earlier turn in another way once it is past,
+    or where the tokenizer joins an answer's end and what follows it.
+    """
+    before = spans[-1] if spans else Span([], ())
+    end = len(before.token_ids)
+    if before.ranges and place[0] >= end and token_ids[:end] == before.token_ids:
+        spans[-1] = Span(token_ids, (*before.ranges, place))
+    else:
+        spans.append(Span(token_ids, (place,)))
 
 
 def open_span_builder(

@@ -1,38 +1,57 @@
 """All prompt templates, in one place for scoring and training.
 
-A row becomes a prompt, which the answer follows directly, and a response marker. The marker takes
-the prompt's place in the direct pass, so that the first answer token is scored in both passes.
+A conversation becomes the text before one of its answers, which that answer follows directly. In
+the direct pass a response marker takes that text's place, so that the first answer token is scored
+in both passes.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from datetime import date, datetime, time
 from inspect import signature
 from string import Formatter
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from jinja2 import TemplateError
 
+from cherry_vllm.conversation import (
+    ASSISTANT,
+    SYSTEM,
+    USER,
+    Conversation,
+    Message,
+    single_turn,
+)
 from cherry_vllm.errors import UserError
 from cherry_vllm.prompts.prompt import Prompt
 
 # A question and an answer that no template writes by itself.
 QUESTION, ANSWER = "cherry-vllm question", "cherry-vllm answer"
+EXAMPLE = single_turn(QUESTION, "", ANSWER)
 OWN_KWARGS = ("tools", "documents")  # arguments of apply_chat_template that the template sees
+# What a template's own code may raise on a conversation that it does not expect.
+TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, KeyError, AttributeError)
 
 
-class Rendered(NamedTuple):
-    """The text before the answer, in the conditioned pass and in the direct one."""
-
-    text: str
-    marker: str
+class RefusedError(UserError):
+    """The template has no place for such a conversation."""
 
 
 class PromptTemplate(Protocol):
     adds_special_tokens: bool
     """Whether the tokenizer's BOS goes before the text; False where the text holds it already."""
 
-    def render(self, instruction: str, input: str) -> Rendered:
-        """The prompt of a row; an input that is blank counts as none."""
+    marker: str
+    """What precedes an answer in the direct pass."""
+
+    def render(self, conversation: Conversation, place: int) -> str:
+        """The text before the answer at ``place`` among the messages, which may be at their end.
+
+        An input that is blank counts as none.
+
+        Raises:
+            RefusedError: the template has no place for such a conversation.
+        """
         ...
 
 
@@ -41,30 +60,58 @@ class TextTemplate:
 
     adds_special_tokens = True
 
-    def __init__(
-        self, *, without_input: str, with_input: str, marker: str, answer_prefix: str = ""
-    ) -> None:
-        """``without_input`` holds {instruction}; ``with_input`` also holds {input}.
+    def __init__(self, prompt: Prompt, eos: str = "") -> None:
+        """``eos`` is the tokenizer's end of text, for a ``prompt.later_turn`` that holds {eos}.
 
         Raises:
             UserError: a template holds other fields, or lacks one.
         """
-        check_fields("prompt.without_input", without_input, {"instruction"})
-        check_fields("prompt.with_input", with_input, {"instruction", "input"})
-        self._without_input = without_input
-        self._with_input = with_input
-        self._marker = marker + answer_prefix
-        self._answer_prefix = answer_prefix
+        system = {"system"} if prompt.system is not None and not prompt.chat else set()
+        check_fields("prompt.without_input", prompt.without_input, {"instruction", *system})
+        check_fields("prompt.with_input", prompt.with_input, {"instruction", "input", *system})
+        if prompt.later_turn is not None:
+            check_fields("prompt.later_turn", prompt.later_turn, {"instruction"}, {"eos"})
+        self._prompt, self._eos = prompt, eos
+        self.marker = (prompt.marker or "") + prompt.answer_prefix
 
-    def render(self, instruction: str, input: str) -> Rendered:
+    def render(self, conversation: Conversation, place: int) -> str:
+        """See :class:`PromptTemplate`."""
+        messages = list(conversation.messages[:place])
+        system = messages.pop(0).content if messages and messages[0].role == SYSTEM else None
+        self._check(conversation, messages, system)
+        text = self._open(messages[0], self._prompt.system if system is None else system)
+        for answer, request in zip(messages[1::2], messages[2::2], strict=True):
+            text += self._prompt.answer_prefix + answer.content + self._open_later(request)
+        return text + self._prompt.answer_prefix
+
+    def render_request(self, message: Message) -> str:
+        """A single request, with its input if it has one."""
+        return self._open(message, self._prompt.system)
+
+    def _check(
+        self, conversation: Conversation, messages: Sequence[Message], system: str | None
+    ) -> None:
+        roles = [message.role for message in messages]
+        if conversation.tools or roles != ([USER, ASSISTANT] * len(roles))[: len(roles) | 1]:
+            raise RefusedError("it takes only requests and answers in turn")
+        if len(messages) > 1 and self._prompt.later_turn is None:
+            raise RefusedError("it has no place for earlier turns")
+        if system is not None and self._prompt.system is None:
+            raise RefusedError("it has no place for a system message")
+
+    def _open(self, message: Message, system: str | None) -> str:
         # Unlike in the paper's code, a blank input is no input: it would leave an empty section.
-        template = self._with_input if input.strip() else self._without_input
-        text = template.format(instruction=instruction, input=input)
-        return Rendered(text + self._answer_prefix, self._marker)
+        has_input = bool(message.input.strip())
+        template = self._prompt.with_input if has_input else self._prompt.without_input
+        return template.format(instruction=message.content, input=message.input, system=system)
+
+    def _open_later(self, message: Message) -> str:
+        parts = [message.content, message.input] if message.input.strip() else [message.content]
+        return str(self._prompt.later_turn).format(instruction="\n\n".join(parts), eos=self._eos)
 
 
 class ChatTemplate:
-    """The tokenizer's chat template around the user message; its generation prompt is the marker.
+    """The tokenizer's chat template around the messages; its generation prompt is the marker.
 
     The direct pass begins with BOS if, and only if, the rendered prompt does.
     """
@@ -83,13 +130,11 @@ class ChatTemplate:
                 "with the tokenizer"
             )
         self._tokenizer = tokenizer
-        self._message = _text_template(prompt)
-        self._system = (
-            [] if prompt.system is None else [{"role": "system", "content": prompt.system}]
-        )
+        self._request = TextTemplate(prompt)
+        self._system = [] if prompt.system is None else [Message(SYSTEM, prompt.system)]
         self._kwargs = _template_kwargs(tokenizer, prompt)
         self._answer_prefix = prompt.answer_prefix
-        opened = self._apply(QUESTION)
+        opened = self._apply(EXAMPLE, 1)
         marker = prompt.marker or self._generation_prompt(opened)
         if not marker:
             raise UserError(
@@ -99,24 +144,24 @@ class ChatTemplate:
         bos = tokenizer.bos_token
         if bos and opened.startswith(bos) and not marker.startswith(bos):
             marker = bos + marker
-        self._marker = marker + prompt.answer_prefix
+        self.marker = marker + prompt.answer_prefix
 
-    def render(self, instruction: str, input: str) -> Rendered:
-        message = self._message.render(instruction, input).text
-        return Rendered(self._apply(message) + self._answer_prefix, self._marker)
+    def render(self, conversation: Conversation, place: int) -> str:
+        """See :class:`PromptTemplate`."""
+        return self._apply(conversation, place) + self._answer_prefix
 
     def before_answer(self) -> str | None:
         """What the template itself writes before an answer to :data:`QUESTION`; None if unknown."""
         try:
-            text = self._apply(QUESTION, ANSWER)
-        except UserError:  # it takes no answer, or needs more than that
+            text = self._apply(EXAMPLE, 2, add_generation_prompt=False)
+        except RefusedError:  # it takes no answer, or needs more than that
             return None
         before, found, _ = text.rpartition(ANSWER)
         return before if found else None
 
     def _generation_prompt(self, opened: str) -> str:
         """What the template adds to a conversation to request an answer; "" if nothing."""
-        closed = self._apply(QUESTION, add_generation_prompt=False)
+        closed = self._apply(EXAMPLE, 1, add_generation_prompt=False)
         if opened.startswith(closed):
             return opened[len(closed) :]
         # If the other text ends in EOS, both begin alike. They are compared by tokens, since "</s>"
@@ -135,23 +180,30 @@ class ChatTemplate:
         return added if opened.endswith(added) else ""
 
     def _apply(
-        self, question: str, answer: str | None = None, *, add_generation_prompt: bool = True
+        self, conversation: Conversation, place: int, *, add_generation_prompt: bool = True
     ) -> str:
-        messages = [*self._system, {"role": "user", "content": question}]
-        if answer is not None:
-            messages.append({"role": "assistant", "content": answer})
+        """The messages before ``place``, rendered."""
+        messages = conversation.messages[:place]
+        if messages and messages[0].role != SYSTEM:
+            messages = (*self._system, *messages)
+        tools = {"tools": json.loads(conversation.tools)} if conversation.tools else {}
         try:
             text = self._tokenizer.apply_chat_template(
-                messages,
+                [self._as_fields(message) for message in messages],
                 tokenize=False,
-                add_generation_prompt=add_generation_prompt and answer is None,
-                **self._kwargs,
+                add_generation_prompt=add_generation_prompt,
+                **{**self._kwargs, **tools},
             )
-        except TemplateError as error:  # such as "System role not supported"
-            raise UserError(
+        except TEMPLATE_ERRORS as error:  # such as "System role not supported"
+            raise RefusedError(
                 f"prompt=chat: the chat template refuses: {error}; change the prompt's settings"
             ) from None
         return str(text)
+
+    def _as_fields(self, message: Message) -> dict[str, Any]:
+        is_request = message.role == USER
+        text = self._request.render_request(message) if is_request else message.content
+        return message.as_fields(text)
 
 
 def build_template(tokenizer: Any, prompt: Prompt) -> PromptTemplate:
@@ -161,17 +213,14 @@ def build_template(tokenizer: Any, prompt: Prompt) -> PromptTemplate:
         UserError: the description does not fit together, or does not fit the tokenizer.
     """
     if not prompt.chat:
-        if prompt.marker is None or prompt.system is not None:
-            raise UserError(
-                "prompt: a text template needs a marker and takes no system message; set "
-                "prompt.marker and prompt.system=null"
-            )
+        if prompt.marker is None:
+            raise UserError("prompt: a text template needs a marker; set prompt.marker")
         for key in ("template_kwargs", "date"):
             if getattr(prompt, key):
                 raise UserError(f"prompt.{key}: only chat templates take it; use prompt=chat")
-        return _text_template(prompt, answer_prefix=prompt.answer_prefix)
+        return TextTemplate(prompt, (tokenizer and tokenizer.eos_token) or "")
     template = ChatTemplate(tokenizer, prompt)
-    if prompt.rendered and tuple(template.render(QUESTION, "")) != prompt.rendered:
+    if prompt.rendered and render_example(template) != prompt.rendered:
         raise UserError(
             "prompt=chat: the chat template no longer renders what it did when the run began; "
             "use a template whose text does not change by itself"
@@ -179,26 +228,24 @@ def build_template(tokenizer: Any, prompt: Prompt) -> PromptTemplate:
     return template
 
 
-def check_fields(key: str, template: str, fields: set[str]) -> None:
-    """Raises a UserError if a template does not have exactly these fields."""
+def render_example(template: PromptTemplate) -> tuple[str, str]:
+    """What a template writes before an answer to :data:`QUESTION`, and its marker."""
+    return template.render(EXAMPLE, 1), template.marker
+
+
+def check_fields(
+    key: str, template: str, fields: set[str], optional: set[str] = frozenset()  # type: ignore[assignment]
+) -> None:
+    """Raises a UserError if a template lacks one of ``fields``, or holds any other field."""
     try:
         found = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
     except ValueError as error:
         raise UserError(f"{key}: {error}; write a literal brace twice") from None
-    if found != fields:
+    if found - optional != fields:
         wanted = " and ".join(f"{{{name}}}" for name in sorted(fields))
         raise UserError(
             f"{key}: must hold {wanted} and no other field; write a literal brace twice"
         )
-
-
-def _text_template(prompt: Prompt, *, answer_prefix: str = "") -> TextTemplate:
-    return TextTemplate(
-        without_input=prompt.without_input,
-        with_input=prompt.with_input,
-        marker=prompt.marker or "",
-        answer_prefix=answer_prefix,
-    )
 
 
 def _template_kwargs(tokenizer: Any, prompt: Prompt) -> dict[str, Any]:

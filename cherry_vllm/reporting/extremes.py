@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import polars as pl
 
+from cherry_vllm.conversation import show_conversations
 from cherry_vllm.selection.extremes import Side
 
 MAX_CARD_CHARS = 400
@@ -14,13 +15,13 @@ MAX_WORDS_PER_SIDE = 8
 
 
 def find_texts(rows: pl.LazyFrame, wanted: pl.DataFrame) -> pl.DataFrame:
-    """``wanted``, in its order, with the instruction, input and answer of each row."""
-    texts = (
-        rows.select("row", "instruction", "input", "answer")
+    """``wanted``, in its order, with the texts of each row that :mod:`conversation` shows."""
+    found = (
+        rows.select("row", "messages")
         .join(wanted.lazy().select("row"), on="row", how="semi")
         .collect(engine="streaming")
     )
-    return wanted.join(texts, on="row", how="left", maintain_order="left")
+    return wanted.join(show_conversations(found), on="row", how="left", maintain_order="left")
 
 
 class Sample(NamedTuple):
@@ -66,15 +67,15 @@ def shorten(text: pl.Expr, max_chars: int) -> pl.Expr:
 
 
 def count_first_words(texts: pl.DataFrame) -> pl.DataFrame:
-    """How often the instructions of each side begin with a word.
+    """How often the first requests of each side begin with a word.
 
-    Takes the columns ``side`` and ``instruction``; returns ``side``, ``word``, ``count`` and
+    Takes the columns ``side`` and ``request``; returns ``side``, ``word``, ``count`` and
     ``share`` (of the side's rows, 0 to 1) for the most frequent words of each side. After
     courtesies, the first word of an English request is mostly its verb; no parser is used.
     """
     sides = texts.filter(pl.col("side") != Side.OTHERS.value)
     words = sides.with_columns(
-        word=pl.col("instruction").str.replace(COURTESY, "").str.extract(WORD).str.to_lowercase()
+        word=pl.col("request").str.replace(COURTESY, "").str.extract(WORD).str.to_lowercase()
     ).drop_nulls("word")
     sizes = sides.group_by("side").agg(size=pl.len())
     counted = words.group_by("side", "word").agg(count=pl.len()).join(sizes, on="side")

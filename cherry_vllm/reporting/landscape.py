@@ -65,7 +65,7 @@ def survey(
     placed = found.drop("embedding").with_columns(
         x=pl.Series(x), y=pl.Series(y), cluster=pl.Series(clustering.labels)
     )
-    texts = find_texts(rows, placed).drop("input", "answer")
+    texts = find_texts(rows, placed).drop("input", "answer", "request")
     return texts.with_columns(shorten(pl.col("instruction"), MAX_INSTRUCTION_CHARS))
 
 

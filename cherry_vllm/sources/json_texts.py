@@ -15,7 +15,8 @@ from typing import IO, Any
 from cherry_vllm.errors import UserError
 from cherry_vllm.options import DataFormat
 from cherry_vllm.sources.formats import NOT_UTF8, open_bytes, read_head
-from cherry_vllm.sources.records import Number, RawRecord, is_utf8
+from cherry_vllm.sources.records import RawRecord
+from cherry_vllm.sources.shapes import Number, is_utf8
 
 MAX_ELEMENT_CHARS = 64 * 2**20  # a longer array element means that the file is broken
 READ_CHARS = 2**20
@@ -47,7 +48,7 @@ def read_json_records(file: Path, data_format: DataFormat) -> Iterator[RawRecord
     with open_bytes(file) as stream:
         texts = _lines(stream) if shape is Shape.lines else _values(stream, file, shape)
         for text in texts:
-            yield _decode(text)
+            yield decode_record(text)
 
 
 def _shape_of(file: Path, head: bytes, data_format: DataFormat) -> Shape:
@@ -78,7 +79,7 @@ def _shape_of(file: Path, head: bytes, data_format: DataFormat) -> Shape:
 def _lines(stream: IO[bytes]) -> Iterator[str]:
     """The lines of a JSON Lines file, blank ones left out."""
     for line in stream:
-        # A byte that is not UTF-8 becomes a lone surrogate, which _decode recognizes.
+        # A byte that is not UTF-8 becomes a lone surrogate, which decode_record recognizes.
         text = line.decode("utf-8", errors="surrogateescape").strip().lstrip(BOM).strip()
         if text:
             yield text.removesuffix(",") if text.endswith("},") else text
@@ -136,7 +137,8 @@ def _check_nothing_follows(file: Path, rest: str, reader: IO[str]) -> None:
     raise UserError(f"{file}: more content after the array's end; put each array in its own file")
 
 
-def _decode(text: str) -> RawRecord:
+def decode_record(text: str) -> RawRecord:
+    """A record from its JSON."""
     if not is_utf8(text):
         return RawRecord(text.encode("utf-8", errors="replace").decode(), fault=NOT_UTF8)
     try:

@@ -1,28 +1,30 @@
-"""A record's fields to a row: each record is read by itself, so a bad one costs only itself."""
+"""Records to rows: each record is read by itself, so a bad one costs only itself."""
 
 import json
-import math
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import polars as pl
 
+from cherry_vllm.conversation import Message, choose_answers, frame_messages
 from cherry_vllm.errors import UserError
-from cherry_vllm.sources.columns import CONVERT, Columns, missing_field
+from cherry_vllm.options import Turns
+from cherry_vllm.schema import REASON, DropReason
+from cherry_vllm.sources.columns import REQUIRED, Columns, missing_field
 from cherry_vllm.sources.findings import Findings
 from cherry_vllm.sources.formats import NOT_UTF8
+from cherry_vllm.sources.shapes import Shaped, UnreadableError, shape_record
 
 BATCH_RECORDS = 1000
 MAX_NAMES_KEPT = 100
 ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 
-class Number(str):
-    """A number in JSON, exactly as it was written."""
-
-    __slots__ = ()
+# A record's text, messages, tools and drop reason.
+Line = tuple[str, list[Message] | None, str | None, str | None]
 
 
 class RawRecord(NamedTuple):
@@ -33,25 +35,15 @@ class RawRecord(NamedTuple):
     fault: str | None = None
 
 
-class Record(NamedTuple):
-    """One record as a row, or ``fault``, the reason why it is not a row."""
-
-    text: str
-    instruction: str | None = None
-    input: str = ""
-    answer: str | None = None
-    fault: str | None = None
-
-
 def frames_of(
-    records: Iterable[RawRecord], file: Path, columns: Columns, findings: Findings
+    records: Iterable[RawRecord], file: Path, columns: Columns, turns: Turns, findings: Findings
 ) -> Iterator[pl.DataFrame]:
-    """Yields frames of record (the text, untouched), instruction, input, answer, malformed.
+    """Yields frames of record (the text, untouched), messages, tools and drop_reason.
 
     Raises:
         UserError: no record can be read as a row.
     """
-    reader = _Reader(file, columns, findings)
+    reader = _Reader(file, columns, turns, findings)
     remaining = iter(records)
     while batch := [reader.read(record) for record in islice(remaining, BATCH_RECORDS)]:
         yield _frame(batch)
@@ -61,92 +53,67 @@ def frames_of(
 class _Reader:
     """Reads one file's records, and remembers what to report about all of them."""
 
-    def __init__(self, file: Path, columns: Columns, findings: Findings) -> None:
-        self._file, self._columns, self._findings = file, columns, findings
-        self._named, self._unread = columns.names(), columns.unread_context()
+    def __init__(
+        self, file: Path, columns: Columns, turns: Turns, findings: Findings
+    ) -> None:
+        self._file, self._columns, self._turns, self._findings = file, columns, turns, findings
         self._names: dict[str, None] = {}
         self._first: RawRecord | None = None
         self._first_fault = ""
         self._num_rows = self._num_faults = 0
-        self._has_input = False
 
-    def read(self, record: RawRecord) -> Record:
-        made = self._make(record)
-        if made.fault is not None:
-            if self._first is None:
-                self._first, self._first_fault = record, made.fault
-            self._num_faults += 1
-            self._findings.malformed(self._file, self._num_rows, made.fault)
+    def read(self, record: RawRecord) -> Line:
+        """A record as a line of the frame."""
+        text, fields, fault = record
+        shaped = None
+        if fault is None:
+            try:
+                shaped = self._shape(fields)
+            except UnreadableError as error:
+                fault = str(error)
+        if fault is not None:
+            self._note_fault(record, fault)
         self._num_rows += 1
-        return made
+        if shaped is None:
+            return text, None, None, DropReason.MALFORMED.value
+        messages = choose_answers(shaped.messages, self._turns)
+        return text, messages, shaped.tools, shaped.reason and shaped.reason.value
 
     def conclude(self) -> None:
         """Raises a UserError if no record was a row: then a column name or the format is wrong."""
         if self._first is not None and self._num_faults == self._num_rows:
             raise UserError(f"{self._file}: {self._describe_none(self._first)}")
-        self._findings.file_read(self._file, self._num_rows, self._names, has_input=self._has_input)
+        self._findings.file_read(self._file, self._num_rows, self._names)
+
+    def _shape(self, fields: Any) -> Shaped:
+        if not isinstance(fields, dict):
+            raise UnreadableError("not a JSON object")
+        if len(self._names) < MAX_NAMES_KEPT:
+            self._names |= dict.fromkeys(fields)
+        names = self._columns.resolve(fields)
+        if "messages" not in names and not {*REQUIRED} <= names.keys():
+            raise UnreadableError(missing_field(self._columns, fields) or "a field is missing")
+        self._findings.mapped(names, fields)
+        shaped = shape_record(fields, names)
+        for name in shaped.numbers:
+            self._findings.number(name)
+        for name in shaped.thoughts:
+            self._findings.unread_context(name)
+        return shaped
+
+    def _note_fault(self, record: RawRecord, fault: str) -> None:
+        if self._first is None:
+            self._first, self._first_fault = record, fault
+        self._num_faults += 1
+        self._findings.malformed(self._file, self._num_rows, fault)
 
     def _describe_none(self, first: RawRecord) -> str:
         wrapper = describe_wrapper(first.fields, self._columns)
         missing = missing_field(self._columns, self._names) if self._names else None
         fault = f"row 0: {self._first_fault}"
-        if not self._first_fault.endswith((CONVERT, NOT_UTF8)):
+        if not self._first_fault.endswith(NOT_UTF8):
             fault += ", and no row is usable; check data.format and data.columns"
         return wrapper or missing or fault
-
-    def _make(self, record: RawRecord) -> Record:
-        text, fields, fault = record
-        if fault is None and not isinstance(fields, dict):
-            fault = "not a JSON object"
-        if fault is not None:
-            return Record(text, fault=fault)
-        if len(self._names) < MAX_NAMES_KEPT:
-            self._names |= dict.fromkeys(fields)
-        self._has_input |= self._columns.input in fields
-        for name in self._unread:
-            if name in fields and _holds_something(fields[name]):
-                self._findings.unread_context(name)
-        values, fault = self._texts(fields)
-        if fault is not None:
-            return Record(text, fault=fault)
-        answer, extra = values["output"], values.get("input")
-        return Record(text, values["instruction"], extra or "", answer)
-
-    def _texts(self, fields: dict[str, Any]) -> tuple[dict[str, str | None], str | None]:
-        """The fields that are read, or the reason why not; only answer and input may be null."""
-        texts: dict[str, str | None] = {}
-        for key, name in self._named.items():
-            if name not in fields:
-                if key == "input":
-                    continue
-                return {}, f"no field '{name}'"
-            value = fields[name]
-            if isinstance(value, bool | int | float | Number):
-                value = str(value).lower() if isinstance(value, bool) else str(value)
-                self._findings.number(name)
-            if value is None:
-                if key == "instruction":
-                    return {}, f"field '{name}' is null"
-            elif not isinstance(value, str):
-                return {}, f"field '{name}' is {_kind(value)}"
-            elif not is_utf8(value):
-                return {}, f"field '{name}' contains a lone surrogate, which is not valid text"
-            texts[key] = value
-        return texts, None
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-        return f"a list of messages; {CONVERT}"
-    return f"{'a list' if isinstance(value, list) else 'an object'}, not text"
-
-
-def _holds_something(value: Any) -> bool:
-    if isinstance(value, str):
-        return bool(value.strip())
-    if isinstance(value, float) and math.isnan(value):
-        return False
-    return bool(value)
 
 
 def describe_wrapper(fields: Any, columns: Columns) -> str | None:
@@ -180,22 +147,15 @@ def describe_wrapper(fields: Any, columns: Columns) -> str | None:
     return None
 
 
-def _frame(records: list[Record]) -> pl.DataFrame:
+def _frame(lines: list[Line]) -> pl.DataFrame:
+    records, messages, tools, reasons = zip(*lines, strict=True)
     columns = {
-        name: pl.Series([getattr(record, name) for record in records], dtype=pl.String)
-        for name in ("text", "instruction", "input", "answer")
+        "record": pl.Series(records, dtype=pl.String),
+        "messages": frame_messages(messages),
+        "tools": pl.Series(tools, dtype=pl.String),
+        "drop_reason": pl.Series(reasons, dtype=REASON),
     }
-    malformed = pl.Series([record.fault is not None for record in records])
-    return pl.DataFrame(columns).rename({"text": "record"}).with_columns(malformed=malformed)
-
-
-def is_utf8(text: str) -> bool:
-    """Whether a text has no lone surrogates, which stand for bytes that are not UTF-8."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return pl.DataFrame(columns)
 
 
 def as_text(fields: dict[str, str]) -> str:

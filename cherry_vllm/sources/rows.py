@@ -4,11 +4,12 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import polars as pl
 
 from cherry_vllm.errors import UserError
-from cherry_vllm.options import DataFormat
+from cherry_vllm.options import DataFormat, Turns
 from cherry_vllm.schema import REASON, ROWS, DropReason
 from cherry_vllm.sources.columns import Columns
 from cherry_vllm.sources.csv_records import read_csv_records
@@ -16,7 +17,7 @@ from cherry_vllm.sources.findings import Findings
 from cherry_vllm.sources.formats import READ_ERRORS, detect_format, unreadable
 from cherry_vllm.sources.json_texts import read_json_records
 from cherry_vllm.sources.records import frames_of
-from cherry_vllm.sources.tables import read_table
+from cherry_vllm.sources.tables import read_table_records
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ def read_rows(
     data_format: DataFormat,
     columns: Columns,
     refusals: Sequence[str],
+    turns: Turns = Turns.all,
     max_rows: int | None = None,
     batch_rows: int,
     tell: Callable[[str], None] = log.warning,
@@ -34,14 +36,16 @@ def read_rows(
     """Yields all rows of ``files``, in order, as frames of :data:`schema.ROWS`.
 
     Every frame but the last has ``batch_rows`` rows; only the first ``max_rows`` rows of the input
-    are read. ``refusals`` holds phrases; a row whose answer contains one, in upper or lower case,
-    gets ``drop_reason`` "refusal". ``tell`` is called with a line for each odd finding.
+    are read. ``turns`` says which answers of a conversation count as such. ``refusals`` holds
+    phrases; a row with an answer that contains one, in upper or lower case, gets ``drop_reason``
+    "refusal". ``tell`` is called with a line for each odd finding.
 
     Raises:
         UserError: a file as a whole cannot be read, no row can be read, or a column is missing.
     """
     findings = Findings(columns, tell)
-    frames = _read_files(files, data_format, columns, findings, max_rows)
+    reading = _Reading(data_format, columns, turns, findings)
+    frames = _read_files(files, reading, max_rows)
     first_row = 0
     for frame in _rebatch(frames, batch_rows):
         yield (
@@ -56,35 +60,34 @@ def read_rows(
     findings.conclude()
 
 
+class _Reading(NamedTuple):
+    """How files are read."""
+
+    data_format: DataFormat
+    columns: Columns
+    turns: Turns
+    findings: Findings
+
+
 def _read_files(
-    files: Sequence[Path],
-    data_format: DataFormat,
-    columns: Columns,
-    findings: Findings,
-    max_rows: int | None,
+    files: Sequence[Path], reading: _Reading, max_rows: int | None
 ) -> Iterator[pl.DataFrame]:
     for file in files:
         if max_rows == 0:
             return
-        for frame in _read_file(file, data_format, columns, findings, max_rows):
+        for frame in _read_file(file, reading, max_rows):
             yield frame
             max_rows = None if max_rows is None else max_rows - frame.height
 
 
-def _read_file(
-    file: Path,
-    data_format: DataFormat,
-    columns: Columns,
-    findings: Findings,
-    max_rows: int | None,
-) -> Iterator[pl.DataFrame]:
-    """Yields frames of record, instruction, input, answer and malformed."""
+def _read_file(file: Path, reading: _Reading, max_rows: int | None) -> Iterator[pl.DataFrame]:
+    """Yields frames of record, messages, tools and drop_reason."""
+    data_format, columns, turns, findings = reading
     if data_format is DataFormat.auto:
         data_format = detect_format(file)
-    if data_format in (DataFormat.parquet, DataFormat.arrow):
-        yield from read_table(file, data_format, columns, findings, max_rows)
-        return
     match data_format:
+        case DataFormat.parquet | DataFormat.arrow:
+            records = read_table_records(file, data_format, columns, findings, max_rows)
         case DataFormat.csv:
             records = read_csv_records(file)
         case DataFormat.json | DataFormat.jsonl:
@@ -92,7 +95,7 @@ def _read_file(
         case _:
             raise ValueError(f"no reader for {data_format}")
     try:
-        yield from frames_of(islice(records, max_rows), file, columns, findings)
+        yield from frames_of(islice(records, max_rows), file, columns, turns, findings)
     except READ_ERRORS as error:
         raise unreadable(file, error) from None
 
@@ -114,16 +117,11 @@ def _rebatch(frames: Iterator[pl.DataFrame], rows: int) -> Iterator[pl.DataFrame
 
 
 def _drop_reason(refusals: Sequence[str]) -> pl.Expr:
-    answer = pl.col("answer")
-    empty = answer.is_null() | (answer.str.strip_chars() == "")
+    """The reason so far, or "refusal" for a row with an answer that holds one of the phrases."""
+    if not refusals:
+        return pl.col("drop_reason")
+    message = pl.element().struct
     phrases = [phrase.lower() for phrase in refusals]
-    text = answer.str.to_lowercase()
-    refused = text.str.contains_any(phrases) if phrases else pl.lit(value=False)
-    return (
-        pl.when("malformed")
-        .then(pl.lit(DropReason.MALFORMED.value, REASON))
-        .when(empty)
-        .then(pl.lit(DropReason.EMPTY_ANSWER.value, REASON))
-        .when(refused)
-        .then(pl.lit(DropReason.REFUSAL.value, REASON))
-    )
+    holds = message.field("content").str.to_lowercase().str.contains_any(phrases)
+    refused = pl.col("messages").list.eval(message.field("is_answer") & holds).list.any()
+    return pl.coalesce("drop_reason", pl.when(refused).then(pl.lit(DropReason.REFUSAL.value, REASON)))

@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 
 from cherry_vllm.errors import UserError
-from cherry_vllm.options import DataFormat
+from cherry_vllm.options import DataFormat, Turns
 from cherry_vllm.runtime.processes import ChildError, isolate
 from cherry_vllm.runtime.progress import Progress
 from cherry_vllm.schema import SCHEMA_VERSION
@@ -28,6 +28,7 @@ def read_row_shards(
     data_format: DataFormat,
     columns: Columns,
     refusals: Sequence[str],
+    turns: Turns = Turns.all,
     max_rows: int | None = None,
     shard_rows: int,
 ) -> Shards:
@@ -43,6 +44,7 @@ def read_row_shards(
         "format": data_format.value,
         "columns": asdict(columns),
         "refusals": list(refusals),
+        "turns": turns.value,
         "max_rows": max_rows,
         "shard_rows": shard_rows,
     }
@@ -61,6 +63,7 @@ def read_row_shards(
             data_format=data_format,
             columns=columns,
             refusals=refusals,
+            turns=turns,
             max_rows=max_rows,
             batch_rows=shard_rows,
         )

@@ -1,4 +1,4 @@
-"""Parquet and Arrow through Polars: a column has one type, so a wrong type refuses the file."""
+"""Parquet and Arrow through Polars: each row as JSON, which is then read like any other record."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,41 +8,44 @@ import polars as pl
 
 from cherry_vllm.errors import UserError
 from cherry_vllm.options import DataFormat
-from cherry_vllm.sources.columns import CONVERT, Columns, missing_field
+from cherry_vllm.sources.columns import CONVENTIONS, Columns
 from cherry_vllm.sources.findings import Findings
+from cherry_vllm.sources.json_texts import decode_record
+from cherry_vllm.sources.records import RawRecord
 
 BATCH_ROWS = 10_000
-TEXT = (pl.String, pl.Categorical, pl.Enum, pl.Null)
 ARROW_FILE = b"ARROW1"  # the beginning of Arrow's file format; its stream format has no such mark
 
 
-def read_table(
+def read_table_records(
     file: Path,
     data_format: DataFormat,
     columns: Columns,
     findings: Findings,
     max_rows: int | None = None,
-) -> Iterator[pl.DataFrame]:
-    """Yields frames of record, instruction, input, answer and malformed.
+) -> Iterator[RawRecord]:
+    """The records of a Parquet or Arrow file.
 
     Raises:
-        UserError: the file is not readable, or lacks a column, or a column is not text.
+        UserError: the file is not readable.
     """
     try:
         table = _scan(file, data_format)
         table = table if max_rows is None else table.head(max_rows)
         schema = table.collect_schema()
-        fault = missing_field(columns, schema) or _type_fault(schema, columns)
-        if fault:
-            raise UserError(f"{file}: {fault}")
+        known = {name for names in CONVENTIONS.values() for name in names}
+        read = {name for name in schema if name in {*known, *columns.named().values()}}
         for name, dtype in schema.items():
-            if name not in columns.names().values() and _is_unknown_to_json(dtype):
+            if name not in read and _is_unknown_to_json(dtype):
                 findings.converted(name, str(dtype))
         num_rows = 0
-        for frame in table.select(_row_of(schema, columns)).collect_batches(
+        for frame in table.select(_row_of(schema, read)).collect_batches(
             chunk_size=BATCH_ROWS, maintain_order=True
         ):
-            yield _take_notes(frame, file, num_rows, findings)
+            for note in (name for name in frame.columns if name.startswith(ODD)):
+                findings.not_finite(note.removeprefix(ODD), int(frame[note].sum()))
+            for text, fault in frame.select("record", "fault").iter_rows():
+                yield RawRecord(text, fault=fault) if fault else decode_record(text)
             num_rows += frame.height
         # If a worker of collect_batches fails, the stream may end as if the file were done.
         if num_rows != table.select(pl.len()).collect().item():
@@ -50,8 +53,6 @@ def read_table(
     except (pl.exceptions.PolarsError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{file}: not readable as {data_format.value} ({reason})") from None
-    names = dict.fromkeys(schema)
-    findings.file_read(file, num_rows, names, has_input=columns.input in schema)
 
 
 def _scan(file: Path, data_format: DataFormat) -> pl.LazyFrame:
@@ -62,59 +63,32 @@ def _scan(file: Path, data_format: DataFormat) -> pl.LazyFrame:
     return pl.scan_ipc(file, glob=False) if is_file else pl.read_ipc_stream(file).lazy()
 
 
-def _row_of(schema: pl.Schema, columns: Columns) -> list[pl.Expr]:
-    """A row's parts, and columns to count by: "number NAME", "unread NAME" and "odd NAME"."""
-    named = columns.names()
-    texts = {
-        key: _as_text(pl.col(name), schema[name]) if name in schema else pl.lit(None, pl.String)
-        for key, name in named.items()
-    }
-    are_lost = [texts[key].is_null() & ~_is_missing(name, schema) for key, name in named.items()]
-    read = {named[key]: text for key, text in texts.items() if named[key] in schema}
+ODD = "odd "  # before a column's name: whether its number is NaN or infinite
+
+
+def _row_of(schema: pl.Schema, read: set[str]) -> list[pl.Expr]:
+    """The record as JSON, a fault, and for each column of floats that is not read whether it is odd.
+
+    Bytes in the columns ``read`` are text if they are UTF-8, and a fault if they are not.
+    """
+    as_bytes = [name for name in schema if name in read and isinstance(schema[name], pl.Binary)]
+    texts = {name: pl.col(name).map_batches(_decode, return_dtype=pl.String) for name in as_bytes}
     record = [
-        _record_field(name, dtype, read.get(name)).alias(name) for name, dtype in schema.items()
+        texts.get(name, _json_ready(pl.col(name), dtype)).alias(name)
+        for name, dtype in schema.items()
     ]
-    unread = [name for name in columns.unread_context() if name in schema]
-    numbers = [name for name in read if _is_number(schema[name])]
+    are_lost = [
+        pl.when(text.is_null() & pl.col(name).is_not_null()).then(
+            pl.lit(f"field '{name}' holds bytes that are not UTF-8")
+        )
+        for name, text in texts.items()
+    ]
     floats = [name for name in schema if schema[name].is_float() and name not in read]
     return [
         pl.struct(record).struct.json_encode().alias("record"),
-        texts["instruction"].alias("instruction"),
-        texts.get("input", pl.lit(None, pl.String)).fill_null("").alias("input"),
-        texts["output"].alias("answer"),
-        (texts["instruction"].is_null() | pl.any_horizontal(are_lost)).alias("malformed"),
-        *(_holds_something(name, schema[name]).alias(f"unread {name}") for name in unread),
-        *(read[name].is_not_null().alias(f"number {name}") for name in numbers),
-        *((~pl.col(name).is_finite()).alias(f"odd {name}") for name in floats),
+        pl.coalesce(pl.lit(None, pl.String), *are_lost).alias("fault"),
+        *((~pl.col(name).is_finite()).alias(f"{ODD}{name}") for name in floats),
     ]
-
-
-def _take_notes(
-    frame: pl.DataFrame, file: Path, first_row: int, findings: Findings
-) -> pl.DataFrame:
-    for place in frame["malformed"].arg_true():
-        findings.malformed(
-            file, first_row + int(place), "the instruction is null, or bytes are not UTF-8"
-        )
-    counts = {
-        "unread": findings.unread_context,
-        "number": findings.number,
-        "odd": findings.not_finite,
-    }
-    notes = [name for name in frame.columns if " " in name]
-    for note in notes:
-        kind, _, name = note.partition(" ")
-        counts[kind](name, int(frame[note].sum()))
-    return frame.drop(notes)
-
-
-def _as_text(value: pl.Expr, dtype: Any) -> pl.Expr:
-    """The value as text: text, a number, or bytes that are UTF-8; else null."""
-    if isinstance(dtype, pl.Binary):
-        return value.map_batches(_decode, return_dtype=pl.String)
-    if dtype.is_float():
-        value = pl.when(value.is_not_nan()).then(value)
-    return value.cast(pl.String)
 
 
 def _decode(values: pl.Series) -> pl.Series:
@@ -127,38 +101,6 @@ def _decode_one(value: bytes | None) -> str | None:
         return None if value is None else value.decode()
     except UnicodeDecodeError:
         return None
-
-
-def _is_missing(name: str, schema: pl.Schema) -> pl.Expr:
-    if name not in schema:
-        return pl.lit(value=True)
-    value = pl.col(name)
-    return value.is_null() | value.is_nan() if schema[name].is_float() else value.is_null()
-
-
-def _is_number(dtype: Any) -> bool:
-    return bool(dtype.is_numeric() or isinstance(dtype, pl.Boolean))
-
-
-def _holds_something(name: str, dtype: Any) -> pl.Expr:
-    value = pl.col(name)
-    if isinstance(dtype, pl.Null):
-        return pl.lit(value=False)
-    if isinstance(dtype, pl.String):
-        value = value.str.strip_chars() != ""
-    elif isinstance(dtype, pl.List):
-        value = value.list.len() > 0
-    elif dtype.is_float():
-        value = value.is_not_nan()
-    else:
-        value = value.is_not_null()
-    return value.fill_null(value=False)
-
-
-def _record_field(name: str, dtype: Any, text: pl.Expr | None) -> pl.Expr:
-    value = _json_ready(pl.col(name), dtype)
-    is_bytes = text is not None and isinstance(dtype, pl.Binary)
-    return pl.coalesce(text, value) if is_bytes else value
 
 
 def _json_ready(value: pl.Expr, dtype: Any) -> pl.Expr:
@@ -184,17 +126,3 @@ def _is_unknown_to_json(dtype: Any) -> bool:
     if isinstance(dtype, pl.Struct):
         return any(_is_unknown_to_json(field.dtype) for field in dtype.fields)
     return bool(dtype.is_temporal() or dtype.is_decimal() or isinstance(dtype, pl.Binary))
-
-
-def _type_fault(schema: pl.Schema, columns: Columns) -> str | None:
-    for key, name in columns.names().items():
-        dtype = schema.get(name)
-        if dtype is None or isinstance(dtype, (*TEXT, pl.Binary)) or _is_number(dtype):
-            continue
-        if isinstance(dtype, pl.List) and isinstance(dtype.inner, pl.Struct):
-            return f"column '{name}' is a list of messages; {CONVERT}"
-        return (
-            f"column '{name}' is {dtype}, not text; convert it, or name another with "
-            f"data.columns.{key}=..."
-        )
-    return None

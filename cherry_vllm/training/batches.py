@@ -8,24 +8,25 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from cherry_vllm.training.examples import Example
+from cherry_vllm.engines import Span
 
 NO_LOSS = -100  # the label that the loss and token counts ignore
 
 
-def collate(examples: Sequence[Example], *, pad_token_id: int) -> dict[str, Tensor]:
+def collate(examples: Sequence[Span], *, pad_token_id: int) -> dict[str, Tensor]:
     """A micro-batch, padded on the right: ``input_ids``, ``attention_mask`` and ``labels``.
 
-    All are int64 of shape [examples, longest]; ``labels`` is :data:`NO_LOSS` outside the answer.
+    All are int64 of shape [examples, longest]; ``labels`` is :data:`NO_LOSS` outside the ranges.
     """
     shape = len(examples), max(len(example.token_ids) for example in examples)
     input_ids = torch.full(shape, pad_token_id)
     attention_mask = torch.zeros(shape, dtype=torch.long)
     labels = torch.full(shape, NO_LOSS)
-    for line, (token_ids, start) in enumerate(examples):
+    for line, (token_ids, ranges) in enumerate(examples):
         input_ids[line, : len(token_ids)] = torch.tensor(token_ids)
         attention_mask[line, : len(token_ids)] = 1
-        labels[line, start : len(token_ids)] = input_ids[line, start : len(token_ids)]
+        for start, stop in ranges:
+            labels[line, start:stop] = input_ids[line, start:stop]
     return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
 
 

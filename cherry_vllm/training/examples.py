@@ -1,36 +1,58 @@
-"""Rows to training examples: the scorer's prompts and token ids, with EOS after the answer."""
+"""Rows to training examples: the scorer's token ids, with the token that ends each answer."""
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import polars as pl
 
+from cherry_vllm.conversation import open_conversations
+from cherry_vllm.engines import Span
 from cherry_vllm.prompts.spans import AnswerSpans, SpanBuilder
 
 
-class Example(NamedTuple):
-    """Token ids; those from ``start`` (at least 1) on carry loss."""
+class TrainingSet(NamedTuple):
+    spans: Mapping[int, Sequence[Span]]  # by the row's position, as the scorer's conditioned pass
+    examples: Sequence[Span]  # their ranges carry loss; each answer's end is among them
+    dropped: Counter[str]  # the number of rows for each drop reason
 
-    token_ids: list[int]
-    start: int
+    @property
+    def num_rows(self) -> int:
+        return len(self.spans) + self.dropped.total()
+
+    def __str__(self) -> str:
+        reasons = "".join(f", {count} {reason}" for reason, count in self.dropped.most_common())
+        return f"{len(self.spans)} of {self.num_rows} rows{reasons}"
 
 
-def build_examples(
+def build_training_set(
     rows: pl.DataFrame, builder: SpanBuilder, *, eos_token_id: int, max_length: int
-) -> tuple[list[Example | None], Counter[str]]:
-    """One example for each line of a frame of :data:`schema.ROWS`, or None for a dropped one.
+) -> TrainingSet:
+    """The training set that a frame of :data:`schema.ROWS` makes.
 
-    The text is the scorer's conditioned text and EOS, cut at ``max_length`` tokens, so a truncated
-    answer has no EOS. The counter holds the number of rows for each drop reason.
+    A row is usually one example. If its template renders earlier answers in another way once they
+    are past, each of its answers is an example.
     """
-    texts = (rows[name].fill_null("").to_list() for name in ("instruction", "input", "answer"))
-    examples: list[Example | None] = []
-    dropped: Counter[str] = Counter()
-    for reason, built in zip(rows["drop_reason"], builder.build(*texts), strict=True):
-        if reason is None and isinstance(built, AnswerSpans):
-            token_ids, start = built.conditioned
-            examples.append(Example([*token_ids, eos_token_id][:max_length], start))
+    open_rows = rows.with_row_index("position").filter(pl.col("drop_reason").is_null())
+    dropped = Counter(rows["drop_reason"].drop_nulls().to_list())
+    spans: dict[int, Sequence[Span]] = {}
+    built = builder.build(open_conversations(open_rows))
+    for position, pair in zip(open_rows["position"], built, strict=True):
+        if isinstance(pair, AnswerSpans):
+            spans[position] = pair.conditioned
         else:
-            dropped[reason or str(built)] += 1
-            examples.append(None)
-    return examples, dropped
+            dropped[str(pair)] += 1
+    examples = [
+        end_answers(span, eos_token_id, max_length) for of_row in spans.values() for span in of_row
+    ]
+    return TrainingSet(spans, examples, dropped)
+
+
+def end_answers(span: Span, eos_token_id: int, max_length: int) -> Span:
+    """Adds to each range the token that ends its answer: the last one's is EOS.
+
+    An answer that is cut at ``max_length`` has no end.
+    """
+    token_ids = [*span.token_ids, eos_token_id][:max_length]
+    ranges = tuple((start, min(stop + 1, len(token_ids))) for start, stop in span.ranges)
+    return Span(token_ids, ranges)

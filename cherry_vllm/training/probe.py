@@ -12,7 +12,6 @@ import polars as pl
 from cherry_vllm.engines import Span, build_engine
 from cherry_vllm.engines.checkpoint import Checkpoint
 from cherry_vllm.engines.settings import HfSettings
-from cherry_vllm.training.examples import Example
 
 log = logging.getLogger(__name__)
 
@@ -62,24 +61,24 @@ class Gain:
 
 
 def probe_losses(
-    examples: Sequence[Example | None],
+    spans: Mapping[int, Sequence[Span]],
     models: Mapping[str, Checkpoint],
     *,
     num_rows: int,
-    eos_token_id: int,
     trust_remote_code: bool,
 ) -> Probe:
     """Each model's answer loss on up to ``num_rows`` rows spread over the training set.
 
-    Products are in fp32, so that losses differ only because of the weights. Rows whose loss is not
-    finite under all models are left out, and counted in a warning.
+    ``spans`` are those of each row, by its position in the training set. Products are in fp32, so
+    that losses differ only because of the weights. Rows whose loss is not finite under all models
+    are left out, and counted in a warning.
     """
-    usable = [(row, example) for row, example in enumerate(examples) if example is not None]
-    chosen = [usable[i] for i in sorted({i * len(usable) // num_rows for i in range(num_rows)})]
-    if not chosen:
+    usable = list(spans)
+    rows = [usable[i] for i in sorted({i * len(usable) // num_rows for i in range(num_rows)})]
+    if not rows:
         return Probe([], [], {})
-    rows, spans = zip(*((row, _without_eos(one, eos_token_id)) for row, one in chosen), strict=True)
-    measure = partial(answer_losses, spans=spans, trust_remote_code=trust_remote_code)
+    chosen = [spans[row] for row in rows]
+    measure = partial(answer_losses, rows=chosen, trust_remote_code=trust_remote_code)
     table = np.array([measure(model) for model in models.values()])
     finite = np.isfinite(table).all(axis=0)
     if not finite.all():
@@ -88,27 +87,28 @@ def probe_losses(
             np.count_nonzero(~finite),
             len(rows),
         )
+    num_tokens = [sum(span.num_answer_tokens for span in of_row) for of_row in chosen]
     return Probe(
         rows=[row for row, kept in zip(rows, finite, strict=True) if kept],
-        num_tokens=[
-            span.num_answer_tokens for span, kept in zip(spans, finite, strict=True) if kept
-        ],
+        num_tokens=[count for count, kept in zip(num_tokens, finite, strict=True) if kept],
         row_losses=dict(zip(models, table[:, finite].tolist(), strict=True)),
     )
 
 
 def answer_losses(
-    model: Checkpoint, spans: Sequence[Span], *, trust_remote_code: bool
+    model: Checkpoint, rows: Sequence[Sequence[Span]], *, trust_remote_code: bool
 ) -> list[float]:
-    """A model's mean loss over each span's answer tokens, in nats, computed in fp32."""
+    """A model's mean loss over the answer tokens of each row's spans, in nats, in fp32."""
+    spans = [span for of_row in rows for span in of_row]
     engine = build_engine(
         HfSettings(name="hf", dtype="float32", device="auto", batch_tokens=2048),
         model,
         max_length=max(len(span.token_ids) for span in spans),
         trust_remote_code=trust_remote_code,
     )
-    found = engine.logprobs(spans, lambda _count: None)
-    return [-float(logprobs.mean(dtype=np.float64)) for logprobs in found]
+    found = iter(engine.logprobs(spans, lambda _count: None))
+    by_row = [np.concatenate([next(found) for _ in of_row]) for of_row in rows]
+    return [-float(logprobs.mean(dtype=np.float64)) for logprobs in by_row]
 
 
 def measure_gain(probe: Probe, rows: Sequence[int], scores: pl.DataFrame) -> Gain | None:
@@ -166,8 +166,3 @@ def warn_of_lost_gain(name: str, base: float, tuned: float, copy: float) -> None
 def _mean(row_means: Sequence[float], num_tokens: Sequence[int]) -> float:
     """The mean over all tokens, from the mean of each row."""
     return float(np.average(row_means, weights=num_tokens))
-
-
-def _without_eos(example: Example, eos_token_id: int) -> Span:
-    ends = example.token_ids[-1] == eos_token_id and len(example.token_ids) > example.start + 1
-    return Span(example.token_ids[:-1] if ends else example.token_ids, example.start)

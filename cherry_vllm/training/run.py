@@ -22,6 +22,7 @@ from typing import Any
 
 import polars as pl
 
+from cherry_vllm.engines import Span
 from cherry_vllm.engines.checkpoint import Checkpoint, load_tokenizer, read_checkpoint
 from cherry_vllm.errors import DamagedFileError, UserError
 from cherry_vllm.prompts.prompt import Prompt
@@ -32,7 +33,7 @@ from cherry_vllm.schema import SCHEMA_VERSION
 from cherry_vllm.store.files import atomic_path, fingerprint, read_json, write_json
 from cherry_vllm.store.run_folder import Folder, Inner
 from cherry_vllm.store.shards import Shards
-from cherry_vllm.training.examples import Example, build_examples
+from cherry_vllm.training.examples import TrainingSet, build_training_set
 from cherry_vllm.training.probe import BASE, TUNED, Probe, probe_losses, warn_of_lost_gain
 from cherry_vllm.training.recipe import Machine, Recipe
 
@@ -109,32 +110,31 @@ def train(
         max_length=training.max_length,
         trust_remote_code=training.trust_remote_code,
     )
-    examples, dropped = build_examples(
-        rows.scan().select("instruction", "input", "answer", "drop_reason").collect(),
+    training_set = build_training_set(
+        rows.scan().select("messages", "tools", "drop_reason").collect(),
         builder,
         eos_token_id=tokenizer.eos_token_id,
         max_length=training.max_length,
     )
-    if dropped.total() == len(examples):
-        raise UserError(f"no row to train on: {_count(examples, dropped)}; check data.path")
-    log.info("%s: training on %s", folder, _count(examples, dropped))
-    _tune(folder, checkpoint, examples, tokenizer, training)
+    if not training_set.examples:
+        raise UserError(f"no row to train on: {training_set}; check data.path")
+    log.info("%s: training on %s", folder, training_set)
+    _tune(folder, checkpoint, training_set.examples, tokenizer, training)
     if not is_first_process():
         return None
     tuning = read_json(folder / Inner.TUNING)
     copies = _make_copies(folder, training)
     _refuse_other_model(copies[TUNED], tuning.pop("model", None))
     probe = probe_losses(
-        examples,
+        training_set.spans,
         {BASE: checkpoint, **copies},
         num_rows=training.num_probe_rows,
-        eos_token_id=tokenizer.eos_token_id,
         trust_remote_code=training.trust_remote_code,
     )
     if ROUNDED in probe.losses:
         warn_of_lost_gain("the copy in bfloat16", *probe.losses.values())
     facts = {
-        **_measure(examples, dropped),
+        **_measure(training_set),
         **tuning,
         "probe": probe.to_json(),
         "checkpoints": {name: copy.fingerprint for name, copy in copies.items()},
@@ -219,7 +219,7 @@ def first_process_first() -> Iterator[None]:
 def _tune(
     folder: Path,
     checkpoint: Checkpoint,
-    examples: Sequence[Example | None],
+    examples: Sequence[Span],
     tokenizer: Any,
     training: Training,
 ) -> None:
@@ -231,7 +231,7 @@ def _tune(
         work = partial(
             fine_tune,
             checkpoint,
-            [example for example in examples if example is not None],
+            examples,
             tokenizer,
             folder,
             recipe=training.recipe,
@@ -275,14 +275,13 @@ def child_environment() -> dict[str, str]:
     return waiting if torch.cuda.is_available() else {**waiting, **preload_malloc()}
 
 
-def _measure(examples: Sequence[Example | None], dropped: Counter[str]) -> dict[str, Any]:
-    usable = [example for example in examples if example is not None]
+def _measure(training_set: TrainingSet) -> dict[str, Any]:
     return {
-        "num_rows": len(examples),
-        "num_trained": len(usable),
-        "dropped": dict(dropped),
-        "num_tokens": sum(len(token_ids) for token_ids, _ in usable),
-        "num_answer_tokens": sum(len(token_ids) - start for token_ids, start in usable),
+        "num_rows": training_set.num_rows,
+        "num_trained": len(training_set.spans),
+        "dropped": dict(training_set.dropped),
+        "num_tokens": sum(len(example.token_ids) for example in training_set.examples),
+        "num_answer_tokens": sum(example.num_answer_tokens for example in training_set.examples),
     }
 
 
@@ -315,8 +314,3 @@ def _load_tokenizer(checkpoint: Checkpoint, *, trust_remote_code: bool) -> Any:
             "name one in its tokenizer_config.json"
         )
     return tokenizer
-
-
-def _count(examples: Sequence[Example | None], dropped: Counter[str]) -> str:
-    reasons = "".join(f", {count} {reason}" for reason, count in sorted(dropped.items()))
-    return f"{len(examples) - dropped.total()} of {len(examples)} rows{reasons}"

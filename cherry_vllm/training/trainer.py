@@ -11,16 +11,16 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 
+from cherry_vllm.engines import Span
 from cherry_vllm.errors import UserError
 from cherry_vllm.training.batches import NO_LOSS, LengthBatches
-from cherry_vllm.training.examples import Example
 
 
 class AnswerTrainer(Trainer):
     """Trains on batches of :class:`LengthBatches`, and on answer tokens only."""
 
     def __init__(
-        self, model: Any, examples: Sequence[Example], batches: LengthBatches, **arguments: Any
+        self, model: Any, examples: Sequence[Span], batches: LengthBatches, **arguments: Any
     ) -> None:
         super().__init__(
             model, train_dataset=examples, compute_loss_func=self._answer_loss, **arguments

@@ -23,14 +23,13 @@ from transformers import (
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from cherry_vllm.engines import hf
+from cherry_vllm.engines import Span, hf
 from cherry_vllm.engines.checkpoint import Checkpoint
 from cherry_vllm.errors import UserError
 from cherry_vllm.runtime.cpu import lacks_bf16
 from cherry_vllm.runtime.progress import Progress
 from cherry_vllm.store.files import sync_folder
 from cherry_vllm.training.batches import LengthBatches, collate
-from cherry_vllm.training.examples import Example
 from cherry_vllm.training.recipe import Machine, Recipe
 from cherry_vllm.training.trainer import AnswerTrainer, Divergence
 
@@ -42,7 +41,7 @@ LOSS_COLUMNS = ("step", "epoch", "loss", "learning_rate", "grad_norm")
 
 def fine_tune(
     checkpoint: Checkpoint,
-    examples: Sequence[Example],
+    examples: Sequence[Span],
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     *,
@@ -203,11 +202,11 @@ def load_model(checkpoint: Checkpoint, *, trust_remote_code: bool) -> Any:
 
 
 def _cut_batches(
-    examples: Sequence[Example], recipe: Recipe, machine: Machine, num_processes: int, seed: int
+    examples: Sequence[Span], recipe: Recipe, machine: Machine, num_processes: int, seed: int
 ) -> LengthBatches:
     if len(examples) < num_processes:
         raise UserError(
-            f"{len(examples)} rows to train on for {num_processes} processes; use fewer processes"
+            f"{len(examples)} examples to train on for {num_processes} processes; use fewer processes"
         )
     return LengthBatches(
         [len(example.token_ids) for example in examples],

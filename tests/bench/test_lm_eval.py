@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 from jinja2 import Template
 
+from cherry_vllm.conversation import single_turn
 from cherry_vllm.config import compose, prompt_of
 from cherry_vllm.prompts.templates import build_template
 from cherry_vllm.runtime.versions import installed_versions
@@ -35,7 +36,7 @@ def expected(checkpoint: Path, cli: Cli, tmp_path_factory: pytest.TempPathFactor
     done = cli("score", f"data.path={folder}/rows.jsonl", f"run_dir={folder}/run", *options)
     assert done.returncode == 0, done.stderr
     logprobs = pl.read_parquet(folder / "run" / "logprobs" / "*" / "part-*.parquet")
-    nats = -logprobs["conditioned_logprobs"].list.sum().sum()
+    nats = -logprobs["conditioned_logprobs"].explode().list.sum().sum()
     return float(nats) / math.log(2) / sum(len(row["output"].encode()) for row in ROWS)
 
 
@@ -88,4 +89,5 @@ def test_the_task_asks_with_the_prompt_of_training(row: dict[str, str]) -> None:
     (line,) = [line for line in task.splitlines() if line.startswith("doc_to_text: ")]
     text = json.loads(line.removeprefix("doc_to_text: "))  # a quoted YAML text is a JSON one
     template = build_template(None, prompt_of(compose("prompt=alpaca")))
-    assert Template(text).render(row) == template.render(row["instruction"], row["input"]).text
+    conversation = single_turn(row["instruction"], row["input"], row["output"])
+    assert Template(text).render(row) == template.render(conversation, 1)

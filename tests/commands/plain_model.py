@@ -127,7 +127,7 @@ def _expected_ifd(record: Record, engine: FakeEngine, tokenizer: Any, state: Sta
         (MARKER, room + len(_encode(tokenizer, MARKER))),
     ):
         token_ids = _encode(tokenizer, text + record["output"])[:limit]
-        spans.append(Span(token_ids, len(_encode(tokenizer, text))))
+        spans.append(Span.from_start(token_ids, len(_encode(tokenizer, text))))
     conditioned, direct = engine.logprobs(spans, lambda _count: None)
     return float(conditioned.mean(dtype=float) / direct.mean(dtype=float))
 

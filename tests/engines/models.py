@@ -62,12 +62,18 @@ def make_spans() -> list[Span]:
 
     prefix, question = tokens(70), tokens(100)
     spans = [
-        Span(tokens(length), start) for length, start in [(2, 1), (9, 8), (200, 1), (200, 199)]
+        Span.from_start(tokens(length), start) for length, start in [(2, 1), (9, 8), (200, 1), (200, 199)]
     ]
-    spans += [Span(prefix + tokens(30), start) for start in (70, 80, 40, 99)]
-    spans += [Span(question + prefix, 100)] * 2  # in the cache to the end, the second time
-    spans += [Span(question + prefix, 130), Span(question + prefix, 1)]
-    return spans + [Span(tokens(length), length // 2) for length in (48, 49, 96, 33, 32, 31)]
+    spans += [Span.from_start(prefix + tokens(30), start) for start in (70, 80, 40, 99)]
+    spans += [Span.from_start(question + prefix, 100)] * 2  # in the cache to the end, the second time
+    spans += [Span.from_start(question + prefix, start) for start in (130, 1)]
+    # Several answers: side by side, of one token, over the ends of blocks and of steps.
+    spans.append(Span(prefix + tokens(60), ((1, 2), (20, 33), (33, 34), (47, 97), (128, 130))))
+    spans.append(Span(prefix + tokens(20), ((72, 75), (80, 90))))
+    spans[-2:] = [span._replace(token_ids=span.token_ids[: span.ranges[-1][1]]) for span in spans[-2:]]
+    return spans + [
+        Span.from_start(tokens(length), length // 2) for length in (48, 49, 96, 33, 32, 31)
+    ]
 
 
 def load(checkpoint: Path) -> Any:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from cherry_vllm.conversation import Conversation, frame_messages, single_turn
 from cherry_vllm.experience.embeddings import embed_shard, measure_shard
 from cherry_vllm.schema import REASON, DropReason
 
@@ -12,17 +13,15 @@ from cherry_vllm.schema import REASON, DropReason
 class Builder:
     """Makes as many tokens as an instruction has letters."""
 
-    def encode_prompts(self, instructions: list[str], _inputs: list[str]) -> list[Any]:
-        return [
-            DropReason.PROMPT_TOO_LONG if len(text) > 5 else [7] * len(text)
-            for text in instructions
-        ]
+    def encode_prompts(self, conversations: list[Conversation]) -> list[Any]:
+        texts = [conversation.messages[0].content for conversation in conversations]
+        return [DropReason.PROMPT_TOO_LONG if len(text) > 5 else [7] * len(text) for text in texts]
 
 
 def rows(*instructions: str) -> pl.DataFrame:
-    return pl.DataFrame(
-        {"row": range(len(instructions)), "instruction": instructions, "input": ""}
-    ).with_columns(drop_reason=pl.lit(None, REASON))
+    messages = frame_messages([single_turn(text, "", "x").messages for text in instructions])
+    columns = {"row": range(len(instructions)), "messages": messages, "tools": None}
+    return pl.DataFrame(columns).with_columns(drop_reason=pl.lit(None, REASON))
 
 
 def embed(prompts: list[list[int]], _on_embedded: Any) -> Any:

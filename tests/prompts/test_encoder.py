@@ -9,6 +9,7 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from cherry_vllm.conversation import single_turn
 from cherry_vllm.prompts import encoder
 from cherry_vllm.prompts.encoder import MARGIN_TOKENS, Encoder
 from cherry_vllm.prompts.spans import AnswerSpans, SpanBuilder
@@ -99,10 +100,10 @@ def test_spans_of_long_rows_are_those_of_the_uncut_text(
     template = build_template(tokenizer, prompt_named("wizardlm"))
     builder = SpanBuilder(tokenizer, template, max_length=40, vocab_size=len(tokenizer))
     texts = [LONG_TEXTS[name] for name in ("base64", "odd number of one letter", "anything")]
-    rows = [(question, "", text) for text in texts for question in ("Why?", text)]
-    cut = builder.build(*zip(*rows, strict=True))
+    rows = [single_turn(question, "", text) for text in texts for question in ("Why?", text)]
+    cut = builder.build(rows)
     monkeypatch.setattr(encoder, "CHARS_PER_TOKEN", 10**9)
-    assert cut == builder.build(*zip(*rows, strict=True))
+    assert cut == builder.build(rows)
     assert {type(item) for item in cut} == {AnswerSpans, DropReason}
 
 
@@ -111,11 +112,13 @@ def test_a_row_of_20_megabytes_takes_no_time(tokenizer: Any) -> None:
     template = build_template(tokenizer, prompt_named("alpaca"))
     builder = SpanBuilder(tokenizer, template, max_length=256, vocab_size=len(tokenizer))
     started = time.perf_counter()
-    answered, asked = builder.build(["Why?", "Why?"], ["", blob], [blob, "So."])
+    answered, asked = builder.build(
+        [single_turn("Why?", "", blob), single_turn("Why?", blob, "So.")]
+    )
     assert time.perf_counter() - started < 5
     assert isinstance(answered, AnswerSpans)
     assert answered.truncated
-    assert len(answered.conditioned.token_ids) == 256
+    assert len(answered.conditioned[0].token_ids) == 256
     assert asked is DropReason.PROMPT_TOO_LONG
 
 

@@ -11,11 +11,12 @@ from typing import Any
 import polars as pl
 import pytest
 
+from cherry_vllm.conversation import frame_messages, single_turn
 from cherry_vllm.errors import UserError
 from cherry_vllm.prompts import fit
 from cherry_vllm.prompts.fit import answer_warnings, settle_prompt
 from cherry_vllm.prompts.prompt import Prompt
-from cherry_vllm.prompts.templates import QUESTION, build_template
+from cherry_vllm.prompts.templates import build_template, render_example
 from tests.prompts.conftest import prompt_named
 
 Saved = Callable[[str], Path]
@@ -29,7 +30,8 @@ def settle(folder: Path, **changes: Any) -> Prompt:
 
 
 def warnings_of(prompt: Prompt, answers: list[str]) -> list[str]:
-    return answer_warnings(prompt, pl.LazyFrame({"answer": answers}, schema={"answer": pl.String}))
+    messages = frame_messages([single_turn("Why?", "", answer).messages for answer in answers])
+    return answer_warnings(prompt, pl.LazyFrame({"messages": messages}))
 
 
 class Clock(date):
@@ -66,8 +68,8 @@ def test_workers_render_the_day_of_the_run(
 ) -> None:
     begun = settle(saved("dated"), date="2020-02-29")
     template = build_template(chat_tokenizer("dated"), begun)
-    assert tuple(template.render(QUESTION, "")) == begun.rendered
-    assert "Today is 29 Feb 2020" in template.render("Say hi.", "").text
+    assert render_example(template) == begun.rendered
+    assert "Today is 29 Feb 2020" in template.render(single_turn("Say hi.", "", ""), 1)
 
 
 def test_a_template_without_a_date_has_none(saved: Saved) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from cherry_vllm.conversation import frame_messages, single_turn
 from cherry_vllm.commands.inputs import Job
 from cherry_vllm.commands.report import report
 from cherry_vllm.config import arguments_of, compose, prompt_of
@@ -71,9 +72,13 @@ def write_scores(run_dir: Path, instructions: list[str], ifds: list[float | None
         {
             "row": number,
             "record": [json.dumps(record) for record in records],
-            "instruction": instructions,
-            "input": [text if row % 2 else "" for row, text in enumerate(instructions)],
-            "answer": [record["output"] for record in records],
+            "messages": frame_messages(
+                [
+                    single_turn(text, text if row % 2 else "", f"answer {text}").messages
+                    for row, text in enumerate(instructions)
+                ]
+            ),
+            "tools": None,
             "drop_reason": reasons,
         },
         schema=ROWS,
@@ -89,8 +94,8 @@ def write_scores(run_dir: Path, instructions: list[str], ifds: list[float | None
     logprobs = pl.DataFrame(
         {
             "row": number,
-            "conditioned_logprobs": [pair and pair[0] for pair in floats],
-            "direct_logprobs": [pair and pair[1] for pair in floats],
+            "conditioned_logprobs": [pair and [pair[0]] for pair in floats],
+            "direct_logprobs": [pair and [pair[1]] for pair in floats],
             "truncated": [None if pair is None else False for pair in floats],
             "drop_reason": reasons,
         },
@@ -381,7 +386,7 @@ def test_sides_hold_the_fraction_and_never_overlap() -> None:
 def test_first_words_skip_courtesies_and_count_per_side() -> None:
     top = ["Write a poem", "please WRITE one", "Could you kindly write it", "Translate"]
     least = ["\u00c9dite cela", "\u5199\u6545\u4e8b", "\U0001f327", "Please", "Others"]
-    frame = pl.DataFrame({"side": ["top"] * 4 + ["least"] * 5, "instruction": top + least})
+    frame = pl.DataFrame({"side": ["top"] * 4 + ["least"] * 5, "request": top + least})
     found = {
         (line["side"], line["word"]): line["share"]
         for line in count_first_words(frame).iter_rows(named=True)

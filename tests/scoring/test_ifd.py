@@ -21,8 +21,8 @@ def aggregate(*pairs: Any, reasons: Any = None, truncated: Any = None) -> pl.Dat
     frame = pl.DataFrame(
         {
             "row": range(len(pairs)),
-            "conditioned_logprobs": [pair and pair[0] for pair in pairs],
-            "direct_logprobs": [pair and pair[1] for pair in pairs],
+            "conditioned_logprobs": [pair and [pair[0]] for pair in pairs],
+            "direct_logprobs": [pair and [pair[1]] for pair in pairs],
             "truncated": truncated or [pair and False for pair in pairs],
             "drop_reason": reasons or [None] * len(pairs),
         },

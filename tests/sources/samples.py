@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 from backports import zstd
 
+from cherry_vllm.conversation import USER, Message, open_messages
 from cherry_vllm.errors import UserError
 from cherry_vllm.options import DataFormat
 from cherry_vllm.schema import ROWS
@@ -69,7 +70,17 @@ def rows_of(
     frames = read_rows(
         files, data_format=data_format, columns=columns, refusals=refusals, batch_rows=batch_rows
     )
-    return pl.concat(list(frames))
+    rows = pl.concat(list(frames))
+    texts = [_texts(messages) for messages in open_messages(rows["messages"])]
+    return rows.hstack(pl.DataFrame(texts, dict.fromkeys(FIELDS, pl.String), orient="row"))
+
+
+def _texts(messages: Sequence[Message]) -> tuple[str | None, ...]:
+    """The first request, its input, and the last answer."""
+    if not messages:
+        return None, None, None
+    request = next(message for message in messages if message.role == USER)
+    return request.content, request.input, messages[-1].content
 
 
 def complaint_about(*files: Path, **options: Any) -> str:
@@ -128,7 +139,7 @@ def array_around(element: bytes) -> bytes:
 
 def check_neighbours(rows: pl.DataFrame) -> None:
     assert rows["row"].to_list() == [0, 1, 2]
-    assert rows.schema == pl.Schema(ROWS)
+    assert rows.select(*ROWS).schema == pl.Schema(ROWS)
     for position, sample in ((0, FIRST), (2, LAST)):
         row = rows.row(position, named=True)
         assert row["drop_reason"] is None

@@ -3,27 +3,29 @@ from pathlib import Path
 
 import pytest
 
+from cherry_vllm.engines import Span
 from cherry_vllm.engines.checkpoint import read_checkpoint
 from cherry_vllm.prompts.spans import open_span_builder
-from cherry_vllm.training.examples import Example, build_examples
+from cherry_vllm.training.examples import build_training_set
 from tests.conftest import ROWS
 from tests.training.support import MAX_LENGTH, PROMPT, RECIPE, Tuned, frame_of, tune
 
 
 @pytest.fixture(scope="session")
-def examples(tiny: Path) -> list[Example]:
+def examples(tiny: Path) -> list[Span]:
     """Examples of the shipped rows under a short prompt."""
     records = [json.loads(line) for line in ROWS.read_text(encoding="utf-8").splitlines()]
     records = [record for record in records if isinstance(record.get("output"), str)]
     builder = open_span_builder(
         read_checkpoint(tiny), prompt=PROMPT, max_length=MAX_LENGTH, trust_remote_code=False
     )
-    built, _ = build_examples(frame_of(records), builder, eos_token_id=2, max_length=MAX_LENGTH)
-    return [example for example in built if example is not None]
+    rows = frame_of(records)
+    training_set = build_training_set(rows, builder, eos_token_id=2, max_length=MAX_LENGTH)
+    return list(training_set.examples)
 
 
 @pytest.fixture(scope="session")
-def tuned(tiny: Path, examples: list[Example], tmp_path_factory: pytest.TempPathFactory) -> Tuned:
+def tuned(tiny: Path, examples: list[Span], tmp_path_factory: pytest.TempPathFactory) -> Tuned:
     """The tiny model, trained by :data:`RECIPE`."""
     return tune(tiny, examples, tmp_path_factory.mktemp("tuned"), RECIPE)
 

@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from cherry_vllm.conversation import frame_messages, single_turn
+from cherry_vllm.engines import Span
 from cherry_vllm.engines.checkpoint import read_checkpoint
 from cherry_vllm.prompts.prompt import Prompt
 from cherry_vllm.schema import ROWS as ROWS_SCHEMA
-from cherry_vllm.training.examples import Example
 from cherry_vllm.training.recipe import Machine, Recipe
 from cherry_vllm.training.trainer import AnswerTrainer
 from cherry_vllm.training.tuning import fine_tune
@@ -69,7 +70,7 @@ class Tuned:
 
 def tune(
     checkpoint: Path,
-    examples: Sequence[Example],
+    examples: Sequence[Span],
     folder: Path,
     recipe: Recipe = RECIPE,
     *,
@@ -136,11 +137,16 @@ def frame_of(records: Sequence[dict[str, str]]) -> pl.DataFrame:
         {
             "row": row,
             "record": json.dumps(record),
-            "instruction": record["instruction"],
-            "input": record.get("input") or "",
-            "answer": record["output"],
+            "tools": None,
             "drop_reason": None if record["output"].strip() else "empty_answer",
         }
         for row, record in enumerate(records)
     ]
-    return pl.DataFrame(lines, schema=ROWS_SCHEMA)
+    messages = frame_messages(
+        [
+            single_turn(record["instruction"], record.get("input") or "", record["output"]).messages
+            for record in records
+        ]
+    )
+    schema = {name: ROWS_SCHEMA[name] for name in ROWS_SCHEMA if name != "messages"}
+    return pl.DataFrame(lines, schema=schema).with_columns(messages=messages).select(*ROWS_SCHEMA)

@@ -8,15 +8,15 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
+from cherry_vllm.engines import Span
 from cherry_vllm.training.batches import NO_LOSS, collate
-from cherry_vllm.training.examples import Example
 from cherry_vllm.training.trainer import answer_rows_only
 
 pytestmark = pytest.mark.engine
 
 
 def test_the_head_on_answer_rows_alone_gives_loss_and_gradient_of_the_whole(
-    tiny: Path, examples: list[Example]
+    tiny: Path, examples: list[Span]
 ) -> None:
     batch = collate(examples[:6], pad_token_id=0)
     labels = batch["labels"][:, 1:]

@@ -21,7 +21,6 @@ from cherry_vllm.engines.checkpoint import read_checkpoint
 from cherry_vllm.errors import UserError
 from cherry_vllm.runtime.processes import isolate
 from cherry_vllm.training.batches import collate
-from cherry_vllm.training.examples import Example
 from cherry_vllm.training.recipe import Recipe
 from cherry_vllm.training.rounding import export_bfloat16
 from cherry_vllm.training.run import check_trackers
@@ -44,7 +43,7 @@ pytestmark = pytest.mark.engine
 
 
 @pytest.fixture(scope="module")
-def lora(tiny: Path, examples: list[Example], tmp_path_factory: pytest.TempPathFactory) -> Tuned:
+def lora(tiny: Path, examples: list[Span], tmp_path_factory: pytest.TempPathFactory) -> Tuned:
     folder = tmp_path_factory.mktemp("lora")
     return tune(tiny, examples, folder, replace(LORA, num_epochs=10))
 
@@ -53,7 +52,7 @@ def lora(tiny: Path, examples: list[Example], tmp_path_factory: pytest.TempPathF
 
 
 def test_fine_tuning_is_adamw_on_the_mean_over_the_global_batch(
-    tiny: Path, examples: list[Example], tuned: Tuned
+    tiny: Path, examples: list[Span], tuned: Tuned
 ) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0, weight_decay=0, eps=1e-8)
@@ -84,7 +83,7 @@ def test_fine_tuning_is_adamw_on_the_mean_over_the_global_batch(
 
 
 def test_settings_of_the_machine_change_no_weight(
-    tiny: Path, examples: list[Example], tuned: Tuned, tmp_path: Path
+    tiny: Path, examples: list[Span], tuned: Tuned, tmp_path: Path
 ) -> None:
     compiled = replace(MACHINE, compile_layers=True, gradient_checkpointing=True)
     for name, machine in {
@@ -96,7 +95,7 @@ def test_settings_of_the_machine_change_no_weight(
 
 
 def test_a_single_optimizer_step_trains(
-    tiny: Path, examples: list[Example], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tiny: Path, examples: list[Span], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, "cherry_vllm")
     recipe = replace(RECIPE, num_epochs=1, global_batch_size=128, warmup_ratio=0.03)
@@ -146,7 +145,7 @@ def test_the_adapter_lies_beside_the_model_it_was_merged_into(tiny: Path, lora: 
 
 
 def test_training_goes_on_from_a_lora_checkpoint(
-    lora: Tuned, examples: list[Example], tmp_path: Path
+    lora: Tuned, examples: list[Span], tmp_path: Path
 ) -> None:
     first, second = (
         tune(lora.model, examples, tmp_path / str(recipe.lora_rank), recipe)
@@ -159,7 +158,7 @@ def test_training_goes_on_from_a_lora_checkpoint(
 
 @pytest.mark.parametrize("recipe", [RECIPE, LORA], ids=["full", "lora"])
 def test_a_multimodal_model_is_trained_on_text(
-    multimodal: Path, examples: list[Example], tmp_path: Path, recipe: Recipe
+    multimodal: Path, examples: list[Span], tmp_path: Path, recipe: Recipe
 ) -> None:
     done = tune(multimodal, examples, tmp_path, recipe)
     torch.testing.assert_close(load_logits(done.model), done.logits, atol=1e-4, rtol=0)
@@ -175,7 +174,7 @@ def test_a_multimodal_model_is_trained_on_text(
 
 
 def test_generation_settings_that_transformers_refuses_to_save_are_kept(
-    tiny: Path, examples: list[Example], tmp_path: Path
+    tiny: Path, examples: list[Span], tmp_path: Path
 ) -> None:
     released = {"temperature": 0.9, "top_p": 0.6, "eos_token_id": 2}  # of Vicuna v1.5
     base = tmp_path / "base"
@@ -187,7 +186,7 @@ def test_generation_settings_that_transformers_refuses_to_save_are_kept(
 
 
 def test_vllm_gives_the_log_probs_of_the_network_that_lora_trained(
-    tiny: Path, examples: list[Example], tmp_path: Path
+    tiny: Path, examples: list[Span], tmp_path: Path
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny)
     torch.manual_seed(0)
@@ -203,7 +202,7 @@ def test_vllm_gives_the_log_probs_of_the_network_that_lora_trained(
     make_model(wide).save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     done = tune(tmp_path / "base", examples, tmp_path / "tuned", replace(LORA, num_epochs=4))
-    span = Span(TOKEN_IDS[0].tolist(), 5)
+    span = Span.from_start(TOKEN_IDS[0].tolist(), 5)
     found = isolate(score_in_vllm, done.model, span)
     expected = done.logits[0].log_softmax(-1)
     places = range(span.start, len(span.token_ids))
@@ -230,7 +229,7 @@ def score_in_vllm(model: Path, span: Span) -> NDArray[np.float32]:
 
 
 def test_weights_that_are_replaced_while_they_load_are_refused(
-    tiny: Path, examples: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, examples: list[Span], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = tmp_path / "base"
     AutoModelForCausalLM.from_pretrained(tiny).save_pretrained(base)
@@ -247,7 +246,7 @@ def test_weights_that_are_replaced_while_they_load_are_refused(
 
 
 def test_divergence_is_told_and_its_weights_are_not_saved(
-    tiny: Path, examples: list[Example], tmp_path: Path
+    tiny: Path, examples: list[Span], tmp_path: Path
 ) -> None:
     recipe = replace(RECIPE, learning_rate=1e30, max_grad_norm=0.0)
     with pytest.raises(UserError, match=r"diverged: (loss|grad_norm) is (nan|inf).*learning_rate"):
@@ -257,10 +256,10 @@ def test_divergence_is_told_and_its_weights_are_not_saved(
         assert all(value.isfinite().all() for value in load_file(file).values())
 
 
-def test_memory_that_runs_out_is_told(tiny: Path, examples: list[Example], tmp_path: Path) -> None:
+def test_memory_that_runs_out_is_told(tiny: Path, examples: list[Span], tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    long = [Example(example.token_ids * 80, example.start) for example in examples[:8]]
+    long = [Span.from_start(example.token_ids * 80, example.start) for example in examples[:8]]
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**28, hard))
     try:
         with pytest.raises(UserError, match=r"out of memory.*micro_batch_tokens"):
@@ -269,7 +268,7 @@ def test_memory_that_runs_out_is_told(tiny: Path, examples: list[Example], tmp_p
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-def test_fsdp_without_gpus_is_refused(tiny: Path, examples: list[Example], tmp_path: Path) -> None:
+def test_fsdp_without_gpus_is_refused(tiny: Path, examples: list[Span], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"train\.fsdp=true: needs GPUs and torchrun"):
         tune(tiny, examples, tmp_path, machine=replace(MACHINE, fsdp=True))
 
@@ -280,7 +279,7 @@ def test_a_tracker_that_is_not_installed_is_refused() -> None:
 
 
 def test_a_tokenizer_without_pad_token_trains_the_same(
-    tiny: Path, examples: list[Example], tuned: Tuned, tmp_path: Path
+    tiny: Path, examples: list[Span], tuned: Tuned, tmp_path: Path
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny)
     tokenizer.pad_token = None
