@@ -30,6 +30,7 @@ from tests.engines.models import (
     make_multimodal,
     make_remote,
     make_spans,
+    pick,
 )
 from tests.reference import reference_scores
 
@@ -71,11 +72,10 @@ def test_code_of_its_own_may_return_the_logits_of_all_positions(tmp_path: Path) 
     found = hf_engine(checkpoint, 1024, trust_remote_code=True).logprobs(spans, ignore)
     auto: Any = AutoModelForCausalLM
     model = auto.from_pretrained(checkpoint, trust_remote_code=True).eval()
-    for (ids, start), floats in zip(spans, found, strict=True):
+    for span, floats in zip(spans, found, strict=True):
         with torch.no_grad():
-            logprobs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
-        expected = logprobs[range(start - 1, len(ids) - 1), ids[start:]]
-        np.testing.assert_allclose(floats, expected, atol=2e-4)
+            logprobs = model(torch.tensor([span.token_ids])).logits[0].log_softmax(-1)
+        np.testing.assert_allclose(floats, pick(span, logprobs), atol=2e-4)
 
 
 def test_a_multimodal_model_is_scored_on_text_alone(tmp_path: Path) -> None:

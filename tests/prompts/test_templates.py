@@ -233,7 +233,7 @@ def test_a_chat_template_gets_all_messages_before_an_answer(chat_tokenizer: Chat
 def test_a_chat_template_gets_tools_and_calls(chat_tokenizer: ChatTokenizer) -> None:
     tokenizer = chat_tokenizer("chatml")
     tokenizer.chat_template = (
-        "{% for tool in tools %}{{ tool.name }}\n{% endfor %}"
+        "{% for tool in tools or [] %}{{ tool.name }}\n{% endfor %}"
         "{% for m in messages %}{% for call in m.tool_calls or [] %}"
         "{{ call.function.name }}({{ call.function.arguments.city }})\n{% endfor %}{% endfor %}"
     ) + tokenizer.chat_template
