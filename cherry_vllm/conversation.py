@@ -31,7 +31,7 @@ class Message(NamedTuple):
 
 
 def _open_arguments(call: Any) -> None:
-    """Puts an object in place of a call's arguments as text: templates expect one, OpenAI has text."""
+    """Makes a call's arguments an object, which templates expect; OpenAI's format has text."""
     function = call.get("function", call) if isinstance(call, dict) else {}
     arguments = function.get("arguments") if isinstance(function, dict) else None
     if isinstance(arguments, str):
@@ -62,14 +62,14 @@ def choose_answers(messages: Sequence[Message], turns: Turns) -> list[Message]:
         return list(messages)
     answers = [place for place, message in enumerate(messages) if message.is_answer]
     kept = answers[:1] if turns is Turns.first else answers[-1:]
-    return [
-        message._replace(is_answer=place in kept) for place, message in enumerate(messages)
-    ]
+    return [message._replace(is_answer=place in kept) for place, message in enumerate(messages)]
 
 
 def single_turn(instruction: str, input: str, answer: str) -> Conversation:
     """An Alpaca triple as a conversation."""
-    return Conversation((Message(USER, instruction, input), Message(ASSISTANT, answer, "", True)))
+    return Conversation(
+        (Message(USER, instruction, input), Message(ASSISTANT, answer, "", is_answer=True))
+    )
 
 
 def frame_messages(conversations: Sequence[Sequence[Message] | None]) -> pl.Series:
@@ -79,9 +79,7 @@ def frame_messages(conversations: Sequence[Sequence[Message] | None]) -> pl.Seri
     said = pl.DataFrame(flat, schema=schema, orient="row")
     grouped = said.select("line", messages=pl.struct(MESSAGE.to_schema().keys())).group_by("line")
     lines = pl.DataFrame({"line": range(len(conversations))}, schema={"line": pl.Int64})
-    joined = lines.join(
-        grouped.agg("messages"), on="line", how="left", maintain_order="left"
-    )
+    joined = lines.join(grouped.agg("messages"), on="line", how="left", maintain_order="left")
     return joined["messages"]
 
 

@@ -235,7 +235,10 @@ def render_example(template: PromptTemplate) -> tuple[str, str]:
 
 
 def check_fields(
-    key: str, template: str, fields: set[str], optional: set[str] = frozenset()  # type: ignore[assignment]
+    key: str,
+    template: str,
+    fields: set[str],
+    optional: set[str] = frozenset(),  # type: ignore[assignment]
 ) -> None:
     """Raises a UserError if a template lacks one of ``fields``, or holds any other field."""
     try:

@@ -62,10 +62,13 @@ def make_spans() -> list[Span]:
 
     prefix, question = tokens(70), tokens(100)
     spans = [
-        Span.from_start(tokens(length), start) for length, start in [(2, 1), (9, 8), (200, 1), (200, 199)]
+        Span.from_start(tokens(length), start)
+        for length, start in [(2, 1), (9, 8), (200, 1), (200, 199)]
     ]
     spans += [Span.from_start(prefix + tokens(30), start) for start in (70, 80, 40, 99)]
-    spans += [Span.from_start(question + prefix, 100)] * 2  # in the cache to the end, the second time
+    spans += [
+        Span.from_start(question + prefix, 100)
+    ] * 2  # in the cache to the end, the second time
     spans += [Span.from_start(question + prefix, start) for start in (130, 1)]
     # Several answers: side by side, of one token, over the ends of blocks and of steps.
     spans.append(Span(prefix + tokens(60), ((1, 2), (20, 33), (33, 34), (47, 97), (128, 130))))

@@ -91,9 +91,7 @@ def test_bos_goes_before_both_passes_and_eos_after_neither(bos_tokenizer: Any) -
 
 
 def test_rows_that_cannot_be_scored_say_why(tokenizer: Any) -> None:
-    num_prompt_tokens = len(
-        tokenizer.encode(template_of(tokenizer, "alpaca").render(SAY_HI, 1))
-    )
+    num_prompt_tokens = len(tokenizer.encode(template_of(tokenizer, "alpaca").render(SAY_HI, 1)))
     assert build(tokenizer, "Hello.", max_length=num_prompt_tokens) is DropReason.PROMPT_TOO_LONG
     one = build(tokenizer, "Hello.", max_length=num_prompt_tokens + 1)
     assert isinstance(one, AnswerSpans)
@@ -129,7 +127,7 @@ def talk(*texts: str) -> Conversation:
     """Requests and answers in turn."""
     return Conversation(
         tuple(
-            Message(ASSISTANT, text, "", True) if place % 2 else Message(USER, text)
+            Message(ASSISTANT, text, "", is_answer=True) if place % 2 else Message(USER, text)
             for place, text in enumerate(texts)
         )
     )

@@ -92,9 +92,9 @@ def test_scores_of_one_turn_are_those_of_the_first_release_to_the_last_bit(
 def test_each_turn_has_the_log_probs_of_its_own_ranges(tokenizer: Any) -> None:
     talk = [
         Message(USER, "Hi."),
-        Message(ASSISTANT, "Hello there.", "", True),
+        Message(ASSISTANT, "Hello there.", "", is_answer=True),
         Message(USER, "Bye."),
-        Message(ASSISTANT, "See you.", "", True),
+        Message(ASSISTANT, "See you.", "", is_answer=True),
     ]
     rows = rows_of(list(single_turn("Name a fruit.", "", "A cherry.")[0]), talk)
     builder = builder_of(tokenizer, "chat")
