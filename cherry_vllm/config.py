@@ -121,6 +121,7 @@ class PromptConfig:
     system: str | None = setting(Free("a system message may be empty"), None)
     later_turn: str | None = setting(TEXT, None)
     answer_prefix: str = setting(Free("may be empty"), "")
+    split_special_tokens: bool = False
     template_kwargs: Any = setting(
         NAMED, None
     )  # a mapping; typed as one, OmegaConf would require a +

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cherry_vllm.errors import UserError
+from cherry_vllm.prompts.control_tokens import ControlTokens
 
 CHARS_PER_TOKEN = 64  # a text longer than this for each token wanted is cut before it is encoded
 MARGIN_TOKENS = 64  # this close to a cut, tokens may differ from those of the whole text
@@ -12,9 +13,14 @@ MARGIN_TOKENS = 64  # this close to a cut, tokens may differ from those of the w
 class Encoder:
     """A tokenizer that puts its BOS, if it has one, before a text, and no EOS after it."""
 
-    def __init__(self, tokenizer: Any, *, adds_special_tokens: bool) -> None:
-        """Without ``adds_special_tokens``, texts already contain their special tokens."""
-        self._tokenizer = tokenizer
+    def __init__(
+        self, tokenizer: Any, *, adds_special_tokens: bool, control: ControlTokens | None = None
+    ) -> None:
+        """Without ``adds_special_tokens``, texts already contain their special tokens.
+
+        With ``control``, texts are those that it has prepared.
+        """
+        self._tokenizer, self._control = tokenizer, control
         self._prefix = _special_prefix(tokenizer) if adds_special_tokens else []
 
     def encode(self, texts: Sequence[str], num_tokens: int) -> list[list[int]]:
@@ -50,7 +56,10 @@ class Encoder:
     def _encode(self, texts: list[str]) -> list[list[int]]:
         if not texts:
             return []
-        encoded = self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        if self._control:
+            encoded = self._control.encode(texts)
+        else:
+            encoded = self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         return [self._prefix + ids for ids in encoded]
 
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import polars as pl
 
-from cherry_vllm.conversation import SYSTEM, TOOL, USER, Conversation, open_conversations
+from cherry_vllm.conversation import ASSISTANT, SYSTEM, TOOL, Conversation, open_conversations
 from cherry_vllm.engines.checkpoint import load_tokenizer
 from cherry_vllm.errors import UserError
+from cherry_vllm.prompts.control_tokens import control_tokens
 from cherry_vllm.prompts.prompt import Prompt
 from cherry_vllm.prompts.templates import (
     EXAMPLE,
@@ -77,16 +78,18 @@ def check_place(
     roles = messages.eval(pl.element().struct.field("role"))
     features = {
         "a system message": roles.list.contains(SYSTEM),
-        "earlier turns": roles.list.count_matches(USER) > 1,
+        "earlier turns": roles.list.count_matches(ASSISTANT) > 1,
         "tools": roles.list.contains(TOOL) | pl.col("tools").is_not_null(),
     }
     found = rows.select(pl.len(), **{name: expr.sum() for name, expr in features.items()}).collect()
     num_rows, *counts = found.row(0)
     present = {name: count for name, count in zip(features, counts, strict=True) if count}
+    tokenizer = load_tokenizer(checkpoint, trust_remote_code=trust_remote_code)
+    if not prompt.split_special_tokens:
+        _warn_of_control_tokens(tokenizer, rows, num_rows)
     if not prompt.chat:
         _refuse_without_place(prompt, present, num_rows)
         return
-    tokenizer = load_tokenizer(checkpoint, trust_remote_code=trust_remote_code)
     template = build_template(tokenizer, prompt)
     for name, count in present.items():
         example = open_conversations(rows.filter(features[name]).head(1).collect())[0]
@@ -95,6 +98,27 @@ def check_place(
             raise UserError(f"{fault}; each of the {num_rows} rows has {name}")
         if fault:
             log.warning("%d of %d rows have %s, and %s", count, num_rows, name, fault)
+
+
+def _warn_of_control_tokens(tokenizer: Any, rows: pl.LazyFrame, num_rows: int) -> None:
+    """Warns of rows whose text holds what the tokenizer takes for a token of its own."""
+    message = pl.element().struct
+    texts = pl.concat_str(message.field("content"), message.field("input"))
+    names = control_tokens(tokenizer)
+    held = pl.col("messages").list.eval(texts.str.contains_any(names)).list.any()
+    count, example = (
+        rows.filter(held)
+        .select(pl.len(), pl.col("messages").first().list.eval(texts).list.join("\n"))
+        .collect()
+        .row(0)
+    )
+    if count:
+        name = next(name for name in names if name in example)
+        log.warning(
+            "%d of %d rows hold control tokens in their text, such as %s, which are encoded as "
+            "such; prompt.split_special_tokens=true encodes them as text",
+            *(count, num_rows, name),
+        )
 
 
 def _refuse_without_place(prompt: Prompt, present: Mapping[str, int], num_rows: int) -> None:

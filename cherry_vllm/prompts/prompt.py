@@ -23,6 +23,7 @@ class Prompt:
     system: str | None
     later_turn: str | None = None  # None: a text template takes a single turn
     answer_prefix: str = ""
+    split_special_tokens: bool = False  # control tokens in the data's text are encoded as text
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     date: str | None = None  # what a chat template uses as today's date, as in 2026-01-31
     rendered: tuple[str, ...] = ()  # a sample, as the chat template rendered it at the run's start
@@ -39,6 +40,7 @@ class Prompt:
         later = {
             "later_turn": self.later_turn,
             "answer_prefix": self.answer_prefix,
+            "split_special_tokens": self.split_special_tokens,
             "template_kwargs": dict(self.template_kwargs),
             "date": self.date,
             "rendered": list(self.rendered),

@@ -12,6 +12,7 @@ from cherry_vllm.conversation import Conversation
 from cherry_vllm.engines import Span
 from cherry_vllm.engines.checkpoint import Checkpoint, load_tokenizer, read_limits
 from cherry_vllm.errors import UserError
+from cherry_vllm.prompts.control_tokens import ControlTokens
 from cherry_vllm.prompts.encoder import Encoder
 from cherry_vllm.prompts.prompt import Prompt
 from cherry_vllm.prompts.templates import PromptTemplate, RefusedError, build_template
@@ -44,14 +45,24 @@ class SpanBuilder:
     """
 
     def __init__(
-        self, tokenizer: Any, template: PromptTemplate, *, max_length: int, vocab_size: int
+        self,
+        tokenizer: Any,
+        template: PromptTemplate,
+        *,
+        max_length: int,
+        vocab_size: int,
+        split_special_tokens: bool = False,
     ) -> None:
-        self._encoder = Encoder(tokenizer, adds_special_tokens=template.adds_special_tokens)
+        """With ``split_special_tokens``, control tokens in the data's text are encoded as text."""
+        self._control = ControlTokens(tokenizer) if split_special_tokens else None
+        self._encoder = Encoder(
+            tokenizer, adds_special_tokens=template.adds_special_tokens, control=self._control
+        )
         self._template = template
         self._max_length = max_length
         self._vocab_size = vocab_size
-        marker = template.marker
-        self._num_marker_tokens = len(self._encoder.encode([marker], max_length)[0])
+        self._marker = self._control.reveal(template.marker) if self._control else template.marker
+        self._num_marker_tokens = len(self._encoder.encode([self._marker], max_length)[0])
         if self._num_marker_tokens == 0:
             raise UserError(
                 "prompt.marker: empty, and this tokenizer adds no BOS, so the first answer token "
@@ -86,10 +97,7 @@ class SpanBuilder:
         """The text before each answer, and the answer."""
         try:
             return [
-                (
-                    self._template.render(conversation, place),
-                    conversation.messages[place].content,
-                )
+                (self._render(conversation, place), conversation.messages[place].content)
                 for place in conversation.answers
             ]
         except RefusedError:
@@ -99,12 +107,18 @@ class SpanBuilder:
         """The text before the first answer, or before the one that would follow."""
         place = next(iter(conversation.answers), len(conversation.messages))
         try:
-            return self._template.render(conversation, place)
+            return self._render(conversation, place)
         except RefusedError:
             return DropReason.TEMPLATE_REFUSED
 
+    def _render(self, conversation: Conversation, place: int) -> str:
+        if self._control is None:
+            return self._template.render(conversation, place)
+        hidden = self._control.hide(conversation)
+        return self._control.reveal(self._template.render(hidden, place))
+
     def _encode_turns(self, turns: Sequence[tuple[str, str]]) -> list[Turn]:
-        encode, length, marker = self._encoder.encode, self._max_length, self._template.marker
+        encode, length, marker = self._encoder.encode, self._max_length, self._marker
         prompt_ids = encode([prompt for prompt, _ in turns], length)
         conditioned_ids = encode([prompt + answer for prompt, answer in turns], length)
         direct_ids = encode(
@@ -182,4 +196,10 @@ def open_span_builder(
         )
     tokenizer = load_tokenizer(checkpoint.folder, trust_remote_code=trust_remote_code)
     template = build_template(tokenizer, prompt)
-    return SpanBuilder(tokenizer, template, max_length=max_length, vocab_size=limits.vocab_size)
+    return SpanBuilder(
+        tokenizer,
+        template,
+        max_length=max_length,
+        vocab_size=limits.vocab_size,
+        split_special_tokens=prompt.split_special_tokens,
+    )

@@ -11,10 +11,17 @@ from typing import Any
 import polars as pl
 import pytest
 
-from cherry_vllm.conversation import frame_messages, single_turn
+from cherry_vllm.conversation import (
+    ASSISTANT,
+    SYSTEM,
+    USER,
+    Message,
+    frame_messages,
+    single_turn,
+)
 from cherry_vllm.errors import UserError
 from cherry_vllm.prompts import fit
-from cherry_vllm.prompts.fit import answer_warnings, settle_prompt
+from cherry_vllm.prompts.fit import answer_warnings, check_place, settle_prompt
 from cherry_vllm.prompts.prompt import Prompt
 from cherry_vllm.prompts.templates import build_template, render_example
 from tests.prompts.conftest import prompt_named
@@ -130,3 +137,78 @@ def test_answers_that_fit_are_no_warning(saved: Saved) -> None:
     assert warnings_of(settle(saved("chatml")), [*PLAIN, *THOUGHTS]) == []
     assert warnings_of(prompt_named("alpaca"), PLAIN) == []
     assert warnings_of(prompt_named("alpaca"), []) == []
+
+
+# --- what rows hold, and whether the prompt has a place for it ---------------------------------
+
+SYSTEM_FIRST = (Message(SYSTEM, "Be brief."), Message(USER, "Hi."))
+ANSWER = Message(ASSISTANT, "Hello.", is_answer=True)
+PLAIN_TURN = (Message(USER, "Hi."), ANSWER)
+LATER_TURN = (*PLAIN_TURN, Message(USER, "Bye."), ANSWER)
+
+
+def check(
+    folder: Path, prompt: Prompt, *talks: tuple[Message, ...], tools: str | None = None
+) -> None:
+    rows = pl.LazyFrame(
+        {
+            "messages": frame_messages(talks),
+            "tools": pl.Series([tools] * len(talks), dtype=pl.String),
+        }
+    )
+    check_place(folder, prompt, rows, trust_remote_code=False)
+
+
+@pytest.mark.parametrize("name", ["alpaca", "wizardlm"])
+@pytest.mark.parametrize(
+    ("talk", "lack"),
+    [(LATER_TURN, "earlier turns"), ((*SYSTEM_FIRST, ANSWER), "a system message")],
+)
+def test_a_prompt_without_a_place_is_refused_before_anything_is_scored(
+    saved: Saved, name: str, talk: tuple[Message, ...], lack: str
+) -> None:
+    with pytest.raises(
+        UserError,
+        match=f"no place for {lack}, which 1 of 2 rows have; use prompt=chat or prompt=vicuna",
+    ):
+        check(saved("chatml"), prompt_named(name), PLAIN_TURN, talk)
+    check(saved("chatml"), prompt_named(name), PLAIN_TURN)
+    check(saved("chatml"), prompt_named("vicuna"), PLAIN_TURN, talk)
+
+
+def test_no_text_prompt_has_a_place_for_tools(saved: Saved) -> None:
+    with pytest.raises(
+        UserError, match="no place for tools, which 1 of 1 rows have; use prompt=chat"
+    ):
+        check(saved("chatml"), prompt_named("vicuna"), PLAIN_TURN, tools="[{}]")
+    check(saved("chatml"), prompt_named("chat"), PLAIN_TURN, tools="[{}]")
+
+
+def test_rows_that_a_chat_template_refuses_are_counted(
+    chat_tokenizer: Callable[[str], Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = chat_tokenizer("chatml")
+    tokenizer.chat_template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+        + tokenizer.chat_template
+    )
+    tokenizer.save_pretrained(tmp_path)
+    check(tmp_path, prompt_named("chat"), PLAIN_TURN, LATER_TURN, (*SYSTEM_FIRST, ANSWER))
+    (line,) = caplog.messages
+    assert re.search("1 of 3 rows have a system message, and .*refuses: no system role", line)
+    with pytest.raises(
+        UserError, match="no system role.*; each of the 1 rows has a system message"
+    ):
+        check(tmp_path, prompt_named("chat"), (*SYSTEM_FIRST, ANSWER))
+
+
+def test_control_tokens_in_the_data_are_counted(
+    saved: Saved, caplog: pytest.LogCaptureFixture
+) -> None:
+    injected = (Message(USER, "Hi.", "<|im_end|>"), ANSWER)
+    check(saved("chatml"), prompt_named("alpaca"), PLAIN_TURN, injected, injected)
+    (line,) = caplog.messages
+    assert line.startswith("2 of 3 rows hold control tokens in their text, such as <|im_end|>,")
+    caplog.clear()
+    check(saved("chatml"), replace(prompt_named("alpaca"), split_special_tokens=True), injected)
+    assert caplog.messages == []

@@ -22,6 +22,7 @@ def test_settings_at_their_defaults_are_named_as_before_the_later_keys(name: str
     [
         {"answer_prefix": "x"},
         {"later_turn": "{instruction}"},
+        {"split_special_tokens": True},
         {"template_kwargs": {"enable_thinking": False}},
         {"date": "2026-01-31"},
         {"rendered": ("text", "marker")},
