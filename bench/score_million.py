@@ -1,9 +1,11 @@
 """`cherry-vllm score` from end to end on generated rows: time, memory, disk.
 
-    python -m bench.score_million [--rows 50000 1000000] [--engine vllm_fused_eager] [overrides ...]
+    python -m bench.score_million [--rows 50000 1000000] [--turns 1] [--engine vllm_fused_eager]
+                                  [overrides ...]
 
 The checkpoint is random, with one narrow layer and 512 tokens, so that the work around the model is
-measured. There is one run for each number of rows; memory is each process's peak.
+measured. There is one run for each number of rows; memory is each process's peak. With several
+``--turns`` a row is a conversation.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,10 +58,24 @@ def generate(num_rows: int) -> Iterator[dict[str, str]]:
         }
 
 
-def write_rows(path: Path, num_rows: int) -> Path:
+def converse(num_rows: int, num_turns: int) -> Iterator[dict[str, list[dict[str, str]]]]:
+    """Different conversations of ``num_turns`` such rows each."""
+    turns = generate(num_rows * num_turns)
+    for _ in range(num_rows):
+        messages = []
+        for turn in islice(turns, num_turns):
+            messages += [
+                {"role": "user", "content": turn["instruction"]},
+                {"role": "assistant", "content": turn["output"]},
+            ]
+        yield {"messages": messages}
+
+
+def write_rows(path: Path, num_rows: int, num_turns: int = 1) -> Path:
     """Writes generated rows as JSON Lines; returns the path."""
+    rows = generate(num_rows) if num_turns == 1 else converse(num_rows, num_turns)
     with path.open("w", encoding="utf-8") as file:
-        for row in generate(num_rows):
+        for row in rows:
             file.write(json.dumps(row) + "\n")
     return path
 
@@ -92,15 +109,19 @@ def write_checkpoint(folder: Path) -> Path:
     return folder
 
 
-def measure(folder: Path, model: Path, num_rows: int, overrides: Sequence[str]) -> Measured:
+def measure(
+    folder: Path, model: Path, num_rows: int, overrides: Sequence[str], num_turns: int = 1
+) -> Measured:
     """Scores ``num_rows`` rows in ``folder``; returns the time, memory and disk that it took.
 
     Raises:
         RuntimeError: the run failed.
     """
-    data, run_dir, log = write_rows(folder / "rows.jsonl", num_rows), folder / "run", folder / "log"
+    data = write_rows(folder / "rows.jsonl", num_rows, num_turns)
+    run_dir, log = folder / "run", folder / "log"
     places = [f"data.path={data}", f"model.path={model}", f"run_dir={run_dir}"]
-    command = [sys.executable, "-m", "cherry_vllm", "score", *places, "prompt=wizardlm", *overrides]
+    prompt = "prompt=wizardlm" if num_turns == 1 else "prompt=vicuna"
+    command = [sys.executable, "-m", "cherry_vllm", "score", *places, prompt, *overrides]
     peaks: dict[int, float] = {}
     started = time.monotonic()
     with log.open("w") as file:
@@ -154,6 +175,7 @@ def _size(path: Path) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rows", type=int, nargs="+", default=[50_000, 1_000_000])
+    parser.add_argument("--turns", type=int, default=1)
     parser.add_argument("--engine", default="vllm_fused_eager")
     parser.add_argument("overrides", nargs="*", help="settings for `cherry-vllm score`")
     arguments = parser.parse_args()
@@ -165,7 +187,7 @@ def main() -> None:
             folder = Path(place) / str(num_rows)
             folder.mkdir()
             overrides = [f"engine={arguments.engine}", *arguments.overrides]
-            results.append(measure(folder, model, num_rows, overrides))
+            results.append(measure(folder, model, num_rows, overrides, arguments.turns))
             print(results[-1], flush=True)
     first, last = results[0], results[-1]
     for name in ("driver_mib", "worker_mib"):

@@ -29,6 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -112,37 +113,37 @@ def make_wide_model(model: Path, folder: Path) -> Path:
     return folder
 
 
-def serve(setup: str, model: Path) -> None:
+def serve(setup: str, model: Path, max_length: int) -> None:
     """Loads an engine, then scores all spans once for each line on stdin.
 
     The first line holds the cores to use and the spans.
     """
     cores, spans = json.loads(sys.stdin.readline())
     os.sched_setaffinity(0, cores)  # before a library counts the cores
-    spans = [Span(*span) for span in spans]
+    spans = [Span(ids, tuple(map(tuple, ranges))) for ids, ranges in spans]
     started = time.perf_counter()
-    engine = load_engine(setup, model)
+    engine = load_engine(setup, model, max_length)
     answer({"load_s": time.perf_counter() - started})
     for _ in sys.stdin:
         engine.logprobs(spans, lambda _count: None)
         answer({"peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20})
 
 
-def load_engine(setup: str, model: Path) -> Any:
+def load_engine(setup: str, model: Path, max_length: int) -> Any:
     if setup == PLAIN:
         return PlainTransformers(model)
     return build_engine(
         engine_settings(configure(setup).engine),
         read_checkpoint(model),
-        max_length=MAX_LENGTH,
+        max_length=max_length,
         trust_remote_code=False,
     )
 
 
 def configure(setup: str) -> Config:
-    """The configuration of a set-up; plain transformers has the defaults."""
+    """The configuration of a set-up, in bf16 unless it says otherwise."""
     overrides = () if setup == PLAIN else SETUPS.get(setup) or setup.split(",")
-    return compose(*overrides, "engine.dtype=bfloat16")
+    return compose("engine.dtype=bfloat16", *overrides)
 
 
 class PlainTransformers:
@@ -183,10 +184,19 @@ def answer(found: dict[str, float]) -> None:
 class EngineProcess:
     """An engine in its own process, which waits for its turn."""
 
-    def __init__(self, setup: str, model: Path, spans: list[Span], cores: list[int]) -> None:
+    def __init__(
+        self,
+        setup: str,
+        model: Path,
+        spans: list[Span],
+        cores: list[int],
+        environment: Mapping[str, str] | None = None,
+        max_length: int = MAX_LENGTH,
+    ) -> None:
         command = [sys.executable, "-m", "bench.throughput", "--serve", setup]
         self._process = subprocess.Popen(
-            [*command, "--model", str(model)],
+            [*command, "--model", str(model), "--max-length", str(max_length)],
+            env={**os.environ, **(environment or {})},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -276,10 +286,11 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=DEMO / "SmolLM2-135M-Instruct")
     parser.add_argument("--data", default=str(DEMO / "alpaca_en_demo.json"))
     parser.add_argument("--setup", nargs="+", default=DEFAULT_SETUPS)
+    parser.add_argument("--max-length", type=int, default=MAX_LENGTH)
     parser.add_argument("--serve", help="for this command's own use")
     arguments = parser.parse_args()
     if arguments.serve:
-        serve(arguments.serve, arguments.model)
+        serve(arguments.serve, arguments.model, arguments.max_length)
         return
     with tempfile.TemporaryDirectory() as folder:
         model = arguments.model

@@ -1,4 +1,4 @@
-"""Control tokens that stand in the text of the data: found, and encoded as the text that they are."""
+"""Control tokens in the text of the data: found, and encoded as the text that they are."""
 
 import copy
 from collections.abc import Sequence

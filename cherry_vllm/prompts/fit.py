@@ -175,7 +175,8 @@ def answer_warnings(prompt: Prompt, rows: pl.LazyFrame) -> list[str]:
     if num_repeated and last_line:
         warnings.append(
             f"{num_repeated} of {num_answers} answers begin with {last_line!r}, which the prompt "
-            "has already written; take it off the answers, or choose a prompt that does not write it"
+            "has already written; take it off the answers, or choose a prompt that does not write "
+            "it"
         )
     return warnings
 
