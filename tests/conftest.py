@@ -149,11 +149,11 @@ def cli() -> Cli:
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Rows that are quickly scored; one may be deadly (see ``tests/faults``)."""
+    """Rows that are quickly scored, of one turn or two; one may be deadly (``tests/faults``)."""
     path = tmp_path_factory.mktemp("data") / "rows.jsonl"
     answers = [plain_answer(number) for number in range(NUM_ROWS)]
     answers[DEADLY_ROW] = f"{DEADLY} {answers[DEADLY_ROW]}"
-    return write_rows(path, answers)
+    return write_rows(path, answers, with_talks=True)
 
 
 @pytest.fixture(scope="session")

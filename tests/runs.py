@@ -5,6 +5,7 @@ import re
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -15,13 +16,25 @@ DEADLY_ROW = 41
 DEADLY = "Zebra"  # how its answer begins, of which the engine dies where a test wants it to
 
 
-def write_rows(path: Path, answers: list[str]) -> Path:
+def write_rows(path: Path, answers: list[str], *, with_talks: bool = False) -> Path:
+    """Writes a row for each answer; ``with_talks`` gives every third row a turn before it."""
     rows = [
-        {"instruction": f"Say something of the number {n}.", "input": "", "output": answer}
+        talk(n, answer) if with_talks and n % 3 == 1 else single_turn(n, answer)
         for n, answer in enumerate(answers)
     ]
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
     return path
+
+
+def single_turn(number: int, answer: str) -> dict[str, Any]:
+    request = f"Say something of the number {number}."
+    return {"instruction": request, "input": "", "output": answer}
+
+
+def talk(number: int, answer: str) -> dict[str, Any]:
+    said = ("Hi.", f"Hello, {number}.", f"Say something of {number}.", answer)
+    roles = ("user", "assistant") * 2
+    return {"messages": [{"role": r, "content": text} for r, text in zip(roles, said, strict=True)]}
 
 
 def plain_answer(number: int) -> str:
@@ -35,6 +48,7 @@ def command(data: Path, model: Path, run_dir: Path, *more: str) -> list[str]:
         f"model.path={model}",
         f"run_dir={run_dir}",
         "engine=hf",
+        "prompt=vicuna",
         "max_length=96",
         f"shard_rows={SHARD_ROWS}",
         *more,
