@@ -1,12 +1,21 @@
 """Rows to examples: the scorer's token ids, with EOS."""
 
+import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import polars as pl
 from transformers import AutoTokenizer
 
+from cherry_vllm.config import compose, prompt_of
+from cherry_vllm.conversation import ASSISTANT, USER, Message, frame_messages
+from cherry_vllm.engines import Span
 from cherry_vllm.engines.checkpoint import read_checkpoint
 from cherry_vllm.prompts.spans import SpanBuilder, open_span_builder
+from cherry_vllm.schema import REASON
+from cherry_vllm.training.batches import NO_LOSS, collate
 from cherry_vllm.training.examples import build_training_set
 from tests.training.support import PROMPT, frame_of
 
@@ -51,3 +60,64 @@ def test_an_answer_that_ends_at_the_limit_has_no_eos(tiny: Path) -> None:
         built = build_training_set(frame_of(records), builder, eos_token_id=2, max_length=limit)
         (example,) = built.examples
         assert (example.token_ids[-1] == 2) is ends_in_eos
+
+
+def talk(*texts: str) -> list[Message]:
+    return [
+        Message(ASSISTANT, text, is_answer=True) if place % 2 else Message(USER, text)
+        for place, text in enumerate(texts)
+    ]
+
+
+def rows_of(*talks: list[Message]) -> pl.DataFrame:
+    columns = {"messages": frame_messages(talks), "tools": None, "drop_reason": None}
+    return pl.DataFrame(columns, schema_overrides={"drop_reason": REASON})
+
+
+def learned(tokenizer: Any, example: Span) -> list[str]:
+    """The texts that carry loss."""
+    return [tokenizer.decode(example.token_ids[start:stop]) for start, stop in example.ranges]
+
+
+def test_loss_is_on_every_scored_turn_and_the_token_that_ends_it(tiny: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    end = tokenizer.eos_token
+    prompt = replace(PROMPT, later_turn="{eos}{instruction}\n")
+    builder = open_span_builder(
+        read_checkpoint(tiny), prompt=prompt, max_length=64, trust_remote_code=False
+    )
+    said = talk("Name a fruit.", "A cherry.", "And a river?", "The Danube.", "Bye.", "Bye!")
+    said[3] = said[3]._replace(is_answer=False)  # masked
+    options = {"eos_token_id": tokenizer.eos_token_id, "max_length": 64}
+    (example,) = build_training_set(rows_of(said), builder, **options).examples
+    assert learned(tokenizer, example) == [f"A cherry.{end}", f"Bye!{end}"]
+    batch = collate([example], pad_token_id=0)
+    labels = batch["labels"][0]
+    assert tokenizer.decode(labels[labels != NO_LOSS]) == f"A cherry.{end}Bye!{end}"
+
+
+def test_a_template_that_rewrites_past_turns_makes_an_example_of_each(
+    tiny: Path, tmp_path: Path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role }}\n{{ m.content.split('</t>')[-1] }}<|im_end|>"
+        "{% endfor %}{% if add_generation_prompt %}assistant\n{% endif %}"
+    )
+    folder = Path(shutil.copytree(tiny, tmp_path / "model"))
+    tokenizer.save_pretrained(folder)
+    builder = open_span_builder(
+        read_checkpoint(folder),
+        prompt=prompt_of(compose("prompt=chat")),
+        max_length=99,
+        trust_remote_code=False,
+    )
+    said = talk("Name a fruit.", "<t>Red?</t>A cherry.", "And two?", "Plum, pear.")
+    options = {"eos_token_id": tokenizer.eos_token_id, "max_length": 99}
+    training_set = build_training_set(rows_of(said), builder, **options)
+    end = tokenizer.eos_token
+    assert [learned(tokenizer, example) for example in training_set.examples] == [
+        [f"<t>Red?</t>A cherry.{end}"],
+        [f"Plum, pear.{end}"],
+    ]
+    assert (training_set.num_rows, len(training_set.spans)) == (1, 1)
