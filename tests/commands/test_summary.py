@@ -4,6 +4,7 @@ import polars as pl
 import pytest
 
 from cherry_vllm.commands.summary import describe, show_extremes, summarize
+from cherry_vllm.conversation import frame_messages, single_turn
 from cherry_vllm.selection.extremes import label_sides
 from tests.made_up import scores
 
@@ -23,15 +24,15 @@ def test_the_summary_counts_every_row_once() -> None:
     }
 
 
+def rows_of(*triples: tuple[str, str, str]) -> pl.DataFrame:
+    messages = frame_messages([single_turn(*triple).messages for triple in triples])
+    return pl.DataFrame({"row": range(len(triples)), "messages": messages})
+
+
 def test_extremes_are_the_highest_and_lowest_usable_rows_in_order() -> None:
-    rows = pl.DataFrame(
-        {
-            "row": range(5),
-            "instruction": [f"question {n}" for n in range(5)],
-            "input": ["", "", "\nmore", "", ""],
-            "answer": ["a " * 200, "b", "c\nd", "e", "f"],
-        }
-    )
+    inputs, answers = ["", "", "\nmore", "", ""], ["a " * 200, "b", "c\nd", "e", "f"]
+    asked = [f"question {n}" for n in range(5)]
+    rows = rows_of(*zip(asked, inputs, answers, strict=True))
     shown = show_extremes(scores(0.5, 0.9, 0.1, 2.0, 0.7), rows.lazy(), 2).splitlines()
     assert [line.split(":")[0].split() for line in shown if "row" in line] == [
         ["0.900", "row", "1"],
@@ -44,13 +45,8 @@ def test_extremes_are_the_highest_and_lowest_usable_rows_in_order() -> None:
 
 
 def test_no_text_of_a_row_acts_on_the_terminal() -> None:
-    rows = pl.DataFrame(
-        {
-            "row": [0, 1],
-            "instruction": ["\x1b[2Jclear", "evil\u202etxt"],
-            "input": ["\x9b31m", ""],
-            "answer": ["\x1b]0;title\x07", "a\u200bb" * 1000],
-        }
+    rows = rows_of(
+        ("\x1b[2Jclear", "\x9b31m", "\x1b]0;title\x07"), ("evil\u202etxt", "", "a\u200bb" * 1000)
     )
     shown = show_extremes(scores(0.5, 0.9), rows.lazy(), 1)
     assert all(line.isprintable() for line in shown.split("\n"))
