@@ -16,7 +16,8 @@ from cherry_vllm.store.files import read_json
 
 WEIGHTS = "*.safetensors"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-ADAPTER = "adapter_config.json"
+ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PICKLED = "pytorch_model*.bin*"  # weights that no engine reads, since they may hold code
 FETCH_AGAIN = "fetch the model again, all of its files, into an empty folder"
 
 
@@ -35,18 +36,22 @@ def read_settings(file: Path) -> dict[str, Any]:
     return found
 
 
-def refuse_adapter(folder: Path) -> None:
-    """Raises a UserError if the folder holds an adapter, with or without a model beside it."""
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter, and no model beside it.
+
+    Raises:
+        UserError: it holds both; transformers would load the model with the adapter applied.
+    """
     if not (folder / ADAPTER).is_file():
-        return
-    base = read_settings(folder / ADAPTER).get("base_model_name_or_path") or "an unnamed model"
-    remedy = "merge it (peft: merge_and_unload, save_pretrained) and use the merged model"
-    if (folder / SINGLE).is_file() or (folder / INDEX).is_file():
-        remedy = (
-            "transformers would apply it to the weights beside it; remove the adapter_* files if "
-            "it is merged into them, or else " + remedy
+        return False
+    whole = {file.name for pattern in (WEIGHTS, INDEX, PICKLED) for file in folder.glob(pattern)}
+    if beside := sorted(whole - {ADAPTER_WEIGHTS}):
+        raise UserError(
+            f"{folder / ADAPTER}: an adapter beside a model ({list_some(beside)}), to which "
+            "transformers would apply it; remove the adapter_* files if it is merged already, or "
+            "else move them to a folder of their own"
         )
-    raise UserError(f"{folder / ADAPTER}: a LoRA adapter of {base}; {remedy}")
+    return True
 
 
 def find_weights(folder: Path) -> list[Path]:
@@ -67,7 +72,7 @@ def find_weights(folder: Path) -> list[Path]:
     by_vllm = listed or present
     if by_transformers != by_vllm:
         others = sorted(by_vllm - by_transformers)
-        named = INDEX if listed else _list(others)
+        named = INDEX if listed else list_some(others)
         raise UserError(f"{folder}: two sets of weights, {SINGLE} and {named}; remove one of them")
     files = [folder / name for name in sorted(by_vllm)]
     _refuse_shared_names(files)
@@ -176,7 +181,7 @@ def check_report(folder: Path, report: dict[str, Any]) -> None:
         ("of another shape than config.json says:", [n for n, *_ in report["mismatched_keys"]]),
     ):
         if names:
-            raise UserError(f"{folder}: {fault} {_list(sorted(names))}; {FETCH_AGAIN}")
+            raise UserError(f"{folder}: {fault} {list_some(sorted(names))}; {FETCH_AGAIN}")
 
 
 def _without_packed(missing: Iterable[str], packed: Iterable[str]) -> set[str]:
@@ -192,7 +197,7 @@ def _without_packed(missing: Iterable[str], packed: Iterable[str]) -> set[str]:
     }
 
 
-def _list(names: list[str]) -> str:
+def list_some(names: list[str]) -> str:
     shown = ", ".join(names[:3])
     return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
 

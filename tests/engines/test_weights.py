@@ -223,30 +223,3 @@ def test_a_missing_or_damaged_part_is_named(save: Callable[..., Path]) -> None:
     (folder / "model.safetensors.index.json").write_text("{")
     with pytest.raises(UserError, match=r"index\.json: damaged; fetch it again"):
         find_checkpoint(str(folder))
-
-
-# --- adapters
-
-
-def write_adapter(folder: Path) -> Path:
-    folder.mkdir(exist_ok=True)
-    content = {"base_model_name_or_path": "org/base", "peft_type": "LORA"}
-    (folder / "adapter_config.json").write_text(json.dumps(content))
-    save_file({"base_model.lora_A": torch.zeros(1)}, folder / "adapter_model.safetensors")
-    return folder
-
-
-def test_an_adapter_is_named_with_its_base_and_the_remedy(tmp_path: Path) -> None:
-    folder = write_adapter(tmp_path / "adapter")
-    wanted = r"adapter_config\.json: a LoRA adapter of org/base; merge it \(peft: merge_and_unload"
-    with pytest.raises(UserError, match=wanted):
-        find_checkpoint(str(folder))
-    (folder / "config.json").write_text("{}")  # as some tools leave it there
-    with pytest.raises(UserError, match=wanted):
-        find_checkpoint(str(folder))
-
-
-def test_an_adapter_beside_a_model_is_refused(save: Callable[..., Path]) -> None:
-    folder = write_adapter(save())
-    with pytest.raises(UserError, match=r"adapter of org/base; transformers would apply it"):
-        find_checkpoint(str(folder))
