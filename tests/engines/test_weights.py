@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from cherry_vllm.engines.checkpoint import find_checkpoint
 from cherry_vllm.engines.weights import check_weights
 from cherry_vllm.errors import UserError
+from tests.engines.models import make_checkpoint, quantize
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
 NORM = "model.norm.weight"
@@ -160,6 +161,26 @@ def test_a_quantized_model_without_some_weights_is_refused(save: Callable[..., P
     folder = save(damage, config=GPTQ)
     with pytest.raises(UserError, match=f"no weights for {DOWN}, {NORM};"):
         check(folder)
+
+
+PARTS_OF = {
+    "int8": (DOWN, f"{DOWN}_scale"),
+    "fp8": (DOWN, f"{DOWN}_scale"),
+    "int4": (f"{DOWN}_packed", f"{DOWN}_scale", f"{DOWN}_shape"),
+}
+
+
+@pytest.mark.parametrize("kind", PARTS_OF)
+def test_each_tensor_of_a_quantized_model_is_missed(tmp_path: Path, kind: str) -> None:
+    folder = quantize(make_checkpoint("Llama", tmp_path), kind)
+    check(folder)
+    file = folder / "model.safetensors"
+    whole = load_file(file)
+    for name in ("lm_head.weight", NORM, *PARTS_OF[kind]):
+        rest = {other: whole[other] for other in whole if other != name}
+        save_file(rest, file, metadata={"format": "pt"})
+        with pytest.raises(UserError, match=f"no weights for {name};"):
+            check(folder)
 
 
 def test_an_architecture_that_transformers_lacks_is_left_to_the_engine(
