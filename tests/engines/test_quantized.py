@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from cherry_vllm.engines import Span
 from cherry_vllm.engines.checkpoint import read_checkpoint
-from cherry_vllm.engines.hf import HfEngine
+from cherry_vllm.engines.hf import HfEngine, load_model
 from cherry_vllm.engines.settings import HfSettings
 from cherry_vllm.errors import UserError
 from tests.engines.models import (
@@ -99,6 +99,19 @@ def test_a_kind_that_vllm_lacks_here_is_one_line(
         match=r"cannot compute with .* \(.* method: bitsandbytes\); use engine=hf",
     ):
         in_process(score, folder, [], is_checked=False)
+
+
+def test_transformers_own_report_counts_too(
+    folder_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = folder_of("fp8")
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.0.self_attn.q_proj.weight_scale"
+    del tensors[name]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    monkeypatch.setattr("cherry_vllm.engines.hf.check_weights", lambda *_args, **_keywords: None)
+    with pytest.raises(UserError, match=rf"no weights for {name};"):
+        load_model(read_checkpoint(folder), trust_remote_code=False)
 
 
 @pytest.mark.parametrize("run", [score, score_stock])
