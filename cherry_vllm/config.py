@@ -131,6 +131,7 @@ class PromptConfig:
 @dataclass(kw_only=True, slots=True)
 class ModelConfig:
     path: str | None = setting(PATH, None)
+    base: str | None = setting(PATH, None)
     trust_remote_code: bool = False
 
 

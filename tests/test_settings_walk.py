@@ -6,6 +6,7 @@ result but no name would have a stage find, and take for its own, what other set
 """
 
 import json
+import shutil
 import ssl
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,9 @@ from cherry_vllm.cli.keys import known_keys
 from cherry_vllm.cli.stages import STAGES
 from cherry_vllm.commands.inputs import Job
 from cherry_vllm.config import Config, compose
+from cherry_vllm.engines import adapters
+from cherry_vllm.engines.checkpoint import Checkpoint
+from cherry_vllm.engines.weights import ADAPTER_WEIGHTS
 from cherry_vllm.errors import UserError
 from cherry_vllm.evaluation.endpoint import Endpoint
 from cherry_vllm.evaluation.prompts import AspectRequests, JudgePrompt, RequestSettings
@@ -147,11 +151,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         question = {"id": name, "question": "Why?", "input": "x", "category": "c"}
         (folder / f"{name}-answers.jsonl").write_text(json.dumps(answer))
         (folder / f"{name}-questions.jsonl").write_text(json.dumps(question))
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    shutil.copy(folder / "one" / "model.safetensors", folder / "adapter" / ADAPTER_WEIGHTS)
     return folder
 
 
 @pytest.fixture(scope="module")
-def find_names() -> Iterator[Find]:
+def find_names(place: Path) -> Iterator[Find]:
     """What the stages would keep their results under, by kind of result."""
     names: Names = {}
 
@@ -161,6 +168,8 @@ def find_names() -> Iterator[Find]:
     with pytest.MonkeyPatch.context() as patch:
         _stop_before_work(patch, keep)
         patch.setattr(ssl, "create_default_context", cache(ssl.create_default_context))  # slow
+        patch.setenv("XDG_CACHE_HOME", str(place / "cache"))
+        patch.setattr(adapters, "isolate", merge)
         patch.setenv("KEY", "secret")
         patch.setenv("KEY_x", "secret")
 
@@ -172,6 +181,11 @@ def find_names() -> Iterator[Find]:
             return {kind: set(found) for kind, found in names.items()}
 
         yield find
+
+
+def merge(_write: object, target: Path, _adapter: Path, base: Checkpoint, **_: object) -> None:
+    """Stands for the merged model, which is named before it is made."""
+    shutil.copytree(base.folder, target, dirs_exist_ok=True)
 
 
 def _stop_before_work(patch: pytest.MonkeyPatch, keep: Callable[[str, str], None]) -> None:
@@ -217,10 +231,12 @@ class Variant:
 CHAT = ("prompt.system", "prompt.template_kwargs", "prompt.date")
 TEXT = ("judge.prompt.reply_as_text",)
 ASPECTS = ("judge.aspects",)  # walked below
+BASE = ("model.base",)
 
 VARIANTS = {
-    "vllm": Variant(["judge=pairwise"], elsewhere=(*CHAT, *TEXT, *ASPECTS)),
+    "vllm": Variant(["judge=pairwise"], elsewhere=(*CHAT, *TEXT, *ASPECTS, *BASE)),
     "chat": Variant(["prompt=chat"], CHAT),
+    "adapter": Variant([], BASE),
     "hf": Variant(["engine=hf", "executor=ray"], ("engine", "executor")),
     "rating": Variant(["judge=rating"], ("judge.model", "judge.base_url", "judge.parameters")),
     "text": Variant(["judge.response_format=text"], TEXT),
@@ -250,6 +266,8 @@ def config(variant: str, place: Path) -> Config:
         "judge.model=one",
         "judge.api_key_env=KEY",
     )
+    if variant == "adapter":
+        config.model.path, config.model.base = str(place / "adapter"), config.model.path
     if config.judge.mode is Mode.pairwise:
         config.judge.first = config.judge.second = str(place / "one-answers.jsonl")
     return config

@@ -17,7 +17,7 @@ DATA = {
     "data.max_rows": "read only so many rows",
 }
 MODEL = {
-    "model.path": "folder in Hugging Face layout, or a hub id",
+    "model.path": "model folder, LoRA adapter, or the hub id of either",
     "prompt": "template: alpaca, chat, vicuna or wizardlm",
     "max_length": "tokens of prompt and answer (512)",
 }

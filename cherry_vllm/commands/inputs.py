@@ -66,17 +66,21 @@ def find_input(config: Config) -> list[Path]:
 
 
 def find_model(config: Config) -> Checkpoint:
-    """The checkpoint of ``model.path``."""
-    if not config.model.path:
+    """The checkpoint of ``model.path``, or of the adapter there, merged into its base."""
+    model = config.model
+    if not model.path:
         raise UserError("model.path: not given; add model.path=... (a model folder or a hub id)")
-    remote = config.model.trust_remote_code
-    checkpoint = find_checkpoint(config.model.path, trust_remote_code=remote)
+    checkpoint = find_checkpoint(
+        model.path, base=model.base, trust_remote_code=model.trust_remote_code
+    )
+    sources = [Path(name) for name in (model.path, model.base) if name and Path(name).is_dir()]
     for key, place in (("run_dir", config.run_dir), ("scores_dir", config.scores_dir)):
-        if Path(place).resolve().is_relative_to(checkpoint.folder.resolve()):
-            raise UserError(
-                f"{key}={place}: is in the model folder, so each run would change the model; "
-                "choose another"
-            )
+        for folder in (checkpoint.folder, *sources):
+            if Path(place).resolve().is_relative_to(folder.resolve()):
+                raise UserError(
+                    f"{key}={place}: is in the model folder, so each run would change the model; "
+                    "choose another"
+                )
     return checkpoint
 
 

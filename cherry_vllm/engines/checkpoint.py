@@ -1,12 +1,12 @@
 """A model on disk: found, checked and fingerprinted before anything heavy is loaded."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cherry_vllm.engines.hub import TEMPLATES, TOKENIZER_FILES, download_model
-from cherry_vllm.engines.weights import WEIGHTS, find_weights, read_settings, refuse_adapter
+from cherry_vllm.engines.weights import WEIGHTS, find_weights, is_adapter, read_settings
 from cherry_vllm.errors import UserError
 from cherry_vllm.store.files import fingerprint
 from cherry_vllm.store.hashes import Stamp, read_stamp, stamped_sha256
@@ -61,17 +61,47 @@ class Limits(NamedTuple):
     max_length: int | None
 
 
-def find_checkpoint(path: str, *, trust_remote_code: bool = False) -> Checkpoint:
+def find_checkpoint(
+    path: str, *, base: str | None = None, trust_remote_code: bool = False
+) -> Checkpoint:
     """The checkpoint at ``path``, fetched from the hub if that is not a local folder.
+
+    A LoRA adapter gives the checkpoint in which it is merged into ``base``, or else into the model
+    that its configuration names.
 
     Raises:
         UserError: there is no such model; it lacks its configuration or weights, or has two sets
-            of weights; it is an adapter; or its code would come from elsewhere.
+            of weights; its code would come from elsewhere; or an adapter does not fit its base.
     """
+    folder = find_folder(path, key="model.path", with_code=trust_remote_code)
+    if is_adapter(folder):
+        from cherry_vllm.engines.adapters import merge_adapter
+
+        return merge_adapter(folder, base, trust_remote_code=trust_remote_code)
+    if base is not None:
+        raise UserError(f"model.base={base}: {folder} is no LoRA adapter; leave model.base out")
+    return open_checkpoint(folder, trust_remote_code=trust_remote_code)
+
+
+def find_folder(
+    path: str,
+    *,
+    key: str,
+    with_code: bool,
+    revision: str | None = None,
+    check: Callable[[Path], None] | None = None,
+) -> Path:
+    """The local folder at ``path``, or that of a model of the hub: see :mod:`engines.hub`."""
     folder = Path(path).expanduser()
     if not folder.exists():
-        folder = download_model(path, with_code=trust_remote_code)
-    refuse_adapter(folder)
+        return download_model(path, with_code=with_code, key=key, revision=revision, check=check)
+    if check is not None:
+        check(folder)
+    return folder
+
+
+def open_checkpoint(folder: Path, *, trust_remote_code: bool) -> Checkpoint:
+    """The checkpoint in a folder, which is checked first; see :func:`find_checkpoint`."""
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no config.json; model.path takes a Hugging Face model folder")
     find_weights(folder)

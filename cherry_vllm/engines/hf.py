@@ -1,7 +1,9 @@
 """The reference engine: a transformers forward pass, batched by length."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext, redirect_stderr
 from inspect import signature
+from io import StringIO
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from cherry_vllm.engines.checkpoint import Checkpoint
 from cherry_vllm.engines.settings import HfSettings
 from cherry_vllm.engines.weights import check_report, check_weights, read_settings
 from cherry_vllm.errors import UserError
+from cherry_vllm.runtime.console import is_verbose
 from cherry_vllm.runtime.progress import hide_transformers_bars
 
 
@@ -30,13 +33,14 @@ def load_model(checkpoint: Checkpoint, *, trust_remote_code: bool, **options: An
         options["attn_implementation"] = "eager"
     auto: Any = AutoModelForCausalLM
     try:
-        model, report = auto.from_pretrained(
-            checkpoint.folder,
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-            **options,
-        )
+        with nullcontext() if is_verbose() else redirect_stderr(StringIO()):  # more bars
+            model, report = auto.from_pretrained(
+                checkpoint.folder,
+                use_safetensors=True,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+                **options,
+            )
     except ValueError as error:
         if "Unrecognized configuration class" not in str(error):
             raise
@@ -44,8 +48,7 @@ def load_model(checkpoint: Checkpoint, *, trust_remote_code: bool, **options: An
             f"{checkpoint.folder}: transformers {transformers.__version__} has no causal language "
             "model of this type; try engine=vllm"
         ) from None
-    if getattr(model.config, "quantization_config", None) is None:
-        check_report(checkpoint.folder, {**report, "unexpected_keys": ()})
+    check_report(checkpoint.folder, {**report, "unexpected_keys": ()})
     return model
 
 

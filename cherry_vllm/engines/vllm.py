@@ -20,6 +20,13 @@ from cherry_vllm.engines.settings import VllmSettings
 from cherry_vllm.engines.weights import check_weights, read_settings
 from cherry_vllm.errors import UserError
 from cherry_vllm.runtime.console import is_verbose, quiet_libraries
+from cherry_vllm.runtime.cpu import lacks_int8
+
+UNLOADED = re.compile(r"weights were not initialized from checkpoint: (\{.*\})")
+NO_KERNEL = re.compile(
+    r"[\w-]+ quantization is currently not supported in \w+|Unknown quantization method: [\w-]+"
+    r"|Failed to find a kernel[^.]*|No compressed-tensors compatible scheme"
+)
 
 
 class VllmEngine:
@@ -211,6 +218,8 @@ def _load(
     from vllm.platforms import current_platform
 
     is_on_cpu = current_platform.is_cpu()
+    if is_on_cpu:
+        _refuse_overflow(checkpoint)
     arguments: dict[str, Any] = dict(
         model=str(checkpoint.folder),
         config_format="hf",  # else vLLM prefers Mistral's own files, if present
@@ -218,6 +227,9 @@ def _load(
         # vLLM's own "auto" rounds an fp32 checkpoint.
         dtype=settings.computes_in(checkpoint_dtype(checkpoint.folder)),
         load_format="safetensors",
+        # So that a parameter without weights is an error in quantized models too.
+        model_loader_extra_config={"enable_weights_track": True},
+        language_model_only=True,  # no processor of images, which would need a tokenizer
         use_tqdm_on_load=is_verbose(),
         tensor_parallel_size=settings.tensor_parallel_size,
         gpu_memory_utilization=settings.gpu_memory_utilization,
@@ -238,10 +250,28 @@ def _load(
         raise
 
 
+def _refuse_overflow(checkpoint: Checkpoint) -> None:
+    """Raises a UserError for int8 activations on a CPU that adds their products in 16 bits."""
+    groups = (_quantization(checkpoint).get("config_groups") or {}).values()
+    activations = [group.get("input_activations") or {} for group in groups]
+    if lacks_int8() and any(it.get("type") == "int" for it in activations):
+        raise UserError(
+            f"{checkpoint.folder}: has int8 activations, whose products overflow in vLLM on this "
+            "CPU (it has no VNNI instructions); use engine=hf"
+        )
+
+
+def _quantization(checkpoint: Checkpoint) -> dict[str, Any]:
+    """How the weights are quantized; empty if they are not."""
+    return read_settings(checkpoint.folder / "config.json").get("quantization_config") or {}
+
+
 def _explain(error: ValueError, checkpoint: Checkpoint) -> None:
-    """Raises a UserError with the cause if vLLM cannot run a model of this architecture."""
+    """Raises a UserError with the cause if vLLM cannot run such a model."""
     import vllm
     from vllm.model_executor.models import ModelRegistry
+
+    from cherry_vllm.engines import answer_model
 
     architecture = _architecture(checkpoint)
     if "failed to be inspected" in str(error):
@@ -250,12 +280,19 @@ def _explain(error: ValueError, checkpoint: Checkpoint) -> None:
         except ImportError as cause:
             raise UserError(
                 f"{checkpoint.folder}: vLLM's {architecture} cannot be imported here ({cause}); "
-                "use engine=hf"
+                "install what is missing, or use engine=hf"
             ) from None
     if re.search("rchitectures? .* not supported|no vLLM implementation", str(error)):
         raise UserError(
             f"{checkpoint.folder}: vLLM {vllm.__version__} has no architecture {architecture}; "
             "use engine=hf"
+        ) from None
+    if match := UNLOADED.search(str(error)):
+        answer_model.refuse_unloaded(set(re.findall(r"'([^']+)'", match[1])))
+    if _quantization(checkpoint) and (match := NO_KERNEL.search(str(error))):
+        raise UserError(
+            f"{checkpoint.folder}: vLLM {vllm.__version__} cannot compute with these quantized "
+            f"weights on this machine ({match[0]}); use engine=hf"
         ) from None
 
 

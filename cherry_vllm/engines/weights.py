@@ -7,7 +7,9 @@ refused here, before an engine loads it.
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, suppress
+from copy import deepcopy
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ from cherry_vllm.store.files import read_json
 
 WEIGHTS = "*.safetensors"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-ADAPTER = "adapter_config.json"
+ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PICKLED = "pytorch_model*.bin*"  # weights that no engine reads, since they may hold code
 FETCH_AGAIN = "fetch the model again, all of its files, into an empty folder"
 
 
@@ -35,18 +38,22 @@ def read_settings(file: Path) -> dict[str, Any]:
     return found
 
 
-def refuse_adapter(folder: Path) -> None:
-    """Raises a UserError if the folder holds an adapter, with or without a model beside it."""
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter, and no model beside it.
+
+    Raises:
+        UserError: it holds both; transformers would load the model with the adapter applied.
+    """
     if not (folder / ADAPTER).is_file():
-        return
-    base = read_settings(folder / ADAPTER).get("base_model_name_or_path") or "an unnamed model"
-    remedy = "merge it (peft: merge_and_unload, save_pretrained) and use the merged model"
-    if (folder / SINGLE).is_file() or (folder / INDEX).is_file():
-        remedy = (
-            "transformers would apply it to the weights beside it; remove the adapter_* files if "
-            "it is merged into them, or else " + remedy
+        return False
+    whole = {file.name for pattern in (WEIGHTS, INDEX, PICKLED) for file in folder.glob(pattern)}
+    if beside := sorted(whole - {ADAPTER_WEIGHTS}):
+        raise UserError(
+            f"{folder / ADAPTER}: an adapter beside a model ({list_some(beside)}), to which "
+            "transformers would apply it; remove the adapter_* files if it is merged already, or "
+            "else move them to a folder of their own"
         )
-    raise UserError(f"{folder / ADAPTER}: a LoRA adapter of {base}; {remedy}")
+    return True
 
 
 def find_weights(folder: Path) -> list[Path]:
@@ -67,7 +74,7 @@ def find_weights(folder: Path) -> list[Path]:
     by_vllm = listed or present
     if by_transformers != by_vllm:
         others = sorted(by_vllm - by_transformers)
-        named = INDEX if listed else _list(others)
+        named = INDEX if listed else list_some(others)
         raise UserError(f"{folder}: two sets of weights, {SINGLE} and {named}; remove one of them")
     files = [folder / name for name in sorted(by_vllm)]
     _refuse_shared_names(files)
@@ -137,35 +144,64 @@ def check_weights(folder: Path, *, trust_remote_code: bool) -> None:
     auto: Any = AutoModelForCausalLM
     with _quiet_transformers(), torch.device("meta"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        is_quantized = getattr(config, "quantization_config", None) is not None
-        if is_quantized:  # its names are compared with those of the plain model
+        tensors = {name: torch.empty(it[name]) for it in shapes for name in it}
+        quantized = getattr(config, "quantization_config", None)
+        if quantized is not None:
             del config.quantization_config
         try:
             model_class = type(auto.from_config(config, trust_remote_code=trust_remote_code))
         except (ValueError, NotImplementedError):
             return  # transformers has no such causal language model, or cannot build it this way
-        try:
-            _, report = model_class.from_pretrained(
-                None,
-                config=config,
-                state_dict={name: torch.empty(it[name]) for it in shapes for name in it},
-                device_map="meta",
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-            )
-        except RuntimeError:  # experts that cannot be stacked
-            if is_quantized:
-                return
-            raise UserError(
-                f"{folder}: weights are missing or have another shape than config.json says; "
-                f"{FETCH_AGAIN}"
-            ) from None
-    if is_quantized:
-        missing = _without_packed(report["missing_keys"], report["unexpected_keys"])
-        report = {"missing_keys": missing, "unexpected_keys": (), "mismatched_keys": ()}
-    elif config.get_text_config() is not config:  # what it needs for images is not used here
+        if quantized is not None:
+            missing = _missing_of_quantized(model_class, config, quantized, tensors)
+            report = {"missing_keys": missing, "unexpected_keys": (), "mismatched_keys": ()}
+        else:
+            try:
+                report = _compare(model_class, config, tensors)
+            except RuntimeError:  # experts that cannot be stacked
+                raise UserError(
+                    f"{folder}: weights are missing or have another shape than config.json says; "
+                    f"{FETCH_AGAIN}"
+                ) from None
+    if config.get_text_config() is not config:  # what it needs for images is not used here
         report["unexpected_keys"] = ()
     check_report(folder, report)
+
+
+def _compare(model_class: Any, config: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    """transformers' report on loading tensors without memory.
+
+    Nothing is initialized, which fails for quantized parameters.
+    """
+    same = {"__module__": model_class.__module__, "initialize_weights": lambda _self: None}
+    bare: Any = type(model_class.__name__, (model_class,), same)
+    _, report = bare.from_pretrained(
+        None,
+        config=config,
+        state_dict=tensors,
+        device_map="meta",
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+    )
+    return dict(report)
+
+
+def _missing_of_quantized(
+    model_class: Any, plain: Any, quantized: Any, tensors: dict[str, Any]
+) -> set[str]:
+    """The parameters of a quantized model that have no tensor.
+
+    Where transformers cannot build it on this machine, its modules are compared with those of the
+    plain model: each must have a tensor of some name.
+    """
+    config = deepcopy(plain)
+    config.quantization_config = quantized
+    with suppress(Exception):  # each kind of quantization has a library, with errors of its own
+        return set(_compare(model_class, config, tensors)["missing_keys"])
+    with suppress(RuntimeError):  # experts that cannot be stacked
+        report = _compare(model_class, plain, tensors)
+        return _without_packed(report["missing_keys"], report["unexpected_keys"])
+    return set()
 
 
 def check_report(folder: Path, report: dict[str, Any]) -> None:
@@ -176,7 +212,7 @@ def check_report(folder: Path, report: dict[str, Any]) -> None:
         ("of another shape than config.json says:", [n for n, *_ in report["mismatched_keys"]]),
     ):
         if names:
-            raise UserError(f"{folder}: {fault} {_list(sorted(names))}; {FETCH_AGAIN}")
+            raise UserError(f"{folder}: {fault} {list_some(sorted(names))}; {FETCH_AGAIN}")
 
 
 def _without_packed(missing: Iterable[str], packed: Iterable[str]) -> set[str]:
@@ -192,7 +228,7 @@ def _without_packed(missing: Iterable[str], packed: Iterable[str]) -> set[str]:
     }
 
 
-def _list(names: list[str]) -> str:
+def list_some(names: list[str]) -> str:
     shown = ", ".join(names[:3])
     return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
 
@@ -206,6 +242,7 @@ def _quiet_transformers() -> Iterator[None]:
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        yield
+        with redirect_stderr(StringIO()):  # compressed-tensors has bars that nothing disables
+            yield
     finally:
         logging.set_verbosity(level)

@@ -53,9 +53,14 @@ def _remembered(path: Path, stamp: Stamp) -> str:
 _known: dict[str, tuple[Stamp, str]] = {}
 
 
-def _cache_file() -> Path:
+def cache_folder() -> Path:
+    """The user's folder for what can be made again."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "cherry-vllm" / "hashes.json"
+    return Path(home) / "cherry-vllm"
+
+
+def _cache_file() -> Path:
+    return cache_folder() / "hashes.json"
 
 
 def _read_cache() -> dict[str, tuple[Stamp, str]]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from cherry_vllm.engines import Span
 
@@ -88,9 +88,9 @@ def load(checkpoint: Path) -> Any:
     ).eval()
 
 
-def expected_logprobs(checkpoint: Path, spans: list[Span]) -> list[NDArray[np.float32]]:
-    """By a plain forward pass, one span at a time."""
-    model = load(checkpoint)
+def expected_logprobs(model: Any, spans: list[Span]) -> list[NDArray[np.float32]]:
+    """By a plain forward pass of a model or checkpoint, one span at a time."""
+    model = load(model) if isinstance(model, Path) else model
     results = []
     for span in spans:
         with torch.no_grad():
@@ -176,3 +176,49 @@ def make_multimodal(folder: Path) -> Path:
     )
     transformers.Gemma3ForConditionalGeneration(config).save_pretrained(folder)
     return folder
+
+
+def quantize(folder: Path, kind: str) -> Path:
+    """Packs the layers of a model as ``compressed-tensors`` does: "int8", "fp8" or "int4"."""
+    whole: dict[str, Any] = {"type": "float" if kind == "fp8" else "int", "symmetric": True}
+    weights = whole | {"num_bits": 8, "strategy": "channel", "dynamic": False}
+    activations: Any = whole | {"num_bits": 8, "strategy": "token", "dynamic": True}
+    if kind == "int4":
+        weights |= {"num_bits": 4, "strategy": "group", "group_size": 32}
+        activations = None
+    form = {"int8": "int-quantized", "fp8": "float-quantized", "int4": "pack-quantized"}[kind]
+    tensors = load_file(folder / "model.safetensors")
+    for name in [name for name in tensors if name.endswith("_proj.weight")]:
+        tensors |= _packed(name, tensors.pop(name), kind)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": activations}
+    config["quantization_config"] = {
+        "quant_method": "compressed-tensors",
+        "format": form,
+        "quantization_status": "compressed",
+        "ignore": ["lm_head"],
+        "config_groups": {"group_0": group},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def _packed(name: str, weight: torch.Tensor, kind: str) -> dict[str, torch.Tensor]:
+    rows = weight.reshape(len(weight), -1, 32) if kind == "int4" else weight
+    # Of int8 only 7 bits, whose products no CPU overflows.
+    largest = {"int8": 63, "fp8": 448, "int4": 7}[kind]
+    scale = rows.abs().amax(-1, keepdim=True) / largest
+    exact = rows / scale
+    if kind == "fp8":
+        return {name: exact.to(torch.float8_e4m3fn), f"{name}_scale": scale}
+    rounded = exact.round().to(torch.int8)
+    if kind == "int8":
+        return {name: rounded, f"{name}_scale": scale}
+    from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+
+    return {
+        f"{name}_packed": pack_to_int32(rounded.reshape(weight.shape), 4),
+        f"{name}_scale": scale[..., 0].contiguous(),
+        f"{name}_shape": torch.tensor(weight.shape),
+    }

@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -18,6 +19,7 @@ from cherry_vllm.engines import (
     build_embedder,
     build_engine,
     build_generator,
+    vllm,
 )
 from cherry_vllm.engines.checkpoint import read_checkpoint
 from tests.engines.models import MAX_LENGTH
@@ -45,11 +47,16 @@ def score(
     name: str = "vllm_fused_eager",
     preempt: bool = False,
     has_tiles: bool | None = None,
+    has_int8: bool | None = None,
+    is_checked: bool = True,
 ) -> Scored:
-    """Scores with a fused engine; ``preempt`` interrupts it again and again, and ``has_tiles`` is
-    what it is told of the CPU in place of the truth.
+    """Scores with a fused engine; ``preempt`` interrupts it again and again, and ``has_tiles`` and
+    ``has_int8`` are what it is told of the CPU in place of the truth.
+
+    With ``is_checked=False``, only vLLM checks the weights.
     """
-    engine = _loaded(build_engine, checkpoint, name, has_tiles=has_tiles)
+    asked: Any = {"has_tiles": has_tiles, "has_int8": has_int8, "is_checked": is_checked}
+    engine = _loaded(build_engine, checkpoint, name, **asked)
     num_uncached = num_preemptions = 0
     encode = engine._encode
 
@@ -69,12 +76,13 @@ def score(
     return Scored(logprobs, num_uncached, num_preemptions, products)
 
 
-def score_stock(checkpoint: Path, spans: list[Span]) -> list[NDArray[np.float32]]:
-    """Scores with stock ``prompt_logprobs``."""
-    eager = "engine.enforce_eager=true"
-    found: list[NDArray[np.float32]] = _loaded(build_engine, checkpoint, "vllm", eager).logprobs(
-        spans, _ignore
-    )
+def score_stock(
+    checkpoint: Path, spans: list[Span], *, has_int8: bool | None = None, is_checked: bool = True
+) -> list[NDArray[np.float32]]:
+    """Scores with stock ``prompt_logprobs``; see :func:`score`."""
+    asked: Any = {"has_int8": has_int8, "is_checked": is_checked}
+    engine = _loaded(build_engine, checkpoint, "vllm", "engine.enforce_eager=true", **asked)
+    found: list[NDArray[np.float32]] = engine.logprobs(spans, _ignore)
     return found
 
 
@@ -102,9 +110,11 @@ def _loaded(
     name: str,
     *overrides: str,
     has_tiles: bool | None = None,
+    has_int8: bool | None = None,
+    is_checked: bool = True,
     **options: Any,
 ) -> Any:
-    asked = [build, checkpoint, name, has_tiles]
+    asked = [build, checkpoint, name, has_tiles, has_int8, is_checked]
     if _held[:-1] != asked:
         _held.clear()
         gc.collect()
@@ -112,7 +122,12 @@ def _loaded(
         if has_tiles is not None:
             capabilities["amx_bf16"] = has_tiles
         settings = engine_settings(compose(f"engine={name}", *ADVERSE, *overrides).engine)
-        with patch("torch.cpu.get_capabilities", return_value=capabilities):
+        with ExitStack() as patches:
+            patches.enter_context(patch("torch.cpu.get_capabilities", return_value=capabilities))
+            if has_int8 is not None:
+                patches.enter_context(patch.object(vllm, "lacks_int8", lambda: not has_int8))
+            if not is_checked:
+                patches.enter_context(patch.object(vllm, "check_weights"))
             engine = build(
                 settings,
                 read_checkpoint(checkpoint),

@@ -12,6 +12,7 @@ from cherry_vllm.engines.hub import download_model
 from cherry_vllm.errors import UserError
 
 COMMIT = "0123456789" * 4
+asked: list[str | None] = []  # revisions
 ALWAYS = [
     "additional_chat_templates/tool_use.jinja",
     "chat_template.jinja",
@@ -54,9 +55,10 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         allow_patterns: Iterable[str],
         ignore_patterns: Iterable[str] | None,
     ) -> str:
-        if name != "org/model":
+        if name not in ("org/model", "gpt2"):
             raise OSError("404 Client Error.\nRepository Not Found")
-        assert revision in (None, COMMIT)
+        assert revision in (None, COMMIT, "v2")
+        asked.append(revision)
         names = [str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()]
         cached = tmp_path / "cache" / "snapshots" / COMMIT
         for wanted in filter_repo_objects(
@@ -70,8 +72,8 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def fetched(*, with_code: bool = False) -> list[str]:
-    folder = download_model("org/model", with_code=with_code)
+def fetched(name: str = "org/model", *, with_code: bool = False) -> list[str]:
+    folder = download_model(name, with_code=with_code, key="model.path")
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
@@ -92,9 +94,47 @@ def test_code_is_fetched_only_where_it_is_trusted(repository: Path) -> None:
     assert fetched(with_code=True) == sorted([*ALWAYS, *CODE, "model.safetensors"])
 
 
+def test_a_name_needs_no_owner(repository: Path) -> None:
+    (repository / "model.safetensors").write_text("")
+    assert fetched("gpt2") == sorted([*ALWAYS, "model.safetensors"])
+
+
+def test_of_an_adapter_there_are_its_weights(repository: Path) -> None:
+    for name in ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"):
+        (repository / name).write_text("{}")
+    found = ["adapter_config.json", "adapter_model.safetensors"]
+    assert fetched() == sorted([*ALWAYS, *found])
+
+
+@pytest.mark.parametrize("revision", [None, "v2"])
+def test_all_files_are_of_one_revision(repository: Path, revision: str | None) -> None:
+    (repository / "model.safetensors").write_text("")
+    asked.clear()
+    download_model("org/model", with_code=False, key="model.base", revision=revision)
+    assert asked == [revision, COMMIT]
+
+
+def test_weights_are_fetched_only_once_the_settings_have_been_checked(repository: Path) -> None:
+    (repository / "model.safetensors").write_text("")
+
+    def check(folder: Path) -> None:
+        assert (folder / "config.json").is_file()
+        assert not (folder / "model.safetensors").exists()
+        raise UserError("quantized")
+
+    with pytest.raises(UserError, match="quantized"):
+        download_model("org/model", with_code=False, key="model.base", check=check)
+
+
 @pytest.mark.usefixtures("repository")
-def test_a_model_that_is_nowhere_is_one_line() -> None:
-    with pytest.raises(UserError, match=r"^org/other: not found .* \(404 Client Error\.\); check"):
-        download_model("org/other", with_code=False)
-    with pytest.raises(UserError, match=r"^\./other: no such folder; check model\.path$"):
-        download_model("./other", with_code=False)
+@pytest.mark.parametrize("key", ["model.path", "model.base"])
+def test_a_model_that_is_nowhere_is_one_line(key: str) -> None:
+    for name in ("org/other", "other"):
+        with pytest.raises(
+            UserError,
+            match=rf"^{name}: not found .* \(404 Client Error\.\); check {key}, the network",
+        ):
+            download_model(name, with_code=False, key=key)
+    for name in ("./other", "some/folder/other", "~other"):
+        with pytest.raises(UserError, match=rf"^{name}: no such folder; check {key}$"):
+            download_model(name, with_code=False, key=key)

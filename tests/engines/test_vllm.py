@@ -84,9 +84,22 @@ def test_a_multimodal_model_tells_what_vllm_lacks(
 ) -> None:
     with pytest.raises(
         UserError,
-        match=r"vLLM's Gemma3\S+ cannot be imported here \(.*torchvision.*\); use engine=hf",
+        match=r"vLLM's Gemma3\S+ cannot be imported here \(.*torchvision.*\); install what",
     ):
         in_process(run, make_multimodal(tmp_path), make_spans())
+
+
+@pytest.mark.skipif(find_spec("torchvision") is None, reason="vLLM needs torchvision for it")
+def test_a_multimodal_model_is_used_on_text_alone(in_process: Run, tmp_path: Path) -> None:
+    checkpoint, spans = make_multimodal(tmp_path), make_spans()
+    # First of all, since a fused engine changes what its process knows of the architecture.
+    prompts = [[5], [6, 7, 8]]
+    assert np.isfinite(in_process(embed, checkpoint, prompts)).all()
+    assert len(in_process(generate, checkpoint, prompts)) == len(prompts)
+    expected = expected_logprobs(checkpoint, spans)
+    assert_close(spans, in_process(score_stock, checkpoint, spans), expected)
+    for name in ("vllm_fused_eager", "vllm_fused"):
+        assert_close(spans, in_process(score, checkpoint, spans, name=name).logprobs, expected)
 
 
 @pytest.mark.parametrize("run", [score, score_stock, embed, generate])

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from cherry_vllm.engines.checkpoint import find_checkpoint
 from cherry_vllm.engines.weights import check_weights
 from cherry_vllm.errors import UserError
+from tests.engines.models import make_checkpoint, quantize
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
 NORM = "model.norm.weight"
@@ -162,6 +163,26 @@ def test_a_quantized_model_without_some_weights_is_refused(save: Callable[..., P
         check(folder)
 
 
+PARTS_OF = {
+    "int8": (DOWN, f"{DOWN}_scale"),
+    "fp8": (DOWN, f"{DOWN}_scale"),
+    "int4": (f"{DOWN}_packed", f"{DOWN}_scale", f"{DOWN}_shape"),
+}
+
+
+@pytest.mark.parametrize("kind", PARTS_OF)
+def test_each_tensor_of_a_quantized_model_is_missed(tmp_path: Path, kind: str) -> None:
+    folder = quantize(make_checkpoint("Llama", tmp_path), kind)
+    check(folder)
+    file = folder / "model.safetensors"
+    whole = load_file(file)
+    for name in ("lm_head.weight", NORM, *PARTS_OF[kind]):
+        rest = {other: whole[other] for other in whole if other != name}
+        save_file(rest, file, metadata={"format": "pt"})
+        with pytest.raises(UserError, match=f"no weights for {name};"):
+            check(folder)
+
+
 def test_an_architecture_that_transformers_lacks_is_left_to_the_engine(
     save: Callable[..., Path],
 ) -> None:
@@ -222,31 +243,4 @@ def test_a_missing_or_damaged_part_is_named(save: Callable[..., Path]) -> None:
         find_checkpoint(str(folder))
     (folder / "model.safetensors.index.json").write_text("{")
     with pytest.raises(UserError, match=r"index\.json: damaged; fetch it again"):
-        find_checkpoint(str(folder))
-
-
-# --- adapters
-
-
-def write_adapter(folder: Path) -> Path:
-    folder.mkdir(exist_ok=True)
-    content = {"base_model_name_or_path": "org/base", "peft_type": "LORA"}
-    (folder / "adapter_config.json").write_text(json.dumps(content))
-    save_file({"base_model.lora_A": torch.zeros(1)}, folder / "adapter_model.safetensors")
-    return folder
-
-
-def test_an_adapter_is_named_with_its_base_and_the_remedy(tmp_path: Path) -> None:
-    folder = write_adapter(tmp_path / "adapter")
-    wanted = r"adapter_config\.json: a LoRA adapter of org/base; merge it \(peft: merge_and_unload"
-    with pytest.raises(UserError, match=wanted):
-        find_checkpoint(str(folder))
-    (folder / "config.json").write_text("{}")  # as some tools leave it there
-    with pytest.raises(UserError, match=wanted):
-        find_checkpoint(str(folder))
-
-
-def test_an_adapter_beside_a_model_is_refused(save: Callable[..., Path]) -> None:
-    folder = write_adapter(save())
-    with pytest.raises(UserError, match=r"adapter of org/base; transformers would apply it"):
         find_checkpoint(str(folder))

@@ -25,3 +25,15 @@ def test_bf16_is_read_from_the_flags(
     assert cpu.lacks_bf16() is lacks
     monkeypatch.setattr(cpu, "CPU_INFO", tmp_path / "none")
     assert cpu.lacks_bf16() is False
+
+
+@pytest.mark.parametrize(
+    ("flags", "lacks"),
+    [("fpu avx2 avx512f", True), ("fpu avx2 avx_vnni", False), ("fp asimd", False)],
+)
+def test_int8_is_read_from_the_flags(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flags: str, *, lacks: bool
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"flags\t\t: {flags}\n")
+    monkeypatch.setattr(cpu, "CPU_INFO", tmp_path / "cpuinfo")
+    assert cpu.lacks_int8() is lacks
