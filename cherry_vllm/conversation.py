@@ -62,9 +62,7 @@ def choose_answers(messages: Sequence[Message], turns: Turns) -> list[Message]:
         return list(messages)
     answers = [place for place, message in enumerate(messages) if message.is_answer]
     kept = answers[:1] if turns is Turns.first else answers[-1:]
-    return [
-        message._replace(is_answer=place in kept) for place, message in enumerate(messages)
-    ]
+    return [message._replace(is_answer=place in kept) for place, message in enumerate(messages)]
 
 
 def single_turn(instruction: str, input: str, answer: str) -> Conversation:
@@ -79,9 +77,7 @@ def frame_messages(conversations: Sequence[Sequence[Message] | None]) -> pl.Seri
     said = pl.DataFrame(flat, schema=schema, orient="row")
     grouped = said.select("line", messages=pl.struct(MESSAGE.to_schema().keys())).group_by("line")
     lines = pl.DataFrame({"line": range(len(conversations))}, schema={"line": pl.Int64})
-    joined = lines.join(
-        grouped.agg("messages"), on="line", how="left", maintain_order="left"
-    )
+    joined = lines.join(grouped.agg("messages"), on="line", how="left", maintain_order="left")
     return joined["messages"]
 
 

@@ -154,7 +154,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
         for key, value in pairs:
-            if fields[key] != value:
+            if repr(fields[key]) != repr(value):
                 raise DuplicateKeyError(f"key '{key}' occurs twice, with two values")
     return fields
 

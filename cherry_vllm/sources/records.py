@@ -13,7 +13,7 @@ from cherry_vllm.conversation import Message, choose_answers, frame_messages
 from cherry_vllm.errors import UserError
 from cherry_vllm.options import Turns
 from cherry_vllm.schema import REASON, DropReason
-from cherry_vllm.sources.columns import REQUIRED, Columns, missing_field
+from cherry_vllm.sources.columns import Chooser, Columns, missing_field
 from cherry_vllm.sources.findings import Findings
 from cherry_vllm.sources.formats import NOT_UTF8
 from cherry_vllm.sources.shapes import Shaped, UnreadableError, shape_record
@@ -53,11 +53,10 @@ def frames_of(
 class _Reader:
     """Reads one file's records, and remembers what to report about all of them."""
 
-    def __init__(
-        self, file: Path, columns: Columns, turns: Turns, findings: Findings
-    ) -> None:
+    def __init__(self, file: Path, columns: Columns, turns: Turns, findings: Findings) -> None:
         self._file, self._columns, self._turns, self._findings = file, columns, turns, findings
-        self._names: dict[str, None] = {}
+        self._chooser = Chooser(columns)
+        self._names: dict[str, Any] = {}  # of all fields, each with its last value
         self._first: RawRecord | None = None
         self._first_fault = ""
         self._num_rows = self._num_faults = 0
@@ -71,6 +70,8 @@ class _Reader:
                 shaped = self._shape(fields)
             except UnreadableError as error:
                 fault = str(error)
+            except RecursionError:
+                fault = "nested too deeply"
         if fault is not None:
             self._note_fault(record, fault)
         self._num_rows += 1
@@ -89,16 +90,14 @@ class _Reader:
         if not isinstance(fields, dict):
             raise UnreadableError("not a JSON object")
         if len(self._names) < MAX_NAMES_KEPT:
-            self._names |= dict.fromkeys(fields)
-        names = self._columns.resolve(fields)
-        if "messages" not in names and not {*REQUIRED} <= names.keys():
+            self._names |= fields
+        chosen = self._chooser.choose(fields)
+        if not chosen.is_whole:
             raise UnreadableError(missing_field(self._columns, fields) or "a field is missing")
-        self._findings.mapped(names, fields)
-        shaped = shape_record(fields, names)
-        for name in shaped.numbers:
-            self._findings.number(name)
-        for name in shaped.thoughts:
-            self._findings.unread_context(name)
+        self._findings.chosen(chosen, fields)
+        shaped = shape_record(fields, chosen.names)
+        if shaped.numbers or shaped.unread or shaped.unscored:
+            self._findings.shaped(shaped)
         return shaped
 
     def _note_fault(self, record: RawRecord, fault: str) -> None:

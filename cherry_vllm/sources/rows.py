@@ -124,4 +124,6 @@ def _drop_reason(refusals: Sequence[str]) -> pl.Expr:
     phrases = [phrase.lower() for phrase in refusals]
     holds = message.field("content").str.to_lowercase().str.contains_any(phrases)
     refused = pl.col("messages").list.eval(message.field("is_answer") & holds).list.any()
-    return pl.coalesce("drop_reason", pl.when(refused).then(pl.lit(DropReason.REFUSAL.value, REASON)))
+    return pl.coalesce(
+        "drop_reason", pl.when(refused).then(pl.lit(DropReason.REFUSAL.value, REASON))
+    )

@@ -15,7 +15,7 @@ from cherry_vllm.runtime.processes import Child, ChildError, Wire
 from cherry_vllm.schema import ROWS
 from cherry_vllm.sources import find_files, read_rows
 from cherry_vllm.sources.shards import read_row_shards
-from tests.sources.samples import ALPACA, FIELDS, SAMPLES, compressed, encoded
+from tests.sources.samples import ALPACA, FIELDS, SAMPLES, compressed, encoded, with_texts
 
 NAMES = [
     "d.json",
@@ -229,7 +229,7 @@ def read_case(path: Path) -> str:
         assert str(path) in message, message
         assert len(message.splitlines()) == 1, message
         return "refused"
-    check_rows(pl.concat(frames))
+    check_rows(with_texts(pl.concat(frames)))
     return "read"
 
 
@@ -245,7 +245,7 @@ def read_through_pipeline(run_dir: Path, path: Path) -> None:
 
 
 def check_rows(rows: pl.DataFrame) -> None:
-    assert rows.schema == pl.Schema(ROWS)
+    assert rows.select(*ROWS).schema == pl.Schema(ROWS)
     assert rows["row"].to_list() == list(range(rows.height))
     assert rows["record"].null_count() == 0
     usable = rows.filter(pl.col("drop_reason").is_null())

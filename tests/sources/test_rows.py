@@ -13,7 +13,14 @@ from polars.testing import assert_frame_equal
 from cherry_vllm.config import compose
 from cherry_vllm.options import DataFormat
 from cherry_vllm.sources import read_rows
-from tests.sources.samples import ALPACA, REPOSITORY, file_of, rows_of, shards_of_twelve_rows
+from tests.sources.samples import (
+    ALPACA,
+    REPOSITORY,
+    file_of,
+    rows_of,
+    shards_of_twelve_rows,
+    with_texts,
+)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +67,7 @@ def test_every_batch_but_the_last_is_full_and_the_rows_do_not_depend_on_it(
         )
     )
     assert [frame.height for frame in frames] == heights
-    rows = pl.concat(frames)
+    rows = with_texts(pl.concat(frames))
     assert rows["row"].to_list() == list(range(12))
     answers = [str(i) for i in range(12)]
     answers[7] = ""

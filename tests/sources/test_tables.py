@@ -9,7 +9,6 @@ import polars as pl
 import pytest
 
 from cherry_vllm.options import DataFormat
-from cherry_vllm.sources import Columns
 from tests.sources.samples import (
     FIELDS,
     FIRST,
@@ -40,10 +39,10 @@ def test_categories_in_parquet_are_text(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("field", ["instruction", "input", "output"])
 def test_a_parquet_column_that_is_not_text_is_a_user_error(tmp_path: Path, field: str) -> None:
-    path = file_of(tmp_path, "d.parquet", [{**FIRST, field: ["x"]}])
+    path = file_of(tmp_path, "d.parquet", [{**FIRST, field: ["x", "y"]}])
     message = complaint_about(path)
-    assert f"{path}: column '{field}' is List(String), not text" in message
-    assert f"data.columns.{field}=" in message
+    assert f"{path}: row 0: field '{field}' is a list, not text, and no row is usable" in message
+    assert "data.columns" in message
 
 
 @pytest.mark.parametrize("damage", ["garbage", "cut off", "overwritten"])
@@ -140,20 +139,12 @@ def test_bytes_in_parquet_that_are_utf8_are_text(tmp_path: Path) -> None:
     pl.DataFrame(table).write_parquet(tmp_path / "d.parquet")
     rows = rows_of(tmp_path / "d.parquet")
     assert rows["drop_reason"].to_list() == [None, None, "malformed", "malformed"]
-    assert rows["instruction"].to_list() == ["a", "\u00e9", "c", None]
+    assert rows["instruction"].to_list() == ["a", "\u00e9", None, None]
     assert json.loads(rows["record"][1]) == {
         "instruction": "\u00e9",
         "output": "y",
         "blob": "Yg==",
     }
-
-
-def test_messages_in_parquet_are_told_to_be_converted(tmp_path: Path) -> None:
-    samples = [{"messages": [{"role": "user", "content": "Hi."}]}]
-    path = file_of(tmp_path, "d.parquet", samples)
-    assert "conversations are not read: convert" in complaint_about(path)
-    named = Columns("messages", None, "messages")
-    assert "column 'messages' is a list of messages; conv" in complaint_about(path, columns=named)
 
 
 @pytest.mark.parametrize("name", ["d.arrow", "d.feather", "D.ARROW"])
