@@ -62,9 +62,9 @@ def load_examples(data: Path, model: Path, rows: int) -> tuple[list[Any], Any]:
     builder = open_span_builder(
         read_checkpoint(model), prompt=prompt, max_length=MAX_LENGTH, trust_remote_code=False
     )
-    rows = [single_turn(*(record[key] for key in FIELDS)) for record in records]
+    triples = [single_turn(*(record[key] for key in FIELDS)) for record in records]
     tokenizer = load_tokenizer(model, trust_remote_code=False)
-    pairs = [pair for pair in builder.build(rows) if isinstance(pair, AnswerSpans)]
+    pairs = [pair for pair in builder.build(triples) if isinstance(pair, AnswerSpans)]
     spans = [span for pair in pairs for span in pair.conditioned]
     return [end_answers(span, tokenizer.eos_token_id, MAX_LENGTH) for span in spans], tokenizer
 
@@ -119,9 +119,7 @@ def train_plain(examples: list[Span], model: Path, folder: str, clock: Clock) ->
     ).train()
 
 
-def train_trl(
-    examples: list[Span], tokenizer: Any, model: Path, folder: str, clock: Clock
-) -> None:
+def train_trl(examples: list[Span], tokenizer: Any, model: Path, folder: str, clock: Clock) -> None:
     import pyarrow as pa
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
@@ -133,7 +131,8 @@ def train_trl(
         dataset_kwargs={"skip_prepare_dataset": True},
     )
     rows = [
-        {"input_ids": ids, "labels": [NO_LOSS] * start + ids[start:]} for ids, start in examples
+        {"input_ids": ids, "labels": [NO_LOSS] * start + ids[start:]}
+        for ids, ((start, _),) in examples
     ]
     SFTTrainer(
         AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),

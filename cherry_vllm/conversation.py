@@ -31,7 +31,7 @@ class Message(NamedTuple):
 
 
 def _open_arguments(call: Any) -> None:
-    """Puts an object in place of a call's arguments as text: templates expect one, OpenAI has text."""
+    """Makes a call's arguments an object, which templates expect; OpenAI's format has text."""
     function = call.get("function", call) if isinstance(call, dict) else {}
     arguments = function.get("arguments") if isinstance(function, dict) else None
     if isinstance(arguments, str):
@@ -67,7 +67,9 @@ def choose_answers(messages: Sequence[Message], turns: Turns) -> list[Message]:
 
 def single_turn(instruction: str, input: str, answer: str) -> Conversation:
     """An Alpaca triple as a conversation."""
-    return Conversation((Message(USER, instruction, input), Message(ASSISTANT, answer, "", True)))
+    return Conversation(
+        (Message(USER, instruction, input), Message(ASSISTANT, answer, "", is_answer=True))
+    )
 
 
 def frame_messages(conversations: Sequence[Sequence[Message] | None]) -> pl.Series:

@@ -103,21 +103,17 @@ def write_logprobs(run_dir: Path, rows: Shards, first: float = 0.1, step: float 
     }
     logprobs = Shards(run_dir / "logprobs", settings)
     for index in range(rows.num_shards):
-        frame = rows.read(index).select(
+        read = rows.read(index)
+        frame = read.select(
             "row",
-            conditioned_logprobs=_turn(-first - pl.col("row") * step),
-            direct_logprobs=_turn(pl.lit(-1.0)),
+            conditioned_logprobs=pl.Series([[[-first - row * step]] for row in read["row"]]),
+            direct_logprobs=pl.Series([[[-1.0]]] * read.height),
             truncated=pl.lit(value=False),
             drop_reason="drop_reason",
         )
         logprobs.write(index, frame.cast(LOGPROBS))  # type: ignore[arg-type]
     logprobs.close(rows.num_shards, model="models/made_up", versions={"polars": "1"})
     return logprobs
-
-
-def _turn(logprob: pl.Expr) -> pl.Expr:
-    """The log-probs of a single turn with one answer token."""
-    return pl.concat_list(pl.concat_list(logprob))
 
 
 def score(run_dir: Path, data: Path = SHIPPED, first: float = 0.1, step: float = 0.05) -> Shards:

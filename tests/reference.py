@@ -118,3 +118,56 @@ def reference_scores(  # noqa: PLR0917 - a row is called the way it reads
         "ifd": conditioned / direct,
         "truncated": len(ids) < len(whole) or len(direct_ids) < len(direct_whole),
     }
+
+
+def before_answer(tokenizer: Any, template: str, turns: list[tuple[str, str]]) -> tuple[str, str]:
+    """The text before the answer to the last of the turns (role, text), and the marker."""
+    if template == "chat":
+        messages = [{"role": role, "content": text} for role, text in turns]
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return text, chat_prompt(tokenizer, "Hi.", "")[1]
+    opening = VICUNA_OPENING
+    if turns[0][0] == "system":
+        opening, turns = turns[0][1], turns[1:]
+    text = opening
+    for role, said in turns:
+        if role == "user":
+            text += f"{' ' if text == opening else ''}USER: {said} ASSISTANT:"
+        else:
+            text += said + tokenizer.eos_token
+    return text, "ASSISTANT:"
+
+
+def conversation_scores(
+    model: Any, tokenizer: Any, template: str, turns: list[tuple[str, str]], max_length: int
+) -> dict[str, Any] | str:
+    """The scores of a conversation, one turn after the other, or the reason why it has none."""
+    sums: list[tuple[int, float, int, float]] = []
+    truncated = False
+    for place, (role, answer) in enumerate(turns):
+        if role != "assistant":
+            continue
+        prompt, marker = before_answer(tokenizer, template, turns[:place])
+        start, marked = (len(encode(tokenizer, text, template)) for text in (prompt, marker))
+        ids = encode(tokenizer, prompt + answer, template)
+        direct = encode(tokenizer, marker + answer, template)
+        truncated |= len(ids) > max_length
+        if start >= max_length:
+            continue
+        ids, direct = ids[:max_length], direct[: max_length - start + marked]
+        if len(ids) > start and len(direct) > marked:
+            counts = len(ids) - start, len(direct) - marked
+            losses = mean_loss(model, ids, start), mean_loss(model, direct, marked)
+            sums.append((counts[0], counts[0] * losses[0], counts[1], counts[1] * losses[1]))
+    if not sums:
+        return "prompt_too_long"
+    num_tokens, given, num_direct, alone = (sum(column) for column in zip(*sums, strict=True))
+    return {
+        "num_turns": len(sums),
+        "num_answer_tokens": num_tokens,
+        "conditioned_score": given / num_tokens,
+        "direct_score": alone / num_direct,
+        "ifd": (given / num_tokens) / (alone / num_direct),
+        "turn_ifd": [(one[1] / one[0]) / (one[3] / one[2]) for one in sums],
+        "truncated": truncated,
+    }

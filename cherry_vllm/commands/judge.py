@@ -10,8 +10,8 @@ from typing import Any
 from cherry_vllm.commands import tables
 from cherry_vllm.commands.inputs import Job, Outcome, find_input, read_input
 from cherry_vllm.config import Config, JudgeConfig
-from cherry_vllm.errors import UserError
 from cherry_vllm.conversation import show_conversations
+from cherry_vllm.errors import UserError
 from cherry_vllm.evaluation import aspects, pairwise, ratings
 from cherry_vllm.evaluation.answers import read_pairs
 from cherry_vllm.evaluation.endpoint import Endpoint, EndpointSettings

@@ -172,37 +172,38 @@ def split_step(metadata: PoolingMetadata) -> Iterator[Part]:
             metadata.pooling_params[line].extra_kwargs or {RANGES: ((1, length + 1),), LAST: 0}
         )
         tokens = torch.cat([token_ids[line], token_ids[line].new_tensor([last])])
-        yield cut_part(ranges, tokens, end - num_tokens, end, length, first_row)
+        step = range(end - num_tokens, end)
+        yield cut_part(ranges, tokens, step, first_row, is_last=end == length)
         first_row += num_tokens
 
 
 def cut_part(
     ranges: Sequence[tuple[int, int]],
     tokens: Tensor,
-    begin: int,
-    end: int,
-    length: int,
+    step: range,
     first_row: int,
+    *,
+    is_last: bool,
 ) -> Part:
-    """The part of a prompt of ``length`` tokens whose positions ``begin`` to ``end`` are computed.
+    """The part of a prompt whose positions ``step`` are computed, from the row ``first_row`` on.
 
-    ``tokens`` are the prompt's and the one after it; ``first_row`` is the row of ``begin``.
+    ``tokens`` are the prompt's and the one after it.
     """
     predicting: list[int] = []  # positions of the prompt
     first = num_before = 0
     for start, stop in ranges:
-        low, high = max(begin, start - 1), min(end, stop - 1, len(tokens) - 1)
+        low, high = max(step.start, start - 1), min(step.stop, stop - 1, len(tokens) - 1)
         if low < high and not predicting:
             first = num_before + low - (start - 1)
         predicting += range(low, high)
         num_before += stop - start
     places = torch.tensor(predicting, dtype=torch.long)
     return Part(
-        rows=places + (first_row - begin),
+        rows=places + (first_row - step.start),
         targets=tokens[places + 1],
         first=first,
         num_answer_tokens=num_before,
-        is_last=end == length,
+        is_last=is_last,
     )
 
 

@@ -63,7 +63,9 @@ def settle_prompt(checkpoint: Path, prompt: Prompt, *, trust_remote_code: bool) 
     return replace(settled, rendered=rendered)
 
 
-def check_place(checkpoint: Path, prompt: Prompt, rows: pl.LazyFrame, *, trust_remote_code: bool) -> None:
+def check_place(
+    checkpoint: Path, prompt: Prompt, rows: pl.LazyFrame, *, trust_remote_code: bool
+) -> None:
     """Checks that the template has a place for all that the usable rows hold.
 
     Warns of rows that a chat template will refuse; they are dropped as "template_refused".
@@ -118,7 +120,9 @@ def _refusal(template: PromptTemplate, example: Conversation) -> str | None:
 
 def answer_warnings(prompt: Prompt, rows: pl.LazyFrame) -> list[str]:
     """Warnings if answers repeat the end of a settled prompt, or do not close its last tag."""
-    text = prompt.rendered[0] if prompt.rendered else build_template(None, prompt).render(EXAMPLE, 1)
+    text = (
+        prompt.rendered[0] if prompt.rendered else build_template(None, prompt).render(EXAMPLE, 1)
+    )
     tag, last_line = OPEN_TAG.search(text), text.rstrip().rpartition("\n")[2].strip()
     answers = (
         rows.select(pl.col("messages").explode())
@@ -140,14 +144,14 @@ def answer_warnings(prompt: Prompt, rows: pl.LazyFrame) -> list[str]:
     warnings = []
     if num_open and tag:
         warnings.append(
-            f"{num_open} of {num_answers} answers do not close the {tag[0].strip()} that the prompt "
-            "ends in, so they are read as thoughts; switch thinking off, as in "
+            f"{num_open} of {num_answers} answers do not close the {tag[0].strip()} that the "
+            "prompt ends in, so they are read as thoughts; switch thinking off, as in "
             "prompt.template_kwargs='{enable_thinking: false}', or close it in prompt.answer_prefix"
         )
     if num_repeated and last_line:
         warnings.append(
-            f"{num_repeated} of {num_answers} answers begin with {last_line!r}, which the prompt has "
-            "already written; take it off the answers, or choose a prompt that does not write it"
+            f"{num_repeated} of {num_answers} answers begin with {last_line!r}, which the prompt "
+            "has already written; take it off the answers, or choose a prompt that does not write it"
         )
     return warnings
 

@@ -68,9 +68,7 @@ class SpanBuilder:
             for turns in texts
         ]
 
-    def encode_prompts(
-        self, conversations: Sequence[Conversation]
-    ) -> list[list[int] | DropReason]:
+    def encode_prompts(self, conversations: Sequence[Conversation]) -> list[list[int] | DropReason]:
         """The token ids of what precedes each conversation's first answer, or a drop reason."""
         prompts = [self._render_prompt(conversation) for conversation in conversations]
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
@@ -84,9 +82,7 @@ class SpanBuilder:
         """The text of token ids, without special tokens."""
         return self._encoder.decode(token_ids)
 
-    def _render_turns(
-        self, conversation: Conversation
-    ) -> list[tuple[str, str]] | DropReason:
+    def _render_turns(self, conversation: Conversation) -> list[tuple[str, str]] | DropReason:
         """The text before each answer, and the answer."""
         try:
             return [

@@ -92,7 +92,8 @@ class TextTemplate:
         self, conversation: Conversation, messages: Sequence[Message], system: str | None
     ) -> None:
         roles = [message.role for message in messages]
-        if conversation.tools or roles != ([USER, ASSISTANT] * len(roles))[: len(roles) | 1]:
+        alternate = [(USER, ASSISTANT)[place % 2] for place in range(len(roles))]
+        if conversation.tools or roles != alternate or len(roles) % 2 == 0:
             raise RefusedError("it takes only requests and answers in turn")
         if len(messages) > 1 and self._prompt.later_turn is None:
             raise RefusedError("it has no place for earlier turns")
@@ -234,7 +235,10 @@ def render_example(template: PromptTemplate) -> tuple[str, str]:
 
 
 def check_fields(
-    key: str, template: str, fields: set[str], optional: set[str] = frozenset()  # type: ignore[assignment]
+    key: str,
+    template: str,
+    fields: set[str],
+    optional: set[str] = frozenset(),  # type: ignore[assignment]
 ) -> None:
     """Raises a UserError if a template lacks one of ``fields``, or holds any other field."""
     try:

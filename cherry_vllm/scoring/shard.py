@@ -8,7 +8,6 @@ import polars as pl
 from numpy.typing import NDArray
 
 from cherry_vllm.conversation import open_conversations
-from cherry_vllm.engines import Span
 from cherry_vllm.prompts.spans import AnswerSpans, SpanBuilder
 from cherry_vllm.schema import LOGPROBS, REASON
 from cherry_vllm.scoring.ifd import sum_logprobs
@@ -60,7 +59,9 @@ def sum_shard(
 
 
 def _score(
-    pairs: Sequence[AnswerSpans], model: Callable[..., list[Logprobs]], on_scored: Callable[[int], None]
+    pairs: Sequence[AnswerSpans],
+    model: Callable[..., list[Logprobs]],
+    on_scored: Callable[[int], None],
 ) -> Iterator[Logprobs]:
     """The log-probs of each range: of a row's conditioned spans, then of its direct ones."""
     spans = [span for pair in pairs for span in (*pair.conditioned, *pair.direct)]

@@ -206,7 +206,8 @@ def _cut_batches(
 ) -> LengthBatches:
     if len(examples) < num_processes:
         raise UserError(
-            f"{len(examples)} examples to train on for {num_processes} processes; use fewer processes"
+            f"{len(examples)} examples to train on for {num_processes} processes; use fewer "
+            "processes"
         )
     return LengthBatches(
         [len(example.token_ids) for example in examples],

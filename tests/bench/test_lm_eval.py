@@ -12,8 +12,8 @@ import polars as pl
 import pytest
 from jinja2 import Template
 
-from cherry_vllm.conversation import single_turn
 from cherry_vllm.config import compose, prompt_of
+from cherry_vllm.conversation import single_turn
 from cherry_vllm.prompts.templates import build_template
 from cherry_vllm.runtime.versions import installed_versions
 from tests.conftest import ROOT, Cli

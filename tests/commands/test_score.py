@@ -194,9 +194,7 @@ def test_a_shard_that_is_made_again_with_other_values_makes_other_scores(scoring
     before = open_scores(scoring.run_dir).frame
     (folder,) = scoring.run_dir.glob("logprobs/*")
     logprobs = Shards.open(folder)
-    logprobs.write(
-        0, logprobs.read(0).with_columns(pl.col("conditioned_logprobs") * 2)
-    )
+    logprobs.write(0, logprobs.read(0).with_columns(pl.col("conditioned_logprobs") * 2))
     logprobs.close(3)
     scoring.run()
     after = open_scores(scoring.run_dir).frame

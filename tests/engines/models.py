@@ -62,15 +62,17 @@ def make_spans() -> list[Span]:
 
     prefix, question = tokens(70), tokens(100)
     spans = [
-        Span.from_start(tokens(length), start) for length, start in [(2, 1), (9, 8), (200, 1), (200, 199)]
+        Span.from_start(tokens(length), start)
+        for length, start in [(2, 1), (9, 8), (200, 1), (200, 199)]
     ]
     spans += [Span.from_start(prefix + tokens(30), start) for start in (70, 80, 40, 99)]
-    spans += [Span.from_start(question + prefix, 100)] * 2  # in the cache to the end, the second time
+    spans += [
+        Span.from_start(question + prefix, 100)
+    ] * 2  # in the cache to the end, the second time
     spans += [Span.from_start(question + prefix, start) for start in (130, 1)]
     # Several answers: side by side, of one token, over the ends of blocks and of steps.
     spans.append(Span(prefix + tokens(60), ((1, 2), (20, 33), (33, 34), (47, 97), (128, 130))))
     spans.append(Span(prefix + tokens(20), ((72, 75), (80, 90))))
-    spans[-2:] = [span._replace(token_ids=span.token_ids[: span.ranges[-1][1]]) for span in spans[-2:]]
     return spans + [
         Span.from_start(tokens(length), length // 2) for length in (48, 49, 96, 33, 32, 31)
     ]
@@ -90,12 +92,17 @@ def expected_logprobs(checkpoint: Path, spans: list[Span]) -> list[NDArray[np.fl
     """By a plain forward pass, one span at a time."""
     model = load(checkpoint)
     results = []
-    for ids, start in spans:
+    for span in spans:
         with torch.no_grad():
-            logits = model(torch.tensor([ids])).logits[0]
-        chosen = logits.log_softmax(-1)[range(start - 1, len(ids) - 1), ids[start:]]
-        results.append(chosen.numpy())
+            logits = model(torch.tensor([span.token_ids])).logits[0]
+        results.append(pick(span, logits.log_softmax(-1)))
     return results
+
+
+def pick(span: Span, logprobs: Any) -> NDArray[np.float32]:
+    """The log-probs of a span's answer tokens, from those of all tokens at all places."""
+    places = [place for start, stop in span.ranges for place in range(start, stop)]
+    return np.array([logprobs[place - 1, span.token_ids[place]] for place in places], np.float32)
 
 
 def assert_close(spans: list[Span], found: Any, expected: Any) -> None:

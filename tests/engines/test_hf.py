@@ -14,6 +14,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cherry_vllm.config import compose, prompt_of
+from cherry_vllm.conversation import (
+    ASSISTANT,
+    Conversation,
+    Message,
+    frame_messages,
+    single_turn,
+)
 from cherry_vllm.engines.checkpoint import read_checkpoint
 from cherry_vllm.engines.hf import HfEmbedder, HfEngine, load_model
 from cherry_vllm.engines.settings import HfSettings
@@ -30,8 +37,9 @@ from tests.engines.models import (
     make_multimodal,
     make_remote,
     make_spans,
+    pick,
 )
-from tests.reference import reference_scores
+from tests.reference import conversation_scores, reference_scores
 
 pytestmark = pytest.mark.engine
 ModelOf = Callable[[str], Path]
@@ -46,6 +54,20 @@ def hf_engine(checkpoint: Path, batch_tokens: int, *, trust_remote_code: bool = 
         max_length=512,
         trust_remote_code=trust_remote_code,
     )
+
+
+def score_conversations(
+    conversations: list[Conversation], builder: SpanBuilder, hf: HfEngine
+) -> pl.DataFrame:
+    columns = {
+        "row": range(len(conversations)),
+        "messages": frame_messages([one.messages for one in conversations]),
+        "tools": None,
+        "drop_reason": None,
+    }
+    rows = pl.DataFrame(columns, schema_overrides={"row": pl.Int64, "drop_reason": REASON})
+    shard = score_shard(rows, ignore, builder=builder, model=hf.logprobs)
+    return aggregate_logprobs(shard.lazy()).collect()
 
 
 def ignore(_count: int) -> None:
@@ -71,11 +93,10 @@ def test_code_of_its_own_may_return_the_logits_of_all_positions(tmp_path: Path) 
     found = hf_engine(checkpoint, 1024, trust_remote_code=True).logprobs(spans, ignore)
     auto: Any = AutoModelForCausalLM
     model = auto.from_pretrained(checkpoint, trust_remote_code=True).eval()
-    for (ids, start), floats in zip(spans, found, strict=True):
+    for span, floats in zip(spans, found, strict=True):
         with torch.no_grad():
-            logprobs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
-        expected = logprobs[range(start - 1, len(ids) - 1), ids[start:]]
-        np.testing.assert_allclose(floats, expected, atol=2e-4)
+            logprobs = model(torch.tensor([span.token_ids])).logits[0].log_softmax(-1)
+        np.testing.assert_allclose(floats, pick(span, logprobs), atol=2e-4)
 
 
 def test_a_multimodal_model_is_scored_on_text_alone(tmp_path: Path) -> None:
@@ -128,11 +149,8 @@ def test_scores_agree_with_the_slow_reference(
     model = hf._model
     prompt = build_template(tokenizer, prompt_of(compose(f"prompt={template}")))
     builder = SpanBuilder(tokenizer, prompt, max_length=max_length, vocab_size=49152)
-    rows = pl.DataFrame(shipped_rows).rename({"output": "answer"}).with_row_index("row")
-    rows = rows.with_columns(pl.col("row").cast(pl.Int64), drop_reason=pl.lit(None, REASON))
-    scores = aggregate_logprobs(
-        score_shard(rows, ignore, builder=builder, model=hf.logprobs).lazy()
-    ).collect()
+    triples = [single_turn(row["instruction"], row["input"], row["output"]) for row in shipped_rows]
+    scores = score_conversations(triples, builder, hf)
     seen: list[Any] = []
     for row, found in zip(shipped_rows, scores.iter_rows(named=True), strict=True):
         fields = (row["instruction"], row["input"], row["output"])
@@ -153,3 +171,43 @@ def test_scores_agree_with_the_slow_reference(
     if max_length < 512:
         assert True in seen
         assert DropReason.PROMPT_TOO_LONG in seen
+
+
+def make_talks(rows: list[dict[str, str]]) -> list[list[tuple[str, str]]]:
+    """Conversations of one to five turns, every other one with a system message."""
+    talks = []
+    for start in range(0, len(rows) - 5, 3):
+        talk = [("system", rows[start]["output"][:60])] if start % 2 else []
+        for row in rows[start : start + 1 + start % 5]:
+            talk += [("user", row["instruction"] + row["input"]), ("assistant", row["output"])]
+        talks.append(talk)
+    return talks
+
+
+@pytest.mark.parametrize("template", ["chat", "vicuna"])
+@pytest.mark.parametrize("max_length", [512, 120])
+def test_conversations_agree_with_the_slow_reference(
+    tiny: Path, shipped_rows: list[dict[str, str]], template: str, max_length: int
+) -> None:
+    tokenizer, hf = AutoTokenizer.from_pretrained(tiny), hf_engine(tiny, 1024)
+    prompt = build_template(tokenizer, prompt_of(compose(f"prompt={template}")))
+    builder = SpanBuilder(tokenizer, prompt, max_length=max_length, vocab_size=len(tokenizer))
+    talks = make_talks(shipped_rows)
+    conversations = [
+        Conversation(tuple(Message(*said, "", said[0] == ASSISTANT) for said in talk))
+        for talk in talks
+    ]
+    scores = score_conversations(conversations, builder, hf)
+    cut = 0
+    for talk, found in zip(talks, scores.iter_rows(named=True), strict=True):
+        expected = conversation_scores(hf._model, tokenizer, template, talk, max_length)
+        if isinstance(expected, str):
+            assert (found["drop_reason"], found["ifd"]) == (expected, None)
+            continue
+        for name in ("num_turns", "num_answer_tokens", "truncated"):
+            assert found[name] == expected[name]
+        for name in ("conditioned_score", "direct_score", "ifd", "turn_ifd"):
+            assert found[name] == pytest.approx(expected[name], abs=1e-4)
+        cut += expected["truncated"]
+    assert scores["num_turns"].max() == (5 if max_length == 512 else 3)
+    assert cut if max_length == 120 else not cut

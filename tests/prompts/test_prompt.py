@@ -13,6 +13,7 @@ from tests.prompts.conftest import prompt_named
 def test_settings_at_their_defaults_are_named_as_before_the_later_keys(name: str) -> None:
     prompt = prompt_named(name)
     keys = ["without_input", "with_input", "marker", "chat", "system"]
+    keys += ["later_turn"] if name == "vicuna" else []
     assert prompt.as_json() == {key: asdict(prompt)[key] for key in keys}
 
 
@@ -20,6 +21,7 @@ def test_settings_at_their_defaults_are_named_as_before_the_later_keys(name: str
     "change",
     [
         {"answer_prefix": "x"},
+        {"later_turn": "{instruction}"},
         {"template_kwargs": {"enable_thinking": False}},
         {"date": "2026-01-31"},
         {"rendered": ("text", "marker")},

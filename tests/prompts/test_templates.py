@@ -1,5 +1,6 @@
 """Templates: the prompt to the letter, and the marker that takes its place."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -198,14 +199,14 @@ def test_a_template_that_renders_otherwise_than_when_the_run_began_is_refused(
 
 # --- conversations -----------------------------------------------------------------------------
 
-ANSWER = Message(ASSISTANT, "A cherry.", "", True)
+ANSWER = Message(ASSISTANT, "A cherry.", "", is_answer=True)
 TWO_TURNS = Conversation(
     (
         Message(SYSTEM, "Be brief."),
         Message(USER, "Name a fruit."),
         ANSWER,
         Message(USER, "And a vegetable?"),
-        Message(ASSISTANT, "A carrot.", "", True),
+        Message(ASSISTANT, "A carrot.", "", is_answer=True),
     )
 )
 
@@ -233,11 +234,12 @@ def test_a_chat_template_gets_all_messages_before_an_answer(chat_tokenizer: Chat
 def test_a_chat_template_gets_tools_and_calls(chat_tokenizer: ChatTokenizer) -> None:
     tokenizer = chat_tokenizer("chatml")
     tokenizer.chat_template = (
-        "{% for tool in tools %}{{ tool.name }}\n{% endfor %}"
+        "{% for tool in tools or [] %}{{ tool.name }}\n{% endfor %}"
         "{% for m in messages %}{% for call in m.tool_calls or [] %}"
         "{{ call.function.name }}({{ call.function.arguments.city }})\n{% endfor %}{% endfor %}"
     ) + tokenizer.chat_template
-    call = '{"tool_calls": [{"function": {"name": "weather", "arguments": "{\\"city\\": \\"Bern\\"}"}}]}'
+    function = {"name": "weather", "arguments": '{"city": "Bern"}'}
+    call = json.dumps({"tool_calls": [{"function": function}]})
     messages = (
         Message(USER, "Weather?"),
         Message(ASSISTANT, "", extra=call),

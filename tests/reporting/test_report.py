@@ -14,10 +14,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from cherry_vllm.conversation import frame_messages, single_turn
 from cherry_vllm.commands.inputs import Job
 from cherry_vllm.commands.report import report
 from cherry_vllm.config import arguments_of, compose, prompt_of
+from cherry_vllm.conversation import frame_messages, single_turn
 from cherry_vllm.errors import UserError
 from cherry_vllm.evaluation import aspects, pairwise
 from cherry_vllm.evaluation.pairwise import Judged

@@ -16,19 +16,25 @@ VALUES = ["conditioned_score", "direct_score", "ifd", "ifd_ppl"]
 NAN, INFINITY = math.nan, math.inf
 
 
-def aggregate(*pairs: Any, reasons: Any = None, truncated: Any = None) -> pl.DataFrame:
-    """Scores of rows given as (conditioned, direct) log-probs, or None where not scored."""
+def aggregate_turns(*pairs: Any, reasons: Any = None, truncated: Any = None) -> pl.DataFrame:
+    """Scores of rows given as (conditioned, direct) log-probs by turn, or None if not scored."""
     frame = pl.DataFrame(
         {
             "row": range(len(pairs)),
-            "conditioned_logprobs": [pair and [pair[0]] for pair in pairs],
-            "direct_logprobs": [pair and [pair[1]] for pair in pairs],
+            "conditioned_logprobs": [pair and pair[0] for pair in pairs],
+            "direct_logprobs": [pair and pair[1] for pair in pairs],
             "truncated": truncated or [pair and False for pair in pairs],
             "drop_reason": reasons or [None] * len(pairs),
         },
         schema=LOGPROBS,
     )
     return aggregate_logprobs(frame.lazy()).collect()
+
+
+def aggregate(*pairs: Any, reasons: Any = None, truncated: Any = None) -> pl.DataFrame:
+    """Scores of rows of a single turn."""
+    turns = [pair and ([pair[0]], [pair[1]]) for pair in pairs]
+    return aggregate_turns(*turns, reasons=reasons, truncated=truncated)
 
 
 def with_outcomes(above: int = 0, usable: int = 0, **dropped: Any) -> pl.DataFrame:
@@ -145,6 +151,28 @@ def test_a_score_that_is_no_finite_number_is_null_and_named(
     assert scores["ifd"].to_list() == [0.5, None, 0.25]
 
 
+# --- conversations ------------------------------------------------------------------------------
+
+
+def test_both_means_are_over_the_tokens_of_all_turns() -> None:
+    turns = [[-1.0, -2.0], [-3.0], [-0.5] * 4], [[-4.0, -2.0], [-6.0], [-1.0] * 4]
+    row = aggregate_turns(turns).row(0, named=True)
+    assert (row["num_turns"], row["num_answer_tokens"]) == (3, 7)
+    assert row["conditioned_score"] == 8 / 7
+    assert row["direct_score"] == 16 / 7
+    assert row["ifd"] == 0.5
+    assert row["turn_ifd"] == [0.5, 0.5, 0.5]
+
+
+def test_a_turn_without_a_number_has_no_ifd_and_the_others_have_theirs() -> None:
+    turns = [[-1.0], [-3.0], [NAN]], [[-4.0], [0.0], [-1.0]]
+    (row,) = aggregate_turns(turns).iter_rows(named=True)
+    assert row["turn_ifd"] == [0.25, None, None]
+    assert row["drop_reason"] == "non_finite"
+    (row,) = aggregate_turns(([[-1.0], [-3.0]], [[-4.0], [0.0]])).iter_rows(named=True)
+    assert (row["turn_ifd"], row["ifd"], row["drop_reason"]) == ([0.25, None], 1.0, None)
+
+
 # --- rows that were not scored -----------------------------------------------------------------
 
 
@@ -154,7 +182,7 @@ def test_a_score_that_is_no_finite_number_is_null_and_named(
 def test_a_row_dropped_before_keeps_its_reason_and_has_no_score(reason: str) -> None:
     scores = aggregate(None, ([-1.0], [-2.0]), reasons=[reason, None])
     assert scores["drop_reason"].to_list() == [reason, None]
-    assert scores.drop("row", "drop_reason").row(0) == (None,) * 6
+    assert scores.drop("row", "drop_reason").row(0) == (None,) * 8
 
 
 def test_order_schema_and_truncation_are_kept() -> None:
@@ -260,6 +288,8 @@ def test_sums_alone_give_the_same_scores() -> None:
     generator = np.random.default_rng(0)
     lists = [(-generator.gamma(2.0, 1.0, (2, length))).tolist() for length in range(1, 60)]
     lists += [[[math.nan], [-1.0]], [[-1.0], [-INFINITY]], [[-2.0], [-1.0, -0.5]]]
+    lists = [[[conditioned], [direct]] for conditioned, direct in lists]
+    lists += [[[[-1.0], [-2.0, -3.0]], [[-2.0, -1.0], [-0.5]]], [[[-1.0]] * 3, [[-2.0]] * 3]]
     frame = pl.LazyFrame(
         {
             "row": range(len(lists) + 1),

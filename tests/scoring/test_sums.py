@@ -18,9 +18,8 @@ def test_sums_alone_give_the_same_scores_on_less_disk(
     assert done.returncode == 0, done.stderr
     sums, scores = logprob_files(tmp_path), pl.read_parquet(tmp_path / "scores.parquet")
     full = pl.read_parquet(undisturbed / "scores.parquet")
-    assert scores.drop("ifd", "ifd_ppl", "conditioned_score", "direct_score").equals(
-        full.drop("ifd", "ifd_ppl", "conditioned_score", "direct_score")
-    )
+    inexact = ("ifd", "ifd_ppl", "conditioned_score", "direct_score", "turn_ifd")
+    assert scores.drop(inexact).equals(full.drop(inexact))
     # Shards of another size are other batches.
     assert scores["ifd"].to_list() == pytest.approx(full["ifd"].to_list(), abs=1e-6)
     assert set(pl.read_parquet(*tmp_path.glob("logprobs/*/*.parquet")).columns) == {

@@ -48,8 +48,6 @@ def test_an_answer_that_ends_at_the_limit_has_no_eos(tiny: Path) -> None:
         builder = open_span_builder(
             read_checkpoint(tiny), prompt=PROMPT, max_length=limit, trust_remote_code=False
         )
-        built = build_training_set(
-            frame_of(records), builder, eos_token_id=2, max_length=limit
-        )
+        built = build_training_set(frame_of(records), builder, eos_token_id=2, max_length=limit)
         (example,) = built.examples
         assert (example.token_ids[-1] == 2) is ends_in_eos
