@@ -60,7 +60,7 @@ class Columns:
     def choose(self, fields: Mapping[str, Any]) -> "Chosen":
         """The fields of a record that are read. A record of messages needs nothing else."""
         found = {key: self._find(key, fields) for key in CONVENTIONS}
-        wanted = FIELD_KEYS
+        wanted: tuple[str, ...] = FIELD_KEYS
         if self._takes_messages(found, fields):
             wanted = MESSAGES_KEYS
         elif found["instruction"] is None and self.instruction == AUTO:  # as in "input, output"

@@ -135,8 +135,8 @@ class Findings:
         else:
             advice = "put it into the instruction or the input if the answers need it"
         self._tell(
-            f"{count} of {self._num_rows} rows have a field '{name}' that is not read, so they lack "
-            f"this context; {advice}"
+            f"{count} of {self._num_rows} rows have a field '{name}' that is not read, so they "
+            f"lack this context; {advice}"
         )
 
 

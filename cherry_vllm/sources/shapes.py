@@ -31,6 +31,7 @@ class Number(float):
     """A number of JSON that is not whole; ``str()`` gives it exactly as it was written."""
 
     __slots__ = ("_text",)
+    _text: str
 
     def __new__(cls, text: str) -> "Number":
         number = super().__new__(cls, text)
@@ -84,7 +85,7 @@ def shape_record(fields: Mapping[str, Any], names: Mapping[str, str]) -> Shaped:
 
 def _triple(fields: Mapping[str, Any], names: Mapping[str, str]) -> Shaped | None:
     """The commonest record, two or three texts, which need not take the long way."""
-    texts = {key: fields.get(name) for key, name in names.items()}
+    texts: dict[str, Any] = {key: fields.get(name) for key, name in names.items()}
     if not (texts.keys() <= TRIPLE and all(type(text) is str for text in texts.values())):
         return None
     asked, answer, further = texts["instruction"], texts["output"], texts.get("input", "")

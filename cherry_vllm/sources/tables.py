@@ -67,7 +67,7 @@ ODD = "odd "  # before a column's name: whether its number is NaN or infinite
 
 
 def _row_of(schema: pl.Schema, read: set[str]) -> list[pl.Expr]:
-    """The record as JSON, a fault, and for each column of floats that is not read whether it is odd.
+    """The record as JSON, a fault, and whether a column of floats that is not read is odd.
 
     Bytes in the columns ``read`` are text if they are UTF-8, and a fault if they are not.
     """

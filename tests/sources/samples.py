@@ -14,9 +14,8 @@ from backports import zstd
 
 from cherry_vllm.conversation import USER, Message, open_messages
 from cherry_vllm.errors import UserError
-from cherry_vllm.options import DataFormat
 from cherry_vllm.schema import ROWS
-from cherry_vllm.sources import Columns, read_rows
+from cherry_vllm.sources import Columns, Layout, read_rows
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -65,13 +64,13 @@ SAMPLES = [
 
 def rows_of(
     *files: Path,
-    data_format: DataFormat = DataFormat.auto,
+    layout: Layout = Layout(),
     columns: Columns = ALPACA,
     refusals: Sequence[str] = (),
     batch_rows: int = 100,
 ) -> pl.DataFrame:
     frames = read_rows(
-        files, data_format=data_format, columns=columns, refusals=refusals, batch_rows=batch_rows
+        files, layout=layout, columns=columns, refusals=refusals, batch_rows=batch_rows
     )
     return with_texts(pl.concat(list(frames)))
 

@@ -1,10 +1,13 @@
 """CSV: no field is ever read into a wrong column."""
 
+import csv
+import io
 import json
 from pathlib import Path
 
 import pytest
 
+from cherry_vllm.sources import Layout
 from tests.sources.samples import FIELDS, complaint_about, file_with, rows_of
 
 
@@ -78,3 +81,33 @@ def test_columns_without_a_name_are_kept(tmp_path: Path) -> None:
     rows = rows_of(file_with(tmp_path, "d.csv", b",instruction,output,\n0,a,b,x\n"))
     fields = {"column_1": "0", "instruction": "a", "output": "b", "column_4": "x"}
     assert json.loads(rows["record"][0]) == fields
+
+
+ROW = {"instruction": "a,b", "input": "c;d", "output": "e\tf|g"}
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|", ":"])
+@pytest.mark.parametrize("is_quoted", [False, True])
+@pytest.mark.parametrize("name", ["d.csv", "d.tsv", "D.TSV"])
+def test_a_delimiter_is_found_in_the_header_or_named(
+    tmp_path: Path, delimiter: str, name: str, *, is_quoted: bool
+) -> None:
+    text = io.StringIO(newline="")
+    quoting = csv.QUOTE_ALL if is_quoted else csv.QUOTE_MINIMAL
+    writer = csv.DictWriter(text, list(ROW), delimiter=delimiter, quoting=quoting)
+    writer.writeheader()
+    writer.writerow(ROW)
+    path = file_with(tmp_path, name, text.getvalue().encode())
+    named = "tab" if delimiter == "\t" else delimiter
+    layouts = [Layout(delimiter=named)]
+    if (name == "d.csv") != (delimiter == "\t") and delimiter != ":":
+        layouts += [Layout()] if name == "d.csv" or delimiter == "\t" else []
+    for layout in layouts:
+        assert [json.loads(record) for record in rows_of(path, layout=layout)["record"]] == [ROW]
+
+
+def test_a_header_that_several_delimiters_split_is_read_with_commas(tmp_path: Path) -> None:
+    path = file_with(tmp_path, "d.csv", b"instruction;input,output\na;b,c\n")
+    assert "no field 'instruction' (found: instruction;input, output)" in complaint_about(path)
+    path = file_with(tmp_path, "d.csv", b"instruction,output,a;b\na,b,c;d\n")
+    assert rows_of(path)["answer"].to_list() == ["b"]

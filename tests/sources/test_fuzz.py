@@ -10,7 +10,6 @@ import polars as pl
 import pytest
 
 from cherry_vllm.errors import UserError
-from cherry_vllm.options import DataFormat
 from cherry_vllm.runtime.processes import Child, ChildError, Wire
 from cherry_vllm.schema import ROWS
 from cherry_vllm.sources import find_files, read_rows
@@ -218,7 +217,6 @@ def read_case(path: Path) -> str:
         frames = list(
             read_rows(
                 find_files([str(path)]),
-                data_format=DataFormat.auto,
                 columns=ALPACA,
                 refusals=["sorry"],
                 batch_rows=3,
@@ -237,7 +235,6 @@ def read_through_pipeline(run_dir: Path, path: Path) -> None:
     read_row_shards(
         run_dir,
         find_files([str(path)]),
-        data_format=DataFormat.auto,
         columns=ALPACA,
         refusals=["sorry"],
         shard_rows=3,

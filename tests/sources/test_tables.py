@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from cherry_vllm.options import DataFormat
+from cherry_vllm.sources import Layout
 from tests.sources.samples import (
     FIELDS,
     FIRST,
@@ -157,7 +158,7 @@ def test_arrow_files_and_streams_are_read(tmp_path: Path, name: str, is_stream: 
         table.write_ipc(tmp_path / name)
     rows = rows_of(tmp_path / name)
     check_sound(rows)
-    assert rows_of(tmp_path / name, data_format=DataFormat.arrow).equals(rows)
+    assert rows_of(tmp_path / name, layout=Layout(DataFormat.arrow)).equals(rows)
 
 
 def test_a_broken_arrow_file_is_a_user_error(tmp_path: Path) -> None:
