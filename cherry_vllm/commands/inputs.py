@@ -61,7 +61,7 @@ def find_input(config: Config) -> list[Path]:
     if path is None:
         raise UserError("data.path: not given; add data.path=... (a file, a glob or hf://...)")
     patterns = [path] if isinstance(path, str) else path
-    return find_files(patterns)
+    return find_files(patterns, split=config.data.split, config=config.data.config)
 
 
 def find_model(config: Config) -> Checkpoint:

@@ -243,7 +243,7 @@ def test_names_may_be_nested(tmp_path: Path, name: str) -> None:
 
 
 def test_messages_win_over_a_prompt_beside_them(tmp_path: Path) -> None:
-    record = {"prompt": "Name", "prompt_id": "x", "messages": OPENAI}
+    record: dict[str, Any] = {"prompt": "Name", "prompt_id": "x", "messages": OPENAI}
     assert messages_of(file_of(tmp_path, "d.jsonl", [record])) == [tuple(PAIR)]
     record = {"prompt": USER, "completion": ANSWER, "messages": None}
     assert messages_of(file_of(tmp_path, "d.jsonl", [record])) == [tuple(PAIR)]
