@@ -24,7 +24,6 @@ from cherry_vllm.conversation import open_conversations
 from cherry_vllm.engines import build_embedder
 from cherry_vllm.engines.checkpoint import read_checkpoint
 from cherry_vllm.experience.clusters import cluster_embeddings
-from cherry_vllm.options import DataFormat
 from cherry_vllm.prompts.spans import open_span_builder
 from cherry_vllm.sources import Columns, read_rows
 
@@ -37,11 +36,7 @@ def embed(name: str, data: Path, model: Path, num_rows: int) -> NDArray[np.float
     """The embeddings of an engine and a type, in this process."""
     engine, dtype = name.split()
     columns = Columns("instruction", "input", "output")
-    rows = next(
-        read_rows(
-            [data], data_format=DataFormat.auto, columns=columns, refusals=[], batch_rows=num_rows
-        )
-    )
+    rows = next(read_rows([data], columns=columns, refusals=[], batch_rows=num_rows))
     checkpoint = read_checkpoint(model)
     builder = open_span_builder(
         checkpoint, prompt=prompt_of(compose()), max_length=MAX_LENGTH, trust_remote_code=False

@@ -41,7 +41,6 @@ from cherry_vllm.config import Config, compose, engine_settings, prompt_of
 from cherry_vllm.conversation import open_conversations
 from cherry_vllm.engines import Span, build_engine
 from cherry_vllm.engines.checkpoint import read_checkpoint
-from cherry_vllm.options import DataFormat
 from cherry_vllm.prompts.spans import AnswerSpans, open_span_builder
 from cherry_vllm.sources import Columns, find_files, read_rows
 from cherry_vllm.workers.local import split_cores
@@ -69,7 +68,6 @@ def build_spans(data: str, model: Path, num_rows: int, *, longest: bool = False)
     """Both spans of each row that can be scored, as the score stage builds them."""
     frames = read_rows(
         find_files([data]),
-        data_format=DataFormat.auto,
         columns=Columns("instruction", "input", "output"),
         refusals=[],
         batch_rows=10_000 if longest else num_rows,

@@ -61,6 +61,7 @@ TEXT = Text("a text that is not empty")
 PATH = Text("a path that is not empty")
 PATHS = Each(PATH, "a path, a glob, an hf:// path, or a list of these", one_will_do=True)
 COLUMN = Text("the name of a column")
+DELIMITER = Text("one character, or tab", r"[^\0\r\n\"]|tab")
 DAY = Text("a day, as in 2026-01-31", r"\d{4}-\d{2}-\d{2}")
 NAMED = Named("names and values, as in '{enable_thinking: false}'")
 FILE_NAME = Text("a name without slashes", r"[^\0/.][^\0/]*")
@@ -102,9 +103,14 @@ class ColumnsConfig:
 @dataclass(kw_only=True, slots=True)
 class DataConfig:
     path: Any = setting(PATHS, None)  # str or list of str: OmegaConf has no such union
+    split: str | None = setting(TEXT, None)
+    config: str | None = setting(TEXT, None)
     format: DataFormat = DataFormat.auto
-    max_rows: int | None = setting(whole(1), None)
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    field: str | None = setting(TEXT, None)  # from here on, `field` is not the function
+    encoding: str | None = setting(TEXT, None)
+    delimiter: str | None = setting(DELIMITER, None)
+    max_rows: int | None = setting(whole(1), None)
 
 
 @dataclass(kw_only=True, slots=True)

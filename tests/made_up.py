@@ -7,7 +7,6 @@ from typing import Any
 
 import polars as pl
 
-from cherry_vllm.options import DataFormat
 from cherry_vllm.schema import LOGPROBS, SCHEMA_VERSION, SCORES
 from cherry_vllm.scoring.run import aggregate
 from cherry_vllm.sources import Columns, read_rows
@@ -79,7 +78,6 @@ def write_rows(run_dir: Path, data: Path = SHIPPED) -> Shards:
     rows = Shards(run_dir / "rows", settings)
     frames = read_rows(
         [data],
-        data_format=DataFormat.auto,
         columns=COLUMNS,
         refusals=[],
         batch_rows=SHARD_ROWS,

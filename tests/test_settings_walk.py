@@ -17,6 +17,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, get_origin
 
+import polars as pl
 import pytest
 
 from cherry_vllm.checks import OneOf
@@ -58,6 +59,7 @@ AFFECTS = {
     "engine": SCORES | PROMPTS | ANSWERS,
     "seed": {"experience"} | MODELS,
     "score": SCORES,
+    "score.turns": ROWS | SCORES | PROMPTS | MODELS,
     "sample": {"experience"},
     "train": MODELS,
     "testset": {"questions"} | ANSWERS,
@@ -70,6 +72,8 @@ AFFECTS = {
 HARMLESS = {
     "run_dir": "the place of all results",
     "scores_dir": "the place of the scores, which hold the name of their log-probs",
+    "data.split": "which files are read; what they hold is in the name",
+    "data.config": "which files are read; what they hold is in the name",
     "verbose": "what is shown",
     "share": "which process makes a shard, not what is in it",
     "executor": "how workers are started and watched, not what they compute",
@@ -105,9 +109,17 @@ OTHER = {  # values that a rule of a setting's own asks for
     "data.columns.instruction": "output",
     "data.columns.input": "output",
     "data.columns.output": "instruction",
+    "data.columns.system": None,
+    "data.columns.history": None,
+    "data.columns.messages": None,
+    "data.columns.tools": None,
     "data.format": DataFormat.jsonl,
+    "data.field": "more",
+    "data.encoding": "latin-1",
+    "data.delimiter": ",",
     "judge.reviews": "reviews.json",
     "prompt.chat": True,
+    "prompt.later_turn": "{instruction}",
     "prompt.template_kwargs": {"x": "y"},
     "prompt.date": "2026-01-31",
     "engine.max_num_seqs": 100,
@@ -154,6 +166,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "adapter").mkdir()
     (folder / "adapter" / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     shutil.copy(folder / "one" / "model.safetensors", folder / "adapter" / ADAPTER_WEIGHTS)
+    records = [json.loads(line) for line in (folder / "one.jsonl").read_text().splitlines()]
+    (folder / "one.json").write_text(json.dumps({"data": records, "more": records}))
+    pl.DataFrame(records).write_csv(folder / "one.csv")
     return folder
 
 
@@ -226,15 +241,19 @@ class Variant:
     groups: tuple[str, ...] = ("",)
     affects: dict[str, set[str]] = field(default_factory=dict)
     elsewhere: tuple[str, ...] = ()  # settings that it refuses, walked in another variant
+    data: str = "one.jsonl"
 
 
 CHAT = ("prompt.system", "prompt.template_kwargs", "prompt.date")
 TEXT = ("judge.prompt.reply_as_text",)
 ASPECTS = ("judge.aspects",)  # walked below
 BASE = ("model.base",)
+LAYOUT = ("data.field", "data.delimiter")
 
 VARIANTS = {
-    "vllm": Variant(["judge=pairwise"], elsewhere=(*CHAT, *TEXT, *ASPECTS, *BASE)),
+    "vllm": Variant(["judge=pairwise"], elsewhere=(*CHAT, *TEXT, *ASPECTS, *BASE, *LAYOUT)),
+    "csv": Variant([], ("data.delimiter",), data="one.csv"),
+    "wrapped": Variant(["data.field=data"], ("data.field",), data="one.json"),
     "chat": Variant(["prompt=chat"], CHAT),
     "adapter": Variant([], BASE),
     "hf": Variant(["engine=hf", "executor=ray"], ("engine", "executor")),
@@ -260,7 +279,7 @@ def config(variant: str, place: Path) -> Config:
     config = compose(
         *VARIANTS[variant].words,
         f"run_dir={place / 'run'}",
-        f"data.path={place / 'one.jsonl'}",
+        f"data.path={place / VARIANTS[variant].data}",
         f"model.path={place / 'one'}",
         f"testset.path={place / 'one-questions.jsonl'}",
         "judge.model=one",

@@ -12,10 +12,9 @@ import polars as pl
 from cherry_vllm.config import Config, engine_settings, executor_settings, prompt_of
 from cherry_vllm.engines.checkpoint import Checkpoint, find_checkpoint
 from cherry_vllm.errors import UserError
-from cherry_vllm.options import DataFormat
 from cherry_vllm.prompts.fit import answer_warnings, check_place, settle_prompt
 from cherry_vllm.prompts.prompt import Prompt
-from cherry_vllm.sources import Columns, find_files
+from cherry_vllm.sources import Columns, Layout, find_files
 from cherry_vllm.sources.shards import read_row_shards
 from cherry_vllm.store.locks import exclusive, exclusive_share
 from cherry_vllm.store.run_folder import warn_of_earlier_release
@@ -62,7 +61,7 @@ def find_input(config: Config) -> list[Path]:
     if path is None:
         raise UserError("data.path: not given; add data.path=... (a file, a glob or hf://...)")
     patterns = [path] if isinstance(path, str) else path
-    return find_files(patterns)
+    return find_files(patterns, split=config.data.split, config=config.data.config)
 
 
 def find_model(config: Config) -> Checkpoint:
@@ -95,13 +94,18 @@ def read_input(config: Config, files: Sequence[Path], *, is_made_here: bool = Fa
     return read_row_shards(
         run_dir,
         files,
-        data_format=DataFormat.auto if is_made_here else config.data.format,
         columns=Columns(**asdict(config.data.columns)),
+        layout=Layout() if is_made_here else _layout(config),
         turns=config.score.turns,
         refusals=config.refusals.phrases,
         max_rows=None if is_made_here else config.data.max_rows,
         shard_rows=config.shard_rows,
     )
+
+
+def _layout(config: Config) -> Layout:
+    data = config.data
+    return Layout(data.format, data.field, data.encoding, data.delimiter)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import polars as pl
 from cherry_vllm.errors import UserError
 from cherry_vllm.evaluation.answers import check_text, read_text
 from cherry_vllm.schema import REASON, SCHEMA_VERSION, Schema
+from cherry_vllm.sources.columns import find_field
 from cherry_vllm.store.files import file_sha256
 from cherry_vllm.store.run_folder import Folder
 from cherry_vllm.store.shards import Shards
@@ -118,27 +119,15 @@ def _decode(
             raise ValueError(f"broken JSON ({error})") from None
     if not isinstance(record, dict):
         raise ValueError("not a JSON object")
-    question = check_text(_find(record, columns.question), columns.question)
+    question = check_text(find_field(record, columns.question), columns.question)
     if not question.strip():
         raise ValueError(f"field '{columns.question}' is blank")
-    name = position if columns.id is None else _find(record, columns.id)
+    name = position if columns.id is None else find_field(record, columns.id)
     if not isinstance(name, str | int) or isinstance(name, bool):
         raise ValueError(f"field '{columns.id}' must be text or a whole number")
     extra, category = (
         None if found is None else check_text(found, str(column))
         for column in (columns.input, columns.category)
-        for found in [column and _find(record, column)]
+        for found in [column and find_field(record, column)]
     )
     return str(name), category, question, extra or ""
-
-
-def _find(record: Any, column: str) -> Any:
-    """The value of a record at a dotted name; None if there is none."""
-    found = record
-    for name in column.split("."):
-        if isinstance(found, list) and name.isdecimal():
-            found = found[int(name)] if int(name) < len(found) else None
-        else:
-            found = found.get(name) if isinstance(found, dict) else None
-    # Some test sets publish a single turn as a list of one item.
-    return found[0] if isinstance(found, list) and len(found) == 1 else found

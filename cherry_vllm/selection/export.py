@@ -1,17 +1,21 @@
 """Chosen rows to formats that trainers read: JSON, JSON Lines, Parquet, or a data set folder."""
 
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from cherry_vllm.errors import UserError
 from cherry_vllm.selection.parquet import write_parquet
 from cherry_vllm.store.files import file_sha256
 from cherry_vllm.store.marks import marked_file, marked_folder
 
 CARD = "README.md"  # of a data set folder
 DATA_FOLDER = "data"
+
+log = logging.getLogger(__name__)
 
 WriteCard = Callable[[Path, str], None]
 """Writes the card to a path; the second argument is the file of the rows, relative to it."""
@@ -41,7 +45,7 @@ def export(
     The suffix names the format; without a suffix, a data set folder with a card is written.
 
     Raises:
-        UserError: the records do not fit in Parquet, or ``output`` must not be replaced.
+        UserError: the records do not fit in a Parquet file, or ``output`` must not be replaced.
     """
     if output.suffix:
         with marked_file(output, facts) as path:
@@ -69,11 +73,16 @@ def write_records(records: pl.Series, path: Path, output: Path) -> None:
 def _write_dataset(records: pl.Series, folder: Path, output: Path) -> str:
     """Writes the rows below ``folder``; returns the path of their file, relative to it.
 
-    The file is named by its contents: the cache of ``datasets`` distinguishes data sets only by the
-    file names in their cards.
+    What Parquet would change is written as JSON Lines. The file is named by its contents: the
+    cache of ``datasets`` distinguishes data sets only by the file names in their cards.
     """
     (folder / DATA_FOLDER).mkdir()
     path = folder / DATA_FOLDER / "train.parquet"
-    write_parquet(records, path, output)
-    named = path.rename(path.with_name(f"train-{file_sha256(path)[:16]}.parquet"))
+    try:
+        write_parquet(records, path, output)
+    except UserError as misfit:
+        log.warning("%s; the rows are in a .jsonl file", str(misfit).partition(";")[0])
+        path = path.with_suffix(".jsonl")
+        write_records(records, path, path)
+    named = path.rename(path.with_name(f"train-{file_sha256(path)[:16]}{path.suffix}"))
     return named.relative_to(folder).as_posix()

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 AUTO = "auto"  # in place of a name: the first of CONVENTIONS that a record has
@@ -12,7 +13,7 @@ CONVENTIONS = {
     "system": ("system", "system_prompt"),
     "history": ("history",),
     "messages": ("messages", "conversations", "conversation", "dialogue", "dialog"),
-    "tools": ("tools",),
+    "tools": ("tools", "functions"),
 }
 REQUIRED = ("instruction", "output")
 FIELD_KEYS = ("instruction", "input", "output", "system", "history", "tools")
@@ -31,8 +32,10 @@ CONTEXT_FIELDS = (
     "image",
     "images",
     "tools",
+    "functions",
 )
 MAX_NAMES, MAX_NAME_CHARS = 12, 60
+MAX_CHOICES = 1000
 
 
 @dataclass(frozen=True)
@@ -54,18 +57,17 @@ class Columns:
         """The names that the user gave, by key of ``data.columns``."""
         return {key: name for key, name in asdict(self).items() if name not in (AUTO, None)}
 
-    def resolve(self, fields: Mapping[str, Any]) -> dict[str, str]:
-        """The names of the fields that a record has, by key of ``data.columns``.
-
-        A record of messages has no instruction and no output.
-        """
+    def choose(self, fields: Mapping[str, Any]) -> "Chosen":
+        """The fields of a record that are read. A record of messages needs nothing else."""
         found = {key: self._find(key, fields) for key in CONVENTIONS}
-        wanted = FIELD_KEYS
+        wanted: tuple[str, ...] = FIELD_KEYS
         if self._takes_messages(found, fields):
             wanted = MESSAGES_KEYS
         elif found["instruction"] is None and self.instruction == AUTO:  # as in "input, output"
             found["instruction"], found["input"] = found["input"], None
-        return {key: name for key in wanted if (name := found[key]) is not None}
+        names = {key: name for key in wanted if (name := found[key]) is not None}
+        read = {part for name in names.values() for part in (name, name.partition(".")[0])}
+        return Chosen(names, tuple(name for name in CONTEXT_FIELDS if name in {*fields} - read))
 
     def _takes_messages(self, found: Mapping[str, str | None], fields: Mapping[str, Any]) -> bool:
         if self.messages != AUTO:
@@ -81,10 +83,52 @@ class Columns:
         return name if name is not None and has_field(fields, name) else None
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """The names of the fields that are read, by key of ``data.columns``; context that is not."""
+
+    names: dict[str, str]
+    unread: tuple[str, ...] = ()
+
+    @cached_property
+    def line(self) -> str:
+        """The names on one line, for people."""
+        named = (name if name == key else f"{name} as {key}" for key, name in self.names.items())
+        return legible(named)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether these fields make a conversation."""
+        return "messages" in self.names or {*REQUIRED} <= self.names.keys()
+
+
+class Chooser:
+    """:meth:`Columns.choose` for many records: once for all that have the same fields."""
+
+    def __init__(self, columns: Columns) -> None:
+        self._columns = columns
+        self._is_nested = any("." in name for name in columns.named().values())
+        self._known: dict[tuple[Any, ...], Chosen] = {}
+
+    def choose(self, fields: Mapping[str, Any]) -> Chosen:
+        """The fields of a record that are read."""
+        if self._is_nested:  # whether such a field is there depends on values
+            return self._columns.choose(fields)
+        kind = (*fields, *map(type, fields.values()))
+        chosen = self._known.get(kind)
+        if chosen is None:
+            if len(self._known) == MAX_CHOICES:
+                self._known.clear()
+            chosen = self._known[kind] = self._columns.choose(fields)
+        return chosen
+
+
 def find_field(fields: Any, name: str) -> Any:
     """The value of a field; None if there is none. A list of one text is that text."""
     if isinstance(fields, dict) and name in fields:
         found = fields[name]
+        if type(found) is str:
+            return found
     else:
         found = fields
         for part in name.split("."):
@@ -101,19 +145,18 @@ def has_field(fields: Mapping[str, Any], name: str) -> bool:
     return name in fields or ("." in name and find_field(fields, name) is not None)
 
 
-def missing_field(columns: Columns, found: Iterable[str]) -> str | None:
-    """An error for fields ``found`` that lack what a conversation needs, else None."""
-    names = dict.fromkeys(found)
+def missing_field(columns: Columns, fields: Mapping[str, Any]) -> str | None:
+    """An error for fields that lack what a conversation needs, else None."""
     named = columns.messages not in (AUTO, None)
     for key in ("messages",) if named else REQUIRED:
         name = getattr(columns, key)
-        known = CONVENTIONS[key] if name == AUTO else (name, name.partition(".")[0])
-        if not any(other in names for other in known):
+        known = CONVENTIONS[key] if name == AUTO else (name,)
+        if not any(has_field(fields, other) for other in known):
             lack = f"no field for the {key}" if name == AUTO else f"no field '{name}'"
             advice = f"name it with data.columns.{key}=..."
             if name == AUTO:
                 advice += ", or conversations with data.columns.messages=..."
-            return f"{lack} (found: {legible(names)}); {advice}"
+            return f"{lack} (found: {legible(fields)}); {advice}"
     return None
 
 

@@ -1,19 +1,24 @@
 """CSV to records: quotes are doubled within quoted fields, and each row has a field per column."""
 
 import csv
-import io
+import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from cherry_vllm.errors import UserError
-from cherry_vllm.sources.formats import NOT_UTF8, open_bytes, read_head
+from cherry_vllm.sources.formats import Encoding, Layout, find_encoding, open_text
 from cherry_vllm.sources.records import RawRecord, as_text
 
 BOM = "\ufeff"
+COMMA, TAB = ",", "\t"
+DELIMITERS = (COMMA, ";", TAB, "|")
+
+log = logging.getLogger(__name__)
 
 
-def read_csv_records(file: Path) -> Iterator[RawRecord]:
+def read_csv_records(file: Path, layout: Layout) -> Iterator[RawRecord]:
     """The records of a CSV file with a header.
 
     A repeated header (of files that were joined) and a row with too few fields are malformed.
@@ -22,27 +27,54 @@ def read_csv_records(file: Path) -> Iterator[RawRecord]:
         UserError: the file cannot be read as CSV: a field might end up in the wrong column.
         READ_ERRORS: the file is damaged.
     """
-    read_head(file)  # to refuse other encodings
     csv.field_size_limit(sys.maxsize)
-    with open_bytes(file) as stream:
-        text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
-        rows = csv.reader(text, strict=True)
-        header: list[str] = []
+    encoding = find_encoding(file, layout.encoding)
+    try:
+        with open_text(file, encoding, is_strict=True) as stream:
+            delimiter = _delimiter(file, encoding, layout.delimiter)
+            yield from _records(file, stream, delimiter)
+    except UnicodeDecodeError:
+        raise UserError(f"{file}: not readable as csv: {encoding.fault}") from None
+
+
+def _records(file: Path, stream: IO[str], delimiter: str) -> Iterator[RawRecord]:
+    rows = csv.reader(stream, strict=True, delimiter=delimiter)
+    header: list[str] = []
+    try:
+        for row in rows:
+            if not row:
+                continue
+            if header:
+                yield _record(file, header, row, rows.line_num)
+            else:
+                header = _check_header(file, row)
+    except csv.Error as error:
+        raise UserError(
+            f"{file}: not readable as csv (line {rows.line_num}: {error}); a quote in a "
+            'quoted field must be doubled, as in "say ""hi"""'
+        ) from None
+
+
+def _delimiter(file: Path, encoding: Encoding, named: str | None) -> str:
+    """The delimiter that is named, or that alone splits the header; else the comma."""
+    if named is not None:
+        return TAB if named == "tab" else named
+    if ".tsv" in map(str.lower, file.suffixes):
+        return TAB
+    found = [sign for sign in DELIMITERS if _splits_header(file, encoding, sign)]
+    if len(found) != 1 or found == [COMMA]:
+        return COMMA
+    log.info("%s: the header is split at %r; data.delimiter names another", file, found[0])
+    return found[0]
+
+
+def _splits_header(file: Path, encoding: Encoding, delimiter: str) -> bool:
+    with open_text(file, encoding, is_strict=True) as stream:
+        rows = csv.reader(stream, strict=True, delimiter=delimiter)
         try:
-            for row in rows:
-                if not row:
-                    continue
-                if header:
-                    yield _record(file, header, row, rows.line_num)
-                else:
-                    header = _check_header(file, row)
-        except csv.Error as error:
-            raise UserError(
-                f"{file}: not readable as csv (line {rows.line_num}: {error}); a quote in a "
-                'quoted field must be doubled, as in "say ""hi"""'
-            ) from None
-        except UnicodeDecodeError:
-            raise UserError(f"{file}: not readable as csv: {NOT_UTF8}") from None
+            return len(next(filter(None, rows), [])) > 1
+        except csv.Error:
+            return False
 
 
 def _check_header(file: Path, names: list[str]) -> list[str]:

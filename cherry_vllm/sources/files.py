@@ -4,33 +4,38 @@ import glob
 import json
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from cherry_vllm.errors import UserError
 from cherry_vllm.sources.formats import find_format
+from cherry_vllm.sources.hub import SCHEME, fetch_files, find_split
 from cherry_vllm.store.files import file_sha256
 from cherry_vllm.store.marks import CONTENTS, is_ours, mark_path
 from cherry_vllm.store.marks import SUFFIX as MARK_SUFFIX
 from cherry_vllm.store.run_folder import File, is_run_file
 from cherry_vllm.store.scores import check_scores_dir
 
+ABOUT = {"dataset_info.json", "dataset_infos.json"}  # files about a data set, not of it
 MARK_KEYS = {"num_selected", "counts"}  # only our marks have one, also those of earlier releases
 
 log = logging.getLogger(__name__)
 
 
-def find_files(patterns: Iterable[str]) -> list[Path]:
+def find_files(
+    patterns: Iterable[str], *, split: str | None = None, config: str | None = None
+) -> list[Path]:
     """The local files that paths, globs and ``hf://`` paths stand for, in the order given.
 
-    A file that is named twice is read once, and a glob leaves out files that runs wrote.
+    A file that is named twice is read once, and globs and folders leave out files that runs wrote.
+    ``split`` and ``config`` choose from a data set, on the hub or in a folder.
 
     Raises:
         UserError: nothing is found, or what is found is not a readable file with content.
     """
-    found = [file for pattern in patterns for file in _expand(pattern)]
+    found = [file for pattern in patterns for file in _expand(pattern, split, config)]
     if not found:
         raise UserError("data.path: an empty list; give a file, a glob or an hf:// path")
     by_place: dict[str, Path] = {}
@@ -50,7 +55,7 @@ def _check(file: Path) -> None:
     except UnicodeEncodeError:
         raise UserError(f"{str(file)!a}: the file's name is not UTF-8; rename it") from None
     if file.is_dir():
-        raise UserError(f"{file}: a folder; {_files_within(file)}")
+        raise UserError(f"{file}: a folder; give its files, or the folder without a wildcard")
     try:
         with file.open("rb") as stream:
             if not stream.read(1):
@@ -59,36 +64,39 @@ def _check(file: Path) -> None:
         raise UserError(f"{file}: {error.strerror}; check data.path") from None
 
 
-def _files_within(folder: Path) -> str:
-    """The advice what to give instead of a folder."""
-    for file in sorted(folder.rglob("*")):
-        if file.is_file() and find_format(file):
-            pattern = file.parent / f"*{''.join(file.suffixes[-1:])}"
-            return f"give its files, as in data.path='{pattern}'"
-    return "it has no file of a known format; check data.path"
-
-
-def _expand(pattern: str) -> list[Path]:
-    if pattern.startswith("hf://"):
-        return _download(pattern)
+def _expand(pattern: str, split: str | None, config: str | None) -> list[Path]:
+    if pattern.startswith(SCHEME):
+        return fetch_files(pattern, split, config)
     if pattern.startswith(("http://", "https://")):
         raise UserError(f"{pattern}: URLs are not read; download the file, or give an hf:// path")
-    pattern = os.path.expanduser(pattern)  # noqa: PTH111 - an unknown ~name stays as it is
-    if not glob.has_magic(pattern) or Path(pattern).exists():
-        return _open_saved(Path(pattern))
+    path = Path(pattern).expanduser() if pattern.startswith("~/") else Path(pattern)
+    if path.is_dir():
+        return _open_folder(path, split, config)
+    if (split, config) != (None, None):
+        raise UserError(
+            f"{pattern}: no data set of several splits; leave out data.split and data.config"
+        )
+    return [path] if path.exists() or not glob.has_magic(str(path)) else _match(str(path))
+
+
+def _match(pattern: str) -> list[Path]:
     matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
     if glob.has_magic(Path(pattern).name):
-        inputs = [match for match in matches if not _is_ours(match, _named_folder(pattern))]
-        if len(inputs) < len(matches):
-            log.warning(
-                "%s: %d files that cherry-vllm wrote are left out; name them in full to read them",
-                pattern,
-                len(matches) - len(inputs),
-            )
-        matches = inputs
+        matches = _without_ours(matches, _named_folder(pattern), pattern)
     if not matches:
         raise UserError(f"{pattern}: no file matches; check data.path")
     return matches
+
+
+def _without_ours(files: Sequence[Path], named: Path, pattern: str) -> list[Path]:
+    inputs = [file for file in files if not _is_ours(file, named)]
+    if len(inputs) < len(files):
+        log.warning(
+            "%s: %d files that cherry-vllm wrote are left out; name them in full to read them",
+            pattern,
+            len(files) - len(inputs),
+        )
+    return inputs
 
 
 def _named_folder(pattern: str) -> Path:
@@ -156,23 +164,65 @@ def _read_mark(mark: Path) -> dict[str, Any]:
         return {}
 
 
-def _open_saved(path: Path) -> list[Path]:
-    """The files of a folder that ``Dataset.save_to_disk`` wrote; any other path is returned as is.
+def _open_folder(folder: Path, split: str | None, config: str | None) -> list[Path]:
+    """The data files in a folder: of one saved data set, or all, which must have one format.
 
     Raises:
-        UserError: the folder holds several splits, or cannot be read.
+        UserError: the folder holds several splits or formats, or no data, or cannot be read.
     """
-    if (path / "dataset_dict.json").is_file():
-        splits = [str(name) for name in _read(path / "dataset_dict.json").get("splits", [])]
+    if (folder / "dataset_dict.json").is_file():
+        return _open_saved(_choose_split(folder, split), None)
+    if (folder / "state.json").is_file():
+        return _open_saved(folder, split)
+    if (split, config) != (None, None):
+        try:
+            return [Path(file) for file in find_split(str(folder.absolute()), split, config)]
+        except (OSError, ValueError) as error:
+            raise UserError(f"{folder}: {str(error).splitlines()[0]}; check data.split") from None
+    found = [path for path in sorted(folder.rglob("*")) if _is_data(path, folder)]
+    found = _without_ours(found, folder.absolute(), str(folder))
+    by_format = {str(find_format(file)): file for file in reversed(found)}
+    if not by_format:
+        raise UserError(f"{folder}: a folder without data files; check data.path")
+    if len(by_format) > 1:
+        pattern = folder / "**" / f"*{''.join(next(iter(by_format.values())).suffixes[-1:])}"
         raise UserError(
-            f"{path}: a folder of several splits ({', '.join(splits)}); give one of them, as in "
-            f"data.path='{path / splits[0] if splits else path}'"
+            f"{folder}: a folder with files of several formats; give those of one, as in "
+            f"data.path='{pattern}'"
         )
-    if not (path / "state.json").is_file():
-        return [path]
-    names = [entry.get("filename") for entry in _read(path / "state.json").get("_data_files", [])]
-    files = [path / name for name in names if isinstance(name, str)]
-    return files or [path]
+    log.info("%s: a folder of %d data files", folder, len(found))
+    return found
+
+
+def _is_data(path: Path, folder: Path) -> bool:
+    """Whether a path in a folder is a data file: not hidden, not about the data set itself."""
+    parts = path.relative_to(folder).parts
+    is_hidden = any(part.startswith((".", "_")) for part in parts)
+    return not is_hidden and path.name not in ABOUT and bool(find_format(path)) and path.is_file()
+
+
+def _choose_split(folder: Path, split: str | None) -> Path:
+    """The folder of a split, of a ``DatasetDict`` that was saved."""
+    splits = [str(name) for name in _read(folder / "dataset_dict.json").get("splits", [])]
+    names = ", ".join(splits)
+    if split is None and len(splits) != 1:
+        example = splits[0] if splits else "train"
+        raise UserError(f"{folder}: several splits ({names}); add data.split={example}")
+    if split is not None and split not in splits:
+        raise UserError(f"{folder}: no split '{split}' (found: {names}); check data.split")
+    return folder / (split or splits[0])
+
+
+def _open_saved(folder: Path, split: str | None) -> list[Path]:
+    """The files of a data set that ``Dataset.save_to_disk`` wrote."""
+    state = _read(folder / "state.json")
+    if split is not None and state.get("_split") != split:
+        raise UserError(f"{folder}: the split '{state.get('_split')}' alone; leave out data.split")
+    names = [entry.get("filename") for entry in state.get("_data_files", [])]
+    files = [folder / name for name in names if isinstance(name, str)]
+    if not files:
+        raise UserError(f"{folder}: a saved data set without files; save it again")
+    return files
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -181,29 +231,3 @@ def _read(file: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: not readable ({error}); save the data set again") from None
     return found if isinstance(found, dict) else {}
-
-
-def _download(pattern: str) -> list[Path]:
-    """Fetches hub files into the hub's own cache; from there they are read like local files."""
-    from huggingface_hub import HfFileSystem, hf_hub_download
-
-    try:
-        hub = HfFileSystem()
-        names = sorted(hub.glob(pattern)) if glob.has_magic(pattern) else [pattern]
-        places = [hub.resolve_path(str(name)) for name in names]
-        files = [
-            hf_hub_download(
-                place.repo_id,
-                place.path_in_repo,
-                repo_type=place.repo_type,
-                revision=place.revision,
-            )
-            for place in places
-        ]
-    except (OSError, ValueError) as error:
-        # The hub's errors are OSErrors; the first line says what is wrong.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{pattern}: {reason}; check the path, the network and HF_TOKEN") from None
-    if not files:
-        raise UserError(f"{pattern}: no file matches; check data.path")
-    return [Path(file) for file in files]

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from cherry_vllm.errors import UserError
-from cherry_vllm.sources.columns import CONTEXT_FIELDS, REQUIRED, Columns, legible
+from cherry_vllm.sources.columns import REQUIRED, Chosen, Columns, legible
+from cherry_vllm.sources.shapes import Shaped
 
 log = logging.getLogger(__name__)
 
 MAX_FAULTS_SHOWN = 3
-MAX_MAPPINGS_SHOWN = 3
+MAX_CHOICES_SHOWN = 3
 INPUT_FIELDS = ("input", "context", "passage", "document")
 CONVENTIONAL_INPUT = "input"  # may be absent; any other name was given by the user
 
@@ -25,37 +26,36 @@ class Findings:
         """``tell`` is called with one line at a time."""
         self._columns, self._tell = columns, tell
         self._num_rows = self._num_files = self._num_malformed = 0
-        self._mappings = Counter[tuple[tuple[str, str], ...]]()
-        self._unread, self._numbers = Counter[str](), Counter[str]()
+        self._choices = Counter[str]()
+        self._unread, self._unscored, self._numbers = Counter[str](), Counter[str](), Counter[str]()
         self._converted: dict[str, str] = {}
         self._not_finite = Counter[str]()
         self._faults: list[str] = []  # of the file that is being read
         self._optional = [key for key in columns.named() if key not in REQUIRED]
-        self._found: set[str] = set()  # keys of fields that the file has
+        self._found: dict[str, Chosen] = {}  # what was chosen in the file
+        self._ever_read: set[str] = set()  # keys of fields
         self._without: dict[str, list[Path]] = {key: [] for key in self._optional}
-        self._names: dict[str, None] = {}
+        self._names: dict[str, Any] = {}
 
-    def mapped(self, names: Mapping[str, str], fields: Mapping[str, Any]) -> None:
+    def chosen(self, chosen: Chosen, fields: Mapping[str, Any]) -> None:
         """Notes which fields of a record are read, and which hold context but are not."""
-        self._mappings[tuple(names.items())] += 1
-        self._found.update(names)
-        for name in CONTEXT_FIELDS:
-            if name in fields and _holds_something(fields[name]) and name not in names.values():
-                self.unread_context(name)
+        self._choices[chosen.line] += 1
+        self._found[chosen.line] = chosen
+        for name in chosen.unread:
+            if _holds_something(fields[name]):
+                self._unread[name] += 1
+
+    def shaped(self, shaped: Shaped) -> None:
+        """Counts what is odd about the messages of a record."""
+        self._numbers.update(shaped.numbers)
+        self._unread.update(shaped.unread)
+        self._unscored.update(shaped.unscored)
 
     def malformed(self, file: Path, row: int, fault: str) -> None:
         """Notes a dropped row of a file; the first few are reported."""
         self._num_malformed += 1
         if self._num_malformed <= MAX_FAULTS_SHOWN:
             self._faults.append(f"{file}: row {row} dropped as malformed: {fault}")
-
-    def unread_context(self, name: str) -> None:
-        """Counts a row with content in a context field that is not read."""
-        self._unread[name] += 1
-
-    def number(self, name: str) -> None:
-        """Counts a row whose field is a number or a truth value, which is read as text."""
-        self._numbers[name] += 1
 
     def converted(self, name: str, dtype: str) -> None:
         """Notes a column of a type that JSON lacks; its values are kept as text."""
@@ -65,7 +65,7 @@ class Findings:
         """Counts rows with a number that JSON lacks, NaN or an infinity, which is kept as null."""
         self._not_finite[name] += num_rows
 
-    def file_read(self, file: Path, num_rows: int, names: dict[str, None]) -> None:
+    def file_read(self, file: Path, num_rows: int, names: Mapping[str, Any]) -> None:
         """Notes that a file is done, its rows and field names."""
         for fault in self._faults:
             self._tell(fault)
@@ -73,8 +73,10 @@ class Findings:
         self._num_rows += num_rows
         self._num_files += bool(num_rows)
         self._names |= names
+        found = {key for chosen in self._found.values() for key in chosen.names}
+        self._ever_read |= found
         for key in self._optional if num_rows else []:
-            if key not in self._found:
+            if key not in found:
                 self._without[key].append(file)
         self._found.clear()
 
@@ -89,10 +91,11 @@ class Findings:
         for key, files in self._without.items():
             if files:
                 self._tell_of_missing(key, files)
-        for mapping, count in self._mappings.most_common(MAX_MAPPINGS_SHOWN):
-            log.info("%d rows: %s", count, ", ".join(f"{key} from '{name}'" for key, name in mapping))
+        self._tell_of_choices()
         for name, count in self._unread.items():
             self._tell_of_unread(name, count)
+        for name, count in self._unscored.items():
+            self._tell(f"{count} answers have a field '{name}', which is not scored")
         for name, count in self._numbers.items():
             self._tell(f"{count} rows: field '{name}' is a number or true/false, read as text")
         for name, dtype in self._converted.items():
@@ -116,18 +119,24 @@ class Findings:
             "data.columns.input=..., or give null if there is none"
         )
 
+    def _tell_of_choices(self) -> None:
+        """Says in one line which fields were read, those of most rows first."""
+        shown = self._choices.most_common(MAX_CHOICES_SHOWN)
+        parts = [f"{count} rows by {line}" for line, count in shown]
+        if len(self._choices) > len(shown):
+            parts.append("and more")
+        if parts:
+            log.info("read %s", "; ".join(parts))
+
     def _tell_of_unread(self, name: str, count: int) -> None:
-        is_input = name in INPUT_FIELDS and not any(
-            "input" in dict(mapping) for mapping in self._mappings
-        )
-        if is_input or name in ("system", "history", "tools"):
-            key = "input" if is_input else name
+        key = "input" if name in INPUT_FIELDS else name
+        if key in ("input", "system", "history", "tools") and key not in self._ever_read:
             advice = f"data.columns.{key}={name} reads it"
         else:
             advice = "put it into the instruction or the input if the answers need it"
         self._tell(
-            f"{count} of {self._num_rows} rows have a field '{name}' that is not read, so they lack "
-            f"this context; {advice}"
+            f"{count} of {self._num_rows} rows have a field '{name}' that is not read, so they "
+            f"lack this context; {advice}"
         )
 
 

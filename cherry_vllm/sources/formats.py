@@ -1,10 +1,13 @@
 """A file's format, compression and encoding."""
 
+import codecs
 import gzip
+import io
 import json
 import zlib
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 from backports import zstd
 
@@ -16,6 +19,7 @@ SUFFIXES = {
     ".jsonl": DataFormat.jsonl,
     ".ndjson": DataFormat.jsonl,
     ".csv": DataFormat.csv,
+    ".tsv": DataFormat.csv,
     ".parquet": DataFormat.parquet,
     ".pq": DataFormat.parquet,
     ".arrow": DataFormat.arrow,
@@ -23,10 +27,49 @@ SUFFIXES = {
 }
 COMPRESSIONS = (".gz", ".zst")
 READ_ERRORS = (OSError, EOFError, zlib.error, zstd.ZstdError)  # what a damaged file may raise
-HEAD_BYTES = 2**20
-NOT_UTF8 = (
-    "its bytes are not UTF-8; convert the file, as in iconv -f WINDOWS-1252 (or GBK, ...) -t UTF-8"
-)
+TABLES = (DataFormat.parquet, DataFormat.arrow)
+JSON = (DataFormat.json, DataFormat.jsonl)
+# The longest first: UTF-32's begins with UTF-16's.
+BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF8: "UTF-8-sig",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+NOT_UTF8 = "its bytes are not UTF-8; name its encoding, as in data.encoding=gbk or =windows-1252"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the records lie in the files. What is auto or None is found out file by file."""
+
+    format: DataFormat = DataFormat.auto
+    field: str | None = None  # of a JSON object: the one that holds the records; "." is the object
+    encoding: str | None = None  # of JSON and CSV; None is UTF-8, or what a byte order mark says
+    delimiter: str | None = None  # of CSV: one character, or "tab"
+
+    def settle(self, file: Path) -> "Layout":
+        """The layout of a file, with its format.
+
+        Raises:
+            UserError: the suffix names no format, or a setting has no meaning for this format.
+        """
+        found = detect_format(file) if self.format is DataFormat.auto else self.format
+        if self.field is not None and found not in JSON:
+            raise UserError(f"{file}: {found.value} has no field to go into; leave out data.field")
+        if self.delimiter is not None and found is not DataFormat.csv:
+            raise UserError(f"{file}: {found.value} has no delimiter; leave out data.delimiter")
+        if self.encoding is not None and found in TABLES:
+            raise UserError(f"{file}: {found.value} is always UTF-8; leave out data.encoding")
+        return replace(self, format=found)
+
+
+class Encoding(NamedTuple):
+    """How a file's bytes become text."""
+
+    name: str
+    fault: str  # what to tell of bytes that are no text
 
 
 def detect_format(file: Path) -> DataFormat:
@@ -61,18 +104,52 @@ def open_bytes(file: Path) -> IO[bytes]:
     return file.open("rb")
 
 
-def read_head(file: Path) -> bytes:
-    """The beginning of a text file, decompressed.
+def find_encoding(file: Path, named: str | None) -> Encoding:
+    """The encoding of a text file: by its byte order mark, else the one that is ``named``.
 
     Raises:
-        UserError: it is in an encoding of two or four bytes per character.
+        UserError: no such encoding exists, or the file is neither named nor UTF-8.
     """
+    if named is not None:
+        _check_encoding(named)
     with open_bytes(file) as stream:
-        head = stream.read(HEAD_BYTES)
-    encoding = json.detect_encoding(head).removesuffix("-sig").upper()
-    if encoding != "UTF-8":
-        raise UserError(f"{file}: {encoding} text; convert it, as in iconv -f {encoding} -t UTF-8")
-    return head
+        head = stream.read(4)
+    for mark, name in BYTE_ORDER_MARKS.items():
+        if head.startswith(mark):
+            shown = name.removesuffix("-sig")
+            return Encoding(name, f"its bytes are not {shown}, as its byte order mark says")
+    if named is not None:
+        return Encoding(named, f"its bytes are not {named}; check data.encoding")
+    looks = json.detect_encoding(head)
+    if looks != "utf-8":
+        raise UserError(f"{file}: looks like {looks.upper()}; if it is, add data.encoding={looks}")
+    return Encoding("UTF-8", NOT_UTF8)
+
+
+def _check_encoding(name: str) -> None:
+    try:
+        "".encode(name)  # codecs that are no text encodings are refused here
+    except (LookupError, UnicodeError):
+        raise UserError(
+            f"data.encoding={name}: no such encoding; give one such as gbk or windows-1252"
+        ) from None
+
+
+def open_text(file: Path, encoding: Encoding, *, is_strict: bool) -> IO[str]:
+    """Opens a text file without changing its line breaks.
+
+    Bytes that are no text raise UnicodeDecodeError, or, if not ``is_strict``, become lone
+    surrogates where the encoding allows it.
+    """
+    errors = "surrogatepass" if encoding.name.startswith("UTF-") else "surrogateescape"
+    if encoding.name.startswith("UTF-8"):
+        errors = "surrogateescape"
+    return io.TextIOWrapper(
+        open_bytes(file),
+        encoding=encoding.name,
+        errors="strict" if is_strict else errors,
+        newline="" if is_strict else "\n",
+    )
 
 
 def unreadable(file: Path, error: Exception) -> UserError:

@@ -4,25 +4,24 @@ Polars' JSON readers turn 42 and ["x"] into text and reject a whole file for one
 records are decoded one by one.
 """
 
-import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import Enum
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from cherry_vllm.errors import UserError
 from cherry_vllm.options import DataFormat
-from cherry_vllm.sources.formats import NOT_UTF8, open_bytes, read_head
+from cherry_vllm.sources.columns import legible
+from cherry_vllm.sources.formats import NOT_UTF8, Encoding, Layout, find_encoding, open_text
+from cherry_vllm.sources.json_values import BOM, JsonValues
 from cherry_vllm.sources.records import RawRecord
 from cherry_vllm.sources.shapes import Number, is_utf8
 
-MAX_ELEMENT_CHARS = 64 * 2**20  # a longer array element means that the file is broken
-READ_CHARS = 2**20
-LINE_BREAK = re.compile(r"\s*[\r\n]\s*")
-BOM = "\ufeff"
+HEAD_CHARS = 2**20
 BETWEEN = f" \t\r\n,{BOM}"  # what may stand between two records
+WHOLE = "."  # as data.field: the whole object holds the records
 
 
 class Shape(Enum):
@@ -37,22 +36,44 @@ class DuplicateKeyError(ValueError):
     """A key occurs twice in an object, with two values; programs disagree on which one counts."""
 
 
-def read_json_records(file: Path, data_format: DataFormat) -> Iterator[RawRecord]:
+def read_json_records(file: Path, layout: Layout) -> Iterator[RawRecord]:
     """The records of a JSON or JSON Lines file.
 
     Raises:
         UserError: the file as a whole is not in this format.
         READ_ERRORS: the file is damaged.
     """
-    shape = _shape_of(file, read_head(file), data_format)
-    with open_bytes(file) as stream:
-        texts = _lines(stream) if shape is Shape.lines else _values(stream, file, shape)
-        for text in texts:
-            yield decode_record(text)
+    encoding = find_encoding(file, layout.encoding)
+    try:
+        for text in _texts(file, layout, encoding):
+            yield decode_record(text, encoding.fault)
+    except UnicodeDecodeError:
+        raise UserError(f"{file}: {encoding.fault}") from None
 
 
-def _shape_of(file: Path, head: bytes, data_format: DataFormat) -> Shape:
-    text = head.decode("utf-8", errors="surrogateescape").lstrip(BETWEEN)
+def _texts(file: Path, layout: Layout, encoding: Encoding) -> Iterator[str]:
+    """The text of each record, on one line."""
+    with open_text(file, encoding, is_strict=False) as stream:
+        shape = _shape_of(file, stream.read(HEAD_CHARS), layout.format)
+    with open_text(file, encoding, is_strict=False) as stream:
+        values = JsonValues(stream, file, encoding)
+        if layout.field is not None:
+            yield from _within(values, layout.field, file)
+        elif shape is Shape.lines:
+            yield from _lines(stream)
+        elif shape is Shape.array:
+            yield from _numbered(values.items(), values)
+            if values.peek():
+                raise UserError(
+                    f"{file}: more content after the array's end; put each array in its own file"
+                )
+        else:
+            while values.peek():
+                yield from _numbered(iter([values.value()]), values)
+
+
+def _shape_of(file: Path, head: str, data_format: DataFormat) -> Shape:
+    text = head.lstrip(BETWEEN)
     is_json = data_format is DataFormat.json
     if text.startswith("["):
         is_array = is_json or re.match(r"\[\s*\{", text)
@@ -76,71 +97,55 @@ def _shape_of(file: Path, head: bytes, data_format: DataFormat) -> Shape:
     return Shape.objects if first[end:].strip(BETWEEN).startswith("{") else Shape.lines
 
 
-def _lines(stream: IO[bytes]) -> Iterator[str]:
+def _lines(stream: Iterable[str]) -> Iterator[str]:
     """The lines of a JSON Lines file, blank ones left out."""
     for line in stream:
-        # A byte that is not UTF-8 becomes a lone surrogate, which decode_record recognizes.
-        text = line.decode("utf-8", errors="surrogateescape").strip().lstrip(BOM).strip()
+        text = line.strip().lstrip(BOM).strip()
         if text:
             yield text.removesuffix(",") if text.endswith("},") else text
 
 
-def _values(stream: IO[bytes], file: Path, shape: Shape) -> Iterator[str]:
-    """The texts of consecutive JSON values, without holding them all in memory."""
-    reader = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape")
-    decoder = json.JSONDecoder()
-    buffer = reader.read(READ_CHARS).lstrip(BETWEEN)
-    start, row, exhausted = int(shape is Shape.array), 0, False
-    while True:
-        while start < len(buffer) and buffer[start] in BETWEEN:
-            start += 1
-        if shape is Shape.array and buffer.startswith("]", start):
-            _check_nothing_follows(file, buffer[start + 1 :], reader)
-            return
-        if shape is Shape.objects and exhausted and start == len(buffer):
-            return
-        try:
-            _, end = decoder.raw_decode(buffer, start)
-            # A number that ends where the buffer ends may continue after it.
-            is_whole = end < len(buffer) or exhausted
-        except (ValueError, RecursionError) as error:
-            if exhausted or len(buffer) - start > MAX_ELEMENT_CHARS:
-                raise UserError(
-                    f"{file}: row {row}: {_describe(error, buffer, start)}; repair the file, or "
-                    "convert it to JSON Lines, where one bad row costs only itself"
-                ) from None
-            is_whole = False
-        if is_whole:
-            # One line per record; a JSON string contains no raw line break.
-            yield LINE_BREAK.sub(" ", buffer[start:end])
-            start, row = end, row + 1
+def _numbered(texts: Iterator[str], values: JsonValues) -> Iterator[str]:
+    for text in texts:
+        yield text
+        values.num_rows += 1
+
+
+def _within(values: JsonValues, field: str, file: Path) -> Iterator[str]:
+    """The texts of the records in a field of each object of the file."""
+    while values.peek():
+        yield from _records_at(values, "" if field == WHOLE else field, file, field)
+
+
+def _records_at(values: JsonValues, name: str, file: Path, field: str) -> Iterator[str]:
+    """The texts of the records below ``name``, or of this value itself if that is empty."""
+    place = f"{file}: data.field={field}"
+    first = values.peek()
+    if not name and first == "[":
+        yield from _numbered(values.items(), values)
+        return
+    if first != "{":
+        raise UserError(f"{place}: leads to neither a list nor an object; check the name")
+    seen: list[str] = []
+    num_found = 0
+    for key in values.each_key():
+        seen.append(key)
+        if not name:
+            yield from _numbered(iter([values.value()]), values)
+        elif key == name or name.startswith(f"{key}."):
+            num_found += 1
+            yield from _records_at(values, name[len(key) + 1 :], file, field)
         else:
-            # Doubling the buffer keeps the work linear in an element's length.
-            more = reader.read(max(READ_CHARS, len(buffer) - start))
-            exhausted = not more
-            buffer, start = buffer[start:] + more, 0
+            values.skip()
+    if name and num_found != 1:
+        lack = "occurs twice" if num_found else "no such field"
+        raise UserError(f"{place}: {lack} (found: {legible(seen)}); check the name")
 
 
-def _describe(error: Exception, buffer: str, start: int) -> str:
-    if len(buffer) - start > MAX_ELEMENT_CHARS:
-        return f"no end within {MAX_ELEMENT_CHARS:,} characters"
-    if not is_utf8(buffer[start:]):
-        return NOT_UTF8
-    return f"broken JSON ({error})"
-
-
-def _check_nothing_follows(file: Path, rest: str, reader: IO[str]) -> None:
-    while not rest.strip():
-        rest = reader.read(READ_CHARS)
-        if not rest:
-            return
-    raise UserError(f"{file}: more content after the array's end; put each array in its own file")
-
-
-def decode_record(text: str) -> RawRecord:
-    """A record from its JSON."""
+def decode_record(text: str, not_text: str = NOT_UTF8) -> RawRecord:
+    """A record from its JSON; ``not_text`` is its fault if a byte of the file was no text."""
     if not is_utf8(text):
-        return RawRecord(text.encode("utf-8", errors="replace").decode(), fault=NOT_UTF8)
+        return RawRecord(text.encode("utf-8", errors="replace").decode(), fault=not_text)
     try:
         fields = DECODER.decode(text)
     except DuplicateKeyError as error:
@@ -154,7 +159,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
         for key, value in pairs:
-            if fields[key] != value:
+            if repr(fields[key]) != repr(value):
                 raise DuplicateKeyError(f"key '{key}' occurs twice, with two values")
     return fields
 

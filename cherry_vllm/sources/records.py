@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,9 +12,8 @@ from cherry_vllm.conversation import Message, choose_answers, frame_messages
 from cherry_vllm.errors import UserError
 from cherry_vllm.options import Turns
 from cherry_vllm.schema import REASON, DropReason
-from cherry_vllm.sources.columns import REQUIRED, Columns, missing_field
+from cherry_vllm.sources.columns import REQUIRED, Chooser, Columns, missing_field
 from cherry_vllm.sources.findings import Findings
-from cherry_vllm.sources.formats import NOT_UTF8
 from cherry_vllm.sources.shapes import Shaped, UnreadableError, shape_record
 
 BATCH_RECORDS = 1000
@@ -53,11 +51,10 @@ def frames_of(
 class _Reader:
     """Reads one file's records, and remembers what to report about all of them."""
 
-    def __init__(
-        self, file: Path, columns: Columns, turns: Turns, findings: Findings
-    ) -> None:
+    def __init__(self, file: Path, columns: Columns, turns: Turns, findings: Findings) -> None:
         self._file, self._columns, self._turns, self._findings = file, columns, turns, findings
-        self._names: dict[str, None] = {}
+        self._chooser = Chooser(columns)
+        self._names: dict[str, Any] = {}  # of all fields, each with its last value
         self._first: RawRecord | None = None
         self._first_fault = ""
         self._num_rows = self._num_faults = 0
@@ -71,6 +68,8 @@ class _Reader:
                 shaped = self._shape(fields)
             except UnreadableError as error:
                 fault = str(error)
+            except RecursionError:
+                fault = "nested too deeply"
         if fault is not None:
             self._note_fault(record, fault)
         self._num_rows += 1
@@ -89,16 +88,14 @@ class _Reader:
         if not isinstance(fields, dict):
             raise UnreadableError("not a JSON object")
         if len(self._names) < MAX_NAMES_KEPT:
-            self._names |= dict.fromkeys(fields)
-        names = self._columns.resolve(fields)
-        if "messages" not in names and not {*REQUIRED} <= names.keys():
+            self._names |= fields
+        chosen = self._chooser.choose(fields)
+        if not chosen.is_whole:
             raise UnreadableError(missing_field(self._columns, fields) or "a field is missing")
-        self._findings.mapped(names, fields)
-        shaped = shape_record(fields, names)
-        for name in shaped.numbers:
-            self._findings.number(name)
-        for name in shaped.thoughts:
-            self._findings.unread_context(name)
+        self._findings.chosen(chosen, fields)
+        shaped = shape_record(fields, chosen.names)
+        if shaped.numbers or shaped.unread or shaped.unscored:
+            self._findings.shaped(shaped)
         return shaped
 
     def _note_fault(self, record: RawRecord, fault: str) -> None:
@@ -111,7 +108,7 @@ class _Reader:
         wrapper = describe_wrapper(first.fields, self._columns)
         missing = missing_field(self._columns, self._names) if self._names else None
         fault = f"row 0: {self._first_fault}"
-        if not self._first_fault.endswith(NOT_UTF8):
+        if "its bytes are not" not in fault:
             fault += ", and no row is usable; check data.format and data.columns"
         return wrapper or missing or fault
 
@@ -120,31 +117,30 @@ def describe_wrapper(fields: Any, columns: Columns) -> str | None:
     """An error for an object that is not a record but holds records, else None."""
     if not isinstance(fields, dict):
         return None
-    lists = {
-        name: len(value)
-        for name, value in fields.items()
-        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value)
-    }
-    wanted = {columns.instruction, columns.output}
-    if wanted <= fields.keys() and all(isinstance(fields[name], dict) for name in wanted):
+    chosen = columns.choose(fields)
+    if chosen.is_whole and all(
+        isinstance(fields.get(name), dict) for key, name in chosen.names.items() if key in REQUIRED
+    ):
         return (
             "one object of columns, as pandas writes by default; write records, as in "
             "frame.to_json(path, orient='records', lines=True)"
         )
-    if wanted & fields.keys():
-        return None
-    items = [item for name in lists for item in fields[name]]
-    if any(wanted <= item.keys() for item in items):
-        held = " and ".join(f"'{name}', a list of {count} records" for name, count in lists.items())
-        name = next(iter(lists))
-        return f"one object with {held}; put a list alone in a file, as in jq '.{name}' FILE > NEW"
-    objects = [value for value in fields.values() if isinstance(value, dict)]
-    if any(all(isinstance(value.get(name), str) for name in wanted) for value in objects):
-        return (
-            f"one object of {len(objects)} records by key; put them in a list, as in "
-            "jq '[.[]]' FILE > NEW"
-        )
+    counts = {name: count for name, value in fields.items() if (count := _count(value, columns))}
+    if counts:
+        held = " and ".join(f"'{name}', {count} records" for name, count in counts.items())
+        return f"one object with {held}; read them with data.field={next(iter(counts))}"
+    if count := _count(list(fields.values()), columns):
+        return f"one object of {count} records by key; read them with data.field=."
     return None
+
+
+def _count(value: Any, columns: Columns) -> int:
+    """The number of records in a list or in an object of records by key; 0 if it is neither."""
+    items = list(value.values()) if isinstance(value, dict) else value
+    if not isinstance(items, list):
+        return 0
+    objects = [item for item in items if isinstance(item, dict)]
+    return len(items) if any(columns.choose(item).is_whole for item in objects) else 0
 
 
 def _frame(lines: list[Line]) -> pl.DataFrame:

@@ -14,7 +14,7 @@ from cherry_vllm.schema import REASON, ROWS, DropReason
 from cherry_vllm.sources.columns import Columns
 from cherry_vllm.sources.csv_records import read_csv_records
 from cherry_vllm.sources.findings import Findings
-from cherry_vllm.sources.formats import READ_ERRORS, detect_format, unreadable
+from cherry_vllm.sources.formats import READ_ERRORS, Layout, unreadable
 from cherry_vllm.sources.json_texts import read_json_records
 from cherry_vllm.sources.records import frames_of
 from cherry_vllm.sources.tables import read_table_records
@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 def read_rows(
     files: Sequence[Path],
     *,
-    data_format: DataFormat,
     columns: Columns,
+    layout: Layout = Layout(),
     refusals: Sequence[str],
     turns: Turns = Turns.all,
     max_rows: int | None = None,
@@ -35,16 +35,17 @@ def read_rows(
 ) -> Iterator[pl.DataFrame]:
     """Yields all rows of ``files``, in order, as frames of :data:`schema.ROWS`.
 
-    Every frame but the last has ``batch_rows`` rows; only the first ``max_rows`` rows of the input
-    are read. ``turns`` says which answers of a conversation count as such. ``refusals`` holds
-    phrases; a row with an answer that contains one, in upper or lower case, gets ``drop_reason``
-    "refusal". ``tell`` is called with a line for each odd finding.
+    ``layout`` says how the records lie in the files. Every frame but the last has ``batch_rows``
+    rows; only the first ``max_rows`` rows of the input are read. ``turns`` says which answers of a
+    conversation count as such. ``refusals`` holds phrases; a row with an answer that contains one,
+    in upper or lower case, gets ``drop_reason`` "refusal". ``tell`` is called with a line for each
+    odd finding.
 
     Raises:
         UserError: a file as a whole cannot be read, no row can be read, or a column is missing.
     """
     findings = Findings(columns, tell)
-    reading = _Reading(data_format, columns, turns, findings)
+    reading = _Reading(layout, columns, turns, findings)
     frames = _read_files(files, reading, max_rows)
     first_row = 0
     for frame in _rebatch(frames, batch_rows):
@@ -63,7 +64,7 @@ def read_rows(
 class _Reading(NamedTuple):
     """How files are read."""
 
-    data_format: DataFormat
+    layout: Layout
     columns: Columns
     turns: Turns
     findings: Findings
@@ -82,18 +83,17 @@ def _read_files(
 
 def _read_file(file: Path, reading: _Reading, max_rows: int | None) -> Iterator[pl.DataFrame]:
     """Yields frames of record, messages, tools and drop_reason."""
-    data_format, columns, turns, findings = reading
-    if data_format is DataFormat.auto:
-        data_format = detect_format(file)
-    match data_format:
+    columns, turns, findings = reading.columns, reading.turns, reading.findings
+    layout = reading.layout.settle(file)
+    match layout.format:
         case DataFormat.parquet | DataFormat.arrow:
-            records = read_table_records(file, data_format, columns, findings, max_rows)
+            records = read_table_records(file, layout.format, columns, findings, max_rows)
         case DataFormat.csv:
-            records = read_csv_records(file)
+            records = read_csv_records(file, layout)
         case DataFormat.json | DataFormat.jsonl:
-            records = read_json_records(file, data_format)
+            records = read_json_records(file, layout)
         case _:
-            raise ValueError(f"no reader for {data_format}")
+            raise ValueError(f"no reader for {layout.format}")
     try:
         yield from frames_of(islice(records, max_rows), file, columns, turns, findings)
     except READ_ERRORS as error:
@@ -124,4 +124,6 @@ def _drop_reason(refusals: Sequence[str]) -> pl.Expr:
     phrases = [phrase.lower() for phrase in refusals]
     holds = message.field("content").str.to_lowercase().str.contains_any(phrases)
     refused = pl.col("messages").list.eval(message.field("is_answer") & holds).list.any()
-    return pl.coalesce("drop_reason", pl.when(refused).then(pl.lit(DropReason.REFUSAL.value, REASON)))
+    return pl.coalesce(
+        "drop_reason", pl.when(refused).then(pl.lit(DropReason.REFUSAL.value, REASON))
+    )

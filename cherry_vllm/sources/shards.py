@@ -9,11 +9,11 @@ from pathlib import Path
 import polars as pl
 
 from cherry_vllm.errors import UserError
-from cherry_vllm.options import DataFormat, Turns
+from cherry_vllm.options import Turns
 from cherry_vllm.runtime.processes import ChildError, isolate
 from cherry_vllm.runtime.progress import Progress
 from cherry_vllm.schema import SCHEMA_VERSION
-from cherry_vllm.sources import Columns, read_rows
+from cherry_vllm.sources import Columns, Layout, read_rows
 from cherry_vllm.store.files import file_sha256
 from cherry_vllm.store.run_folder import Folder
 from cherry_vllm.store.shards import Shards
@@ -25,8 +25,8 @@ def read_row_shards(
     run_dir: Path,
     files: Sequence[Path],
     *,
-    data_format: DataFormat,
     columns: Columns,
+    layout: Layout = Layout(),
     refusals: Sequence[str],
     turns: Turns = Turns.all,
     max_rows: int | None = None,
@@ -41,7 +41,7 @@ def read_row_shards(
     settings = {
         "schema_version": SCHEMA_VERSION,
         "files": [[file_sha256(file), *file.suffixes] for file in files],
-        "format": data_format.value,
+        "layout": asdict(layout) | {"format": layout.format.value},
         "columns": asdict(columns),
         "refusals": list(refusals),
         "turns": turns.value,
@@ -60,8 +60,8 @@ def read_row_shards(
         frames = partial(
             read_rows,
             files,
-            data_format=data_format,
             columns=columns,
+            layout=layout,
             refusals=refusals,
             turns=turns,
             max_rows=max_rows,

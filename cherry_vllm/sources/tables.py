@@ -34,6 +34,7 @@ def read_table_records(
         table = table if max_rows is None else table.head(max_rows)
         schema = table.collect_schema()
         known = {name for names in CONVENTIONS.values() for name in names}
+        known |= {name.partition(".")[0] for name in columns.named().values()}
         read = {name for name in schema if name in {*known, *columns.named().values()}}
         for name, dtype in schema.items():
             if name not in read and _is_unknown_to_json(dtype):
@@ -67,12 +68,15 @@ ODD = "odd "  # before a column's name: whether its number is NaN or infinite
 
 
 def _row_of(schema: pl.Schema, read: set[str]) -> list[pl.Expr]:
-    """The record as JSON, a fault, and for each column of floats that is not read whether it is odd.
+    """The record as JSON, a fault, and whether a column of floats that is not read is odd.
 
     Bytes in the columns ``read`` are text if they are UTF-8, and a fault if they are not.
     """
-    as_bytes = [name for name in schema if name in read and isinstance(schema[name], pl.Binary)]
-    texts = {name: pl.col(name).map_batches(_decode, return_dtype=pl.String) for name in as_bytes}
+    texts = {
+        name: pl.col(name).map_batches(_decode, return_dtype=_as_text(schema[name]))
+        for name in schema
+        if name in read and _holds_bytes(schema[name])
+    }
     record = [
         texts.get(name, _json_ready(pl.col(name), dtype)).alias(name)
         for name, dtype in schema.items()
@@ -83,24 +87,56 @@ def _row_of(schema: pl.Schema, read: set[str]) -> list[pl.Expr]:
         )
         for name, text in texts.items()
     ]
-    floats = [name for name in schema if schema[name].is_float() and name not in read]
+    floats = [name for name in schema if schema[name].is_float()]
     return [
         pl.struct(record).struct.json_encode().alias("record"),
         pl.coalesce(pl.lit(None, pl.String), *are_lost).alias("fault"),
-        *((~pl.col(name).is_finite()).alias(f"{ODD}{name}") for name in floats),
+        *(_is_odd(name, is_read=name in read).alias(f"{ODD}{name}") for name in floats),
     ]
+
+
+def _is_odd(name: str, *, is_read: bool) -> pl.Expr:
+    """Whether a number is lost; NaN in a column that is read is a missing value."""
+    return pl.col(name).is_infinite() if is_read else ~pl.col(name).is_finite()
+
+
+def _holds_bytes(dtype: Any) -> bool:
+    return bool(_as_text(dtype) != dtype)
+
+
+def _as_text(dtype: Any) -> Any:
+    """The type with text in place of bytes."""
+    if isinstance(dtype, pl.Binary):
+        return pl.String()
+    if isinstance(dtype, pl.List | pl.Array):
+        return pl.List(_as_text(dtype.inner)) if _holds_bytes(dtype.inner) else dtype
+    if isinstance(dtype, pl.Struct):
+        return pl.Struct({field.name: _as_text(field.dtype) for field in dtype.fields})
+    return dtype
 
 
 def _decode(values: pl.Series) -> pl.Series:
     # Polars' own cast fails for all values if a single one is not UTF-8.
-    return pl.Series(values.name, [_decode_one(value) for value in values], dtype=pl.String)
+    texts = [_decode_one(value) for value in values.to_list()]
+    return pl.Series(values.name, texts, dtype=_as_text(values.dtype))
 
 
-def _decode_one(value: bytes | None) -> str | None:
+def _decode_one(value: Any) -> Any:
+    """A value with its bytes as text; None if they are not UTF-8."""
     try:
-        return None if value is None else value.decode()
+        return _decode_within(value)
     except UnicodeDecodeError:
         return None
+
+
+def _decode_within(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, list):
+        return [_decode_within(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _decode_within(item) for key, item in value.items()}
+    return value
 
 
 def _json_ready(value: pl.Expr, dtype: Any) -> pl.Expr:

@@ -22,7 +22,6 @@ from cherry_vllm.errors import UserError
 from cherry_vllm.experience import rows as experience
 from cherry_vllm.experience.clusters import cluster_embeddings
 from cherry_vllm.experience.rows import DiverseSampling
-from cherry_vllm.options import DataFormat
 from cherry_vllm.sources import Columns
 from cherry_vllm.sources.shards import read_row_shards
 from cherry_vllm.store.marks import mark_path
@@ -52,7 +51,6 @@ def read(run_dir: Path, file: Path = ROWS) -> Shards:
     return read_row_shards(
         run_dir,
         [file],
-        data_format=DataFormat.auto,
         columns=Columns("instruction", "input", "output"),
         refusals=[],
         shard_rows=10,

@@ -135,3 +135,72 @@ def test_other_readers_find_the_same_rows(tmp_path: Path) -> None:
     data = write_folder(tmp_path / "cherry", RECORDS)
     assert parquet.read_table(data.parent).to_pylist() == RECORDS
     assert list(pandas.read_parquet(data)["output"]) == [row["output"] for row in RECORDS]
+
+
+# --- conversations -----------------------------------------------------------------------------
+
+ASKED, SAID = (
+    {"role": "user", "content": "Wetter in Zürich?"},
+    {"role": "assistant", "content": "12°"},
+)
+
+
+def calling(arguments: Any) -> dict[str, Any]:
+    function = {"name": "weather", "arguments": arguments}
+    return {"role": "assistant", "content": None, "tool_calls": [{"function": function}]}
+
+
+CONVERSATIONS = {
+    "turns": [{"messages": [ASKED, SAID]}, {"messages": [ASKED, SAID, ASKED, SAID]}],
+    "sharegpt": [{"id": "1", "conversations": [{"from": "human", "value": "q"}], "system": ""}],
+    "prompt and completion": [{"prompt": [ASKED], "completion": [SAID]}],
+    "history": [{"instruction": "i", "history": [["a", "b"]]}, {"instruction": "i", "history": []}],
+    "sparse": [
+        {"messages": [ASKED, SAID]},
+        {"messages": [ASKED, calling({"city": "Z"}), {"role": "tool", "content": "12"}, SAID]},
+        {"messages": [ASKED, calling({"place": {"zip": 8000}}), SAID | {"weight": 0}]},
+    ],
+    "arguments as text": [{"messages": [ASKED, calling('{"city": "Z"}'), SAID]}] * 2,
+    "parts": [{"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]}]}],
+    # What Parquet cannot hold.
+    "no arguments": [{"messages": [ASKED, calling({}), SAID]}],
+    "parts or text": [
+        {"messages": [ASKED, SAID]},
+        {"messages": [ASKED | {"content": [{"type": "text", "text": "q"}]}, SAID]},
+    ],
+}
+MISFITS = ("no arguments", "parts or text")
+
+
+def without_nulls(value: Any) -> Any:
+    """A value without the fields that a column has because other rows have them."""
+    if isinstance(value, dict):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    return [without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("kind", CONVERSATIONS)
+def test_conversations_are_in_a_folder_that_loads_as_them(
+    tmp_path: Path, load: Any, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = CONVERSATIONS[kind]
+    data = write_folder(tmp_path / "cherry", rows)
+    assert without_nulls(load(tmp_path / "cherry")) == without_nulls(rows)
+    assert data.suffix == (".jsonl" if kind in MISFITS else ".parquet")
+    assert (kind in MISFITS) == ("the rows are in a .jsonl file" in caplog.text)
+    if kind not in MISFITS:
+        assert without_nulls(pl.read_parquet(data).to_dicts()) == without_nulls(rows)
+
+
+@pytest.mark.parametrize("kind", CONVERSATIONS)
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_conversations_are_in_files_that_load_as_them(
+    tmp_path: Path, kind: str, suffix: str
+) -> None:
+    import datasets
+
+    rows, output = CONVERSATIONS[kind], tmp_path / f"cherry{suffix}"
+    write_records(pl.Series([json.dumps(row) for row in rows]), output, output)
+    assert read_back(output) == rows
+    loaded = datasets.Dataset.from_json(str(output), cache_dir=str(tmp_path / "cache"))
+    assert without_nulls(loaded.to_list()) == without_nulls(rows)

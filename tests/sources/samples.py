@@ -14,17 +14,19 @@ from backports import zstd
 
 from cherry_vllm.conversation import USER, Message, open_messages
 from cherry_vllm.errors import UserError
-from cherry_vllm.options import DataFormat
 from cherry_vllm.schema import ROWS
-from cherry_vllm.sources import Columns, read_rows
+from cherry_vllm.sources import Columns, Layout, read_rows
 
 REPOSITORY = Path(__file__).parents[2]
 
 
-ALPACA = Columns("instruction", "input", "output")
+ALPACA = Columns("instruction", "input", "output", None, None, None, None)
 
 
-QUESTION_ANSWER = Columns("question", None, "answer")
+AUTO = Columns()
+
+
+QUESTION_ANSWER = Columns("question", None, "answer", None, None, None, None)
 
 
 FIELDS = ["instruction", "input", "answer"]
@@ -62,25 +64,27 @@ SAMPLES = [
 
 def rows_of(
     *files: Path,
-    data_format: DataFormat = DataFormat.auto,
+    layout: Layout = Layout(),
     columns: Columns = ALPACA,
     refusals: Sequence[str] = (),
     batch_rows: int = 100,
 ) -> pl.DataFrame:
     frames = read_rows(
-        files, data_format=data_format, columns=columns, refusals=refusals, batch_rows=batch_rows
+        files, layout=layout, columns=columns, refusals=refusals, batch_rows=batch_rows
     )
-    rows = pl.concat(list(frames))
+    return with_texts(pl.concat(list(frames)))
+
+
+def with_texts(rows: pl.DataFrame) -> pl.DataFrame:
+    """The rows with :data:`FIELDS`: the first request, its input, and the last answer."""
     texts = [_texts(messages) for messages in open_messages(rows["messages"])]
     return rows.hstack(pl.DataFrame(texts, dict.fromkeys(FIELDS, pl.String), orient="row"))
 
 
 def _texts(messages: Sequence[Message]) -> tuple[str | None, ...]:
-    """The first request, its input, and the last answer."""
-    if not messages:
-        return None, None, None
-    request = next(message for message in messages if message.role == USER)
-    return request.content, request.input, messages[-1].content
+    request = next((message for message in messages if message.role == USER), None)
+    asked = (None, None) if request is None else (request.content, request.input)
+    return *asked, messages[-1].content if messages else None
 
 
 def complaint_about(*files: Path, **options: Any) -> str:

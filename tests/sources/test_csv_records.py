@@ -1,10 +1,14 @@
 """CSV: no field is ever read into a wrong column."""
 
+import csv
+import io
 import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
+from cherry_vllm.sources import Layout
 from tests.sources.samples import FIELDS, complaint_about, file_with, rows_of
 
 
@@ -78,3 +82,31 @@ def test_columns_without_a_name_are_kept(tmp_path: Path) -> None:
     rows = rows_of(file_with(tmp_path, "d.csv", b",instruction,output,\n0,a,b,x\n"))
     fields = {"column_1": "0", "instruction": "a", "output": "b", "column_4": "x"}
     assert json.loads(rows["record"][0]) == fields
+
+
+ROW = {"instruction": "a,b", "input": "c;d", "output": "e\tf|g"}
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|", ":"])
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+def test_a_delimiter_is_found_in_the_header_or_named(
+    tmp_path: Path, delimiter: str, quoting: Literal[0, 1]
+) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(ROW), delimiter=delimiter, quoting=quoting)
+    writer.writeheader()
+    writer.writerow(ROW)
+    path = file_with(tmp_path, "d.csv", text.getvalue().encode())
+    named = Layout(delimiter="tab" if delimiter == "\t" else delimiter)
+    for layout in (named,) if delimiter == ":" else (named, Layout()):
+        assert [json.loads(record) for record in rows_of(path, layout=layout)["record"]] == [ROW]
+    if delimiter == "\t":
+        tsv = path.rename(tmp_path / "D.TSV")
+        assert [json.loads(record) for record in rows_of(tsv)["record"]] == [ROW]
+
+
+def test_a_header_that_several_delimiters_split_is_read_with_commas(tmp_path: Path) -> None:
+    path = file_with(tmp_path, "d.csv", b"instruction;input,output\na;b,c\n")
+    assert "no field 'instruction' (found: instruction;input, output)" in complaint_about(path)
+    path = file_with(tmp_path, "d.csv", b"instruction,output,a;b\na,b,c;d\n")
+    assert rows_of(path)["answer"].to_list() == ["b"]

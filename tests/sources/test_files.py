@@ -67,11 +67,36 @@ def test_an_empty_file_is_a_user_error(tmp_path: Path) -> None:
     assert f"{path}: the file is empty" in find_complaint(path)
 
 
-def test_a_folder_is_a_user_error(tmp_path: Path) -> None:
-    assert f"{tmp_path}: a folder; it has no file of a known format" in find_complaint(tmp_path)
+def test_a_folder_without_data_is_a_user_error(tmp_path: Path) -> None:
+    for name in ("README.md", ".hidden.jsonl", "dataset_infos.json"):
+        (tmp_path / name).write_text("{}")
+    assert f"{tmp_path}: a folder without data files" in find_complaint(tmp_path)
+
+
+def test_a_folder_is_its_data_files(tmp_path: Path) -> None:
+    for name in ("b.jsonl", "a/x.jsonl.gz", "a/Y.JSONL", "README.md", "_more/c.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    found = [tmp_path / name for name in ("a/Y.JSONL", "a/x.jsonl.gz", "b.jsonl")]
+    assert find_files([str(tmp_path)]) == found
+    assert find_files([f"{tmp_path}/"]) == found
+    (tmp_path / "c.csv").write_text("a,b")
+    assert "files of several formats; give those of one, as in" in find_complaint(tmp_path)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_split_of_a_folder_is_found_by_its_name(tmp_path: Path, split: str) -> None:
     (tmp_path / "data").mkdir()
-    file_of(tmp_path / "data", "part-0.parquet", [FIRST])
-    assert f"data.path='{tmp_path}/data/*.parquet'" in find_complaint(tmp_path)
+    for name in ("train-0.jsonl", "train-1.jsonl", "test.jsonl"):
+        file_of(tmp_path / "data", name, [FIRST])
+    found = find_files([str(tmp_path)], split=split)
+    assert [path.name for path in found] == [
+        path.name for path in sorted((tmp_path / "data").glob(f"{split}*"))
+    ]
+    with pytest.raises(UserError, match=r"no split 'dev' \(found: train, test\)"):
+        find_files([str(tmp_path)], split="dev")
+    with pytest.raises(UserError, match=r"leave out data\.split"):
+        find_files([str(found[0])], split="train")
 
 
 def test_a_missing_file_is_a_user_error(tmp_path: Path) -> None:
@@ -222,9 +247,12 @@ def test_a_folder_of_save_to_disk_is_its_files(tmp_path: Path) -> None:
     assert "no field 'instruction'" in complaint_about(*find_files([f"{folder}/*.json"]))
 
 
-def test_a_folder_of_several_splits_names_them(tmp_path: Path) -> None:
-    save_to_disk(tmp_path / "saved" / "train", [FIRST])
-    (tmp_path / "saved" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
-    message = find_complaint(tmp_path / "saved")
-    assert "several splits (train, test)" in message
-    assert f"data.path='{tmp_path}/saved/train'" in message
+def test_a_saved_folder_of_several_splits_names_them_and_reads_one(tmp_path: Path) -> None:
+    saved = tmp_path / "saved"
+    save_to_disk(saved / "train", [FIRST])
+    (saved / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    message = find_complaint(saved)
+    assert message.endswith("several splits (train, test); add data.split=train")
+    assert find_files([str(saved)], split="train") == find_files([f"{saved}/train"])
+    with pytest.raises(UserError, match=r"no split 'dev' \(found: train, test\)"):
+        find_files([str(saved)], split="dev")

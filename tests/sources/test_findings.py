@@ -7,7 +7,6 @@ from typing import Any
 import polars as pl
 import pytest
 
-from cherry_vllm.options import DataFormat
 from cherry_vllm.sources import Columns, read_rows
 from tests.sources.samples import ALPACA, FIRST, complaint_about, file_of
 
@@ -20,7 +19,6 @@ def lines_about(*files: Path, columns: Columns = ALPACA, max_rows: int | None = 
     lines: list[str] = []
     frames = read_rows(
         files,
-        data_format=DataFormat.auto,
         columns=columns,
         refusals=[],
         batch_rows=10,
@@ -106,7 +104,6 @@ def test_a_file_that_is_refused_tells_nothing_else(tmp_path: Path) -> None:
     path, lines = file_of(tmp_path, "d.jsonl", [{"q": "x"}] * 5), list[str]()
     frames = read_rows(
         [path],
-        data_format=DataFormat.auto,
         columns=ALPACA,
         refusals=[],
         batch_rows=10,

@@ -1,5 +1,6 @@
 """The same rows in every format; damaged files are one clear line."""
 
+import codecs
 import gzip
 import json
 from pathlib import Path
@@ -12,6 +13,7 @@ from backports import zstd
 from polars.testing import assert_frame_equal
 
 from cherry_vllm.options import DataFormat
+from cherry_vllm.sources import Layout
 from tests.sources.samples import (
     FIELDS,
     FIRST,
@@ -92,7 +94,7 @@ def test_all_members_of_a_compressed_file_are_read(tmp_path: Path, name: str, su
 def test_the_named_format_goes_before_the_suffix(tmp_path: Path, name: str) -> None:
     path = file_with(tmp_path, "data.txt", encoded([FIRST, LAST], name))
     data_format = DataFormat(name.removeprefix("d."))
-    assert rows_of(path, data_format=data_format)["answer"].to_list() == ["first", "last"]
+    assert rows_of(path, layout=Layout(data_format))["answer"].to_list() == ["first", "last"]
 
 
 @pytest.mark.parametrize("name", ["data", "data.txt", "data.gz", "data.xlsx"])
@@ -175,26 +177,99 @@ def test_a_damaged_zstandard_stream_is_a_user_error(tmp_path: Path, name: str) -
 
 
 @pytest.mark.parametrize("name", ["d.json", "d.jsonl", "d.csv", "d.csv.gz"])
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
-def test_two_byte_encodings_are_named(tmp_path: Path, name: str, encoding: str) -> None:
-    text = encoded([FIRST, LAST], name.removesuffix(".gz")).decode()
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig"])
+@pytest.mark.parametrize("named", [None, "gbk"])
+def test_a_byte_order_mark_names_the_encoding(
+    tmp_path: Path, name: str, encoding: str, named: str | None
+) -> None:
+    path = chinese(tmp_path, name, encoding)
+    check_chinese(rows_of(path, layout=Layout(encoding=named)))
+
+
+@pytest.mark.parametrize("name", ["d.json", "d.jsonl", "d.csv", "d.csv.gz"])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_an_encoding_without_its_mark_is_told_and_the_advice_works(
+    tmp_path: Path, name: str, encoding: str
+) -> None:
+    samples = [FIRST, LAST]
+    text = encoded(samples, name.removesuffix(".gz")).decode()
     path = file_with(tmp_path, name, compressed(text.encode(encoding), name))
     message = complaint_about(path)
-    assert f"{path}: UTF-{encoding[4:6]}" in message
-    assert "iconv -f UTF-" in message
+    assert f"{path}: looks like {encoding.upper()}" in message
+    assert message.endswith(f"data.encoding={encoding}")
+    rows = rows_of(path, layout=Layout(encoding=encoding))
+    assert [json.loads(record) for record in rows["record"]] == samples
 
 
 @pytest.mark.parametrize("name", ["d.json", "d.jsonl", "d.csv"])
-@pytest.mark.parametrize(("encoding", "text"), [("gbk", "\u5317\u4eac"), ("cp1252", "caf\u00e9")])
-def test_other_encodings_are_told_to_be_converted(
-    tmp_path: Path, name: str, encoding: str, text: str
+@pytest.mark.parametrize("encoding", ["gbk", "windows-1252", "big5"])
+def test_a_named_encoding_is_read_and_without_it_the_line_asks_for_it(
+    tmp_path: Path, name: str, encoding: str
 ) -> None:
-    samples = [{"instruction": text, "input": "", "output": text}] * 2
-    content = (
-        encoded(samples, name).decode()
-        if name == "d.csv"
-        else "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
-    )
-    message = complaint_about(file_with(tmp_path, name, content.encode(encoding)))
-    assert "its bytes are not UTF-8; convert the file, as in iconv" in message
+    text = "caf\u00e9" if encoding == "windows-1252" else "\u5317\u4eac\u554f"
+    path = chinese(tmp_path, name, encoding, text)
+    check_chinese(rows_of(path, layout=Layout(encoding=encoding)), text)
+    message = complaint_about(path)
+    assert "its bytes are not UTF-8; name its encoding, as in data.encoding=gbk" in message
     assert "data.format" not in message
+
+
+@pytest.mark.parametrize("name", ["d.json", "d.jsonl", "d.csv"])
+@pytest.mark.parametrize(
+    ("encoding", "bad"), [("gbk", b"\xff"), ("utf-8-sig", b"\xff"), ("utf-16", b"\x00\xd8")]
+)
+def test_bytes_that_are_not_of_the_encoding_are_told(
+    tmp_path: Path, name: str, encoding: str, bad: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = chinese(tmp_path, name, encoding, "Q")
+    content = path.read_bytes()
+    letter = "Q".encode(encoding.removesuffix("-sig") if "8" in encoding else encoding)
+    letter = letter.removeprefix(codecs.BOM_UTF16_LE)
+    path.write_bytes(bad.join(content.split(letter, 1)))
+    layout = Layout(encoding="gbk" if encoding == "gbk" else None)
+    told = f"its bytes are not {encoding.removesuffix('-sig').upper()}".replace("GBK", "gbk")
+    if name == "d.csv":
+        assert told in complaint_about(path, layout=layout)
+    else:
+        assert rows_of(path, layout=layout)["drop_reason"].to_list() == ["malformed", None]
+        assert told in caplog.text
+
+
+@pytest.mark.parametrize("encoding", ["none-such", "base64", "rot13", "zip"])
+def test_an_encoding_that_is_none_is_a_user_error(tmp_path: Path, encoding: str) -> None:
+    path = file_of(tmp_path, "d.jsonl", [FIRST])
+    message = complaint_about(path, layout=Layout(encoding=encoding))
+    assert f"data.encoding={encoding}: no such encoding" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "key"),
+    [
+        ("d.csv", Layout(field="data"), "data.field"),
+        ("d.parquet", Layout(field="data"), "data.field"),
+        ("d.jsonl", Layout(delimiter=";"), "data.delimiter"),
+        ("d.parquet", Layout(encoding="gbk"), "data.encoding"),
+    ],
+)
+def test_a_setting_without_a_meaning_for_the_format_is_a_user_error(
+    tmp_path: Path, name: str, layout: Layout, key: str
+) -> None:
+    message = complaint_about(file_of(tmp_path, name, [FIRST]), layout=layout)
+    assert message.endswith(f"leave out {key}")
+
+
+def chinese(folder: Path, name: str, encoding: str, text: str = "\u5317\u4eac") -> Path:
+    """A file of two rows in an encoding."""
+    samples = [{"instruction": text, "input": "", "output": text}] * 2
+    if ".csv" in name:
+        content = encoded(samples, "d.csv").decode()
+    else:
+        lines = [json.dumps(sample, ensure_ascii=False) for sample in samples]
+        content = f"[{','.join(lines)}]" if ".jsonl" not in name else "\n".join(lines)
+    return file_with(folder, name, compressed(content.encode(encoding), name))
+
+
+def check_chinese(rows: pl.DataFrame, text: str = "\u5317\u4eac") -> None:
+    assert rows["instruction"].to_list() == rows["answer"].to_list() == [text] * 2
+    assert rows["drop_reason"].null_count() == 2
+    assert all(text in record for record in rows["record"])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cherry_vllm.options import DataFormat
-from cherry_vllm.sources import json_texts
+from cherry_vllm.sources import Layout, json_values
 from tests.sources.samples import (
     FIRST,
     LAST,
@@ -18,6 +18,7 @@ from tests.sources.samples import (
     array_around,
     check_neighbours,
     complaint_about,
+    compressed,
     encoded,
     file_with,
     lines_around,
@@ -56,7 +57,7 @@ ELEMENTS = [FIRST, 1234567, {"instruction": "i" * 300, "output": "ö🌅" * 50},
 def test_an_array_is_read_through_a_buffer_of_any_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_chars: int, indent: int | None
 ) -> None:
-    monkeypatch.setattr(json_texts, "READ_CHARS", read_chars)
+    monkeypatch.setattr(json_values, "READ_CHARS", read_chars)
     text = json.dumps(ELEMENTS, indent=indent, ensure_ascii=False)
     rows = rows_of(file_with(tmp_path, "d.json", text.encode()), batch_rows=2)
     assert [json.loads(record) for record in rows["record"]] == ELEMENTS
@@ -76,7 +77,7 @@ def test_a_pretty_printed_array_gives_one_line_records(tmp_path: Path, line_brea
 def test_an_array_cut_off_anywhere_is_a_user_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_chars: int
 ) -> None:
-    monkeypatch.setattr(json_texts, "READ_CHARS", read_chars)
+    monkeypatch.setattr(json_values, "READ_CHARS", read_chars)
     content = encoded([FIRST, LAST], "d.json")
     for size in range(1, len(content)):
         path = file_with(tmp_path, "d.json", content[:size])
@@ -103,8 +104,8 @@ def test_an_array_element_that_cannot_be_decoded_names_file_and_row(
 def test_an_array_element_without_end_is_not_read_to_the_end_of_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(json_texts, "READ_CHARS", 100)
-    monkeypatch.setattr(json_texts, "MAX_ELEMENT_CHARS", 1000)
+    monkeypatch.setattr(json_values, "READ_CHARS", 100)
+    monkeypatch.setattr(json_values, "MAX_VALUE_CHARS", 1000)
     content = array_around(b'{"instruction": "i", "output": "' + b"o" * 5_000 + b'"}')
     path = file_with(tmp_path, "d.json", content)
     assert f"{path}: row 1: " in complaint_about(path)
@@ -123,7 +124,7 @@ def test_an_object_at_the_top_is_a_user_error(
 ) -> None:
     text = json.dumps({"version": 1, "data": [FIRST, LAST]}, indent=indent)
     path = file_with(tmp_path, "d.json", text.encode())
-    assert str(path) in complaint_about(path, data_format=data_format)
+    assert str(path) in complaint_about(path, layout=Layout(data_format))
 
 
 @pytest.mark.parametrize("content", [b'"text"', b"42", b"instruction,output\na,b\n", b"\x00\x01"])
@@ -152,7 +153,7 @@ def test_objects_are_read_whatever_the_line_breaks(
     name: str,
     indent: int | None,
 ) -> None:
-    monkeypatch.setattr(json_texts, "READ_CHARS", 300)
+    monkeypatch.setattr(json_values, "READ_CHARS", 300)
     texts = [json.dumps(sample, indent=indent, ensure_ascii=False) for sample in SAMPLES]
     rows = rows_of(file_with(tmp_path, name, between.join(texts).encode()))
     assert [json.loads(record) for record in rows["record"]] == SAMPLES
@@ -202,9 +203,16 @@ def test_a_byte_order_mark_within_a_file_costs_no_row(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "line"),
     [
-        ({"version": 1, "data": [FIRST, LAST]}, "one object with 'data', a list of 2 records"),
-        ({"train": [FIRST, LAST], "test": [LAST]}, "of 2 records and 'test', a list of 1 records"),
-        ({"a": FIRST, "b": LAST}, "one object of 2 records by key"),
+        (
+            {"version": 1, "data": [FIRST, LAST]},
+            "one object with 'data', 2 records; read them with data.field=data",
+        ),
+        (
+            {"train": [FIRST, LAST], "test": [LAST]},
+            "with 'train', 2 records and 'test', 1 records; read",
+        ),
+        ({"a": FIRST, "b": LAST}, "one object of 2 records by key; read them with data.field=."),
+        ({"data": {"a": FIRST, "b": LAST}}, "'data', 2 records; read them with data.field=data"),
         ({key: {"0": key, "1": key} for key in FIRST}, "one object of columns, as pandas writes"),
     ],
 )
@@ -214,7 +222,52 @@ def test_an_object_around_the_records_is_named(
     path = file_with(tmp_path, "d.json", json.dumps(content, indent=indent).encode())
     message = complaint_about(path)
     assert message.startswith(f"{path}: one object")
-    assert line in message
+    assert line.format("data.field") in message
+
+
+@pytest.mark.parametrize("read_chars", [1, 7, 2**20])
+@pytest.mark.parametrize(
+    ("content", "field"),
+    [
+        ({"version": 1, "data": [FIRST, LAST], "more": [[1], {"a": 2}, "x"]}, "data"),
+        ({"data": {"test": [LAST], "train": [FIRST, LAST]}}, "data.train"),
+        ({"v1.0": [FIRST, LAST]}, "v1.0"),
+        ({"v1.0": {"a.b": {"x": FIRST, "y": LAST}}}, "v1.0.a.b"),
+        ({"a": FIRST, "b": LAST}, "."),
+        ([FIRST, LAST], "."),
+    ],
+)
+def test_the_records_within_an_object_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: Any, field: str, read_chars: int
+) -> None:
+    monkeypatch.setattr(json_values, "READ_CHARS", read_chars)
+    for name, indent in (("d.json", None), ("d.json", 2), ("d.jsonl.gz", None)):
+        text = compressed(json.dumps(content, indent=indent).encode(), name)
+        rows = rows_of(file_with(tmp_path, name, text), layout=Layout(field=field))
+        assert [json.loads(record) for record in rows["record"]] == [FIRST, LAST]
+
+
+@pytest.mark.parametrize(
+    ("content", "field", "fault"),
+    [
+        ('{"a": [], "b": 1}', "data", "data.field=data: no such field (found: a, b)"),
+        ('{"data": 7}', "data", "data.field=data: leads to neither a list nor an object"),
+        ('{"data": [{}]}', "data.x", "data.field=data.x: leads to neither a list nor an object"),
+        ('{"data": [], "data": []}', "data", "data.field=data: occurs twice"),
+        ('{"data": [{"a": 1}', "data", "broken JSON"),
+        ('{"data": [{"a": 1}]', "data", "broken JSON"),
+        ('{"data" [{"a": 1}]}', "data", "broken JSON"),
+        ('{"data": [{"a": 1}, "more": 2', "data", "broken JSON"),
+        ('{"data": []}', "data", "no rows"),
+    ],
+)
+def test_a_field_without_records_is_a_user_error(
+    tmp_path: Path, content: str, field: str, fault: str
+) -> None:
+    path = file_with(tmp_path, "d.json", content.encode())
+    message = complaint_about(path, layout=Layout(field=field))
+    assert str(path) in message
+    assert fault in message
 
 
 # --- keys that occur twice ---------------------------------------------------------------------

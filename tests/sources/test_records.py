@@ -31,7 +31,7 @@ from tests.sources.samples import (
     with_field,
 )
 
-WRONG_TYPES = {"list": '["x"]', "dict": '{"a": 1}', "messages": '[{"role": "user"}]'}
+WRONG_TYPES = {"list": '["x", "y"]', "dict": '{"a": 1}', "messages": '[{"content": "no role"}]'}
 
 
 # Values of JSON, so that they may stand in an array as well.
@@ -282,20 +282,6 @@ def test_nan_is_a_missing_value(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["d.json", "d.jsonl"])
 def test_sound_rows_behind_any_number_of_bad_ones_are_kept(tmp_path: Path, name: str) -> None:
-    samples = [{"instruction": "i", "output": ["no text"]}] * 2_100 + [FIRST] * 3
+    samples = [{"instruction": "i", "output": {"no": "text"}}] * 2_100 + [FIRST] * 3
     rows = rows_of(file_of(tmp_path, name, samples), batch_rows=5_000)
     assert rows["drop_reason"].to_list() == ["malformed"] * 2_100 + [None] * 3
-
-
-# --- conversations -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("field", ["messages", "conversations"])
-def test_conversations_are_told_to_be_converted(tmp_path: Path, field: str) -> None:
-    path = file_of(tmp_path, "d.jsonl", [{field: [{"role": "user", "content": "Hi."}]}] * 3)
-    message = complaint_about(path)
-    assert f"no field 'instruction', but '{field}'; conversations are not read: conv" in message
-    assert "data.columns" not in message
-    named = complaint_about(path, columns=Columns(field, None, field))
-    assert f"field '{field}' is a list of messages; conversations are not read: conv" in named
-    assert "data.columns" not in named

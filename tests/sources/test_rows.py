@@ -11,9 +11,15 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from cherry_vllm.config import compose
-from cherry_vllm.options import DataFormat
 from cherry_vllm.sources import read_rows
-from tests.sources.samples import ALPACA, REPOSITORY, file_of, rows_of, shards_of_twelve_rows
+from tests.sources.samples import (
+    ALPACA,
+    REPOSITORY,
+    file_of,
+    rows_of,
+    shards_of_twelve_rows,
+    with_texts,
+)
 
 
 @pytest.mark.parametrize(
@@ -25,7 +31,6 @@ def test_only_the_first_rows_are_read_if_so_asked(
     frames = list(
         read_rows(
             shards_of_twelve_rows(tmp_path),
-            data_format=DataFormat.auto,
             columns=ALPACA,
             refusals=[],
             max_rows=max_rows,
@@ -54,13 +59,9 @@ def test_every_batch_but_the_last_is_full_and_the_rows_do_not_depend_on_it(
     tmp_path: Path, batch_rows: int, heights: list[int]
 ) -> None:
     files = shards_of_twelve_rows(tmp_path)
-    frames = list(
-        read_rows(
-            files, data_format=DataFormat.auto, columns=ALPACA, refusals=[], batch_rows=batch_rows
-        )
-    )
+    frames = list(read_rows(files, columns=ALPACA, refusals=[], batch_rows=batch_rows))
     assert [frame.height for frame in frames] == heights
-    rows = pl.concat(frames)
+    rows = with_texts(pl.concat(frames))
     assert rows["row"].to_list() == list(range(12))
     answers = [str(i) for i in range(12)]
     answers[7] = ""

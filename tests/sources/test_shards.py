@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from cherry_vllm.options import DataFormat
 from cherry_vllm.sources import Columns, find_files, shards
 from cherry_vllm.sources.shards import read_row_shards
 from cherry_vllm.store.shards import Shards
@@ -21,7 +20,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 def read(run_dir: Path, *patterns: str, **changes: Any) -> Shards:
     settings: dict[str, Any] = {"columns": ALPACA, "refusals": [], "shard_rows": 2} | changes
     files = find_files(patterns)
-    return read_row_shards(run_dir, files, data_format=DataFormat.auto, **settings)
+    return read_row_shards(run_dir, files, **settings)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -9,8 +9,9 @@ import polars as pl
 import pytest
 
 from cherry_vllm.options import DataFormat
-from cherry_vllm.sources import Columns
+from cherry_vllm.sources import Layout
 from tests.sources.samples import (
+    AUTO,
     FIELDS,
     FIRST,
     LAST,
@@ -40,10 +41,10 @@ def test_categories_in_parquet_are_text(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("field", ["instruction", "input", "output"])
 def test_a_parquet_column_that_is_not_text_is_a_user_error(tmp_path: Path, field: str) -> None:
-    path = file_of(tmp_path, "d.parquet", [{**FIRST, field: ["x"]}])
+    path = file_of(tmp_path, "d.parquet", [{**FIRST, field: ["x", "y"]}])
     message = complaint_about(path)
-    assert f"{path}: column '{field}' is List(String), not text" in message
-    assert f"data.columns.{field}=" in message
+    assert f"{path}: row 0: field '{field}' is a list, not text, and no row is usable" in message
+    assert "data.columns" in message
 
 
 @pytest.mark.parametrize("damage", ["garbage", "cut off", "overwritten"])
@@ -140,20 +141,12 @@ def test_bytes_in_parquet_that_are_utf8_are_text(tmp_path: Path) -> None:
     pl.DataFrame(table).write_parquet(tmp_path / "d.parquet")
     rows = rows_of(tmp_path / "d.parquet")
     assert rows["drop_reason"].to_list() == [None, None, "malformed", "malformed"]
-    assert rows["instruction"].to_list() == ["a", "\u00e9", "c", None]
+    assert rows["instruction"].to_list() == ["a", "\u00e9", None, None]
     assert json.loads(rows["record"][1]) == {
         "instruction": "\u00e9",
         "output": "y",
         "blob": "Yg==",
     }
-
-
-def test_messages_in_parquet_are_told_to_be_converted(tmp_path: Path) -> None:
-    samples = [{"messages": [{"role": "user", "content": "Hi."}]}]
-    path = file_of(tmp_path, "d.parquet", samples)
-    assert "conversations are not read: convert" in complaint_about(path)
-    named = Columns("messages", None, "messages")
-    assert "column 'messages' is a list of messages; conv" in complaint_about(path, columns=named)
 
 
 @pytest.mark.parametrize("name", ["d.arrow", "d.feather", "D.ARROW"])
@@ -166,7 +159,7 @@ def test_arrow_files_and_streams_are_read(tmp_path: Path, name: str, is_stream: 
         table.write_ipc(tmp_path / name)
     rows = rows_of(tmp_path / name)
     check_sound(rows)
-    assert rows_of(tmp_path / name, data_format=DataFormat.arrow).equals(rows)
+    assert rows_of(tmp_path / name, layout=Layout(DataFormat.arrow)).equals(rows)
 
 
 def test_a_broken_arrow_file_is_a_user_error(tmp_path: Path) -> None:
@@ -201,3 +194,71 @@ def test_values_that_outputs_hold_in_another_type_are_told_by_their_column(
     assert "column 'raw' is List(Binary), which JSON lacks" in caplog.text
     assert "1 rows: column 'loss' is NaN or infinite, null in outputs" in caplog.text
     assert not {"gain", "count"} & set(caplog.text.replace("'", " ").split())
+
+
+@pytest.mark.parametrize("as_bytes", [False, True])
+def test_messages_in_nested_columns_are_read(tmp_path: Path, *, as_bytes: bool) -> None:
+    said = [("user", "Caf\u00e9?"), ("assistant", "Oui.")]
+    turns = [
+        {"role": who.encode(), "content": text.encode()}
+        if as_bytes
+        else {"role": who, "content": text}
+        for who, text in said
+    ]
+    bad = [turns[0], {"role": b"assistant", "content": b"\xff"}] if as_bytes else turns
+    frame = pl.DataFrame({"messages": [turns, bad], "image": [b"\xff", None]})
+    frame.write_parquet(tmp_path / "d.parquet")
+    rows = rows_of(tmp_path / "d.parquet", columns=AUTO)
+    assert rows["drop_reason"].to_list() == [None, "malformed" if as_bytes else None]
+    assert rows.select(FIELDS).row(0) == ("Caf\u00e9?", "", "Oui.")
+    assert json.loads(rows["record"][0]) == {
+        "messages": [{"role": who, "content": text} for who, text in said],
+        "image": "/w==",
+    }
+
+
+def test_sparse_fields_of_nested_messages_are_left_out(tmp_path: Path) -> None:
+    call = {"type": "function", "function": {"name": "f", "arguments": "{}"}}
+    turns: list[dict[str, Any]] = [
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "12", "tool_call_id": "x"},
+        {"role": "assistant", "content": "12 degrees."},
+    ]
+    names = ("role", "content", "tool_calls", "tool_call_id")
+    whole = [dict.fromkeys(names) | turn for turn in turns]
+    pl.DataFrame({"messages": [whole]}).write_parquet(tmp_path / "d.parquet")
+    from_table, from_json = (
+        rows_of(path, columns=AUTO)["messages"][0].to_list()
+        for path in (tmp_path / "d.parquet", file_of(tmp_path, "d.jsonl", [{"messages": turns}]))
+    )
+    assert from_table == from_json
+
+
+def test_an_infinite_number_in_a_column_that_is_read_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    values = [1.5, float("inf"), float("nan")]
+    frame = pl.DataFrame({"instruction": ["a", "b", "c"], "output": values})
+    frame.write_parquet(tmp_path / "d.parquet")
+    rows = rows_of(tmp_path / "d.parquet")
+    assert rows["drop_reason"].to_list() == [None, "empty_answer", "empty_answer"]
+    assert "1 rows: column 'output' is NaN or infinite, null in outputs" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["large", "dictionary", "view", "fixed"])
+def test_every_type_of_text_is_text(tmp_path: Path, kind: str) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    dtypes = {
+        "large": pyarrow.large_string(),
+        "dictionary": pyarrow.dictionary(pyarrow.int32(), pyarrow.string()),
+        "view": pyarrow.string_view(),
+        "fixed": pyarrow.binary(4),
+    }
+    values = pyarrow.array(["abcd", "efgh"]).cast(pyarrow.string())
+    column = pyarrow.array([b"abcd", b"efgh"], dtypes["fixed"]) if kind == "fixed" else values
+    column = column if kind == "fixed" else column.cast(dtypes[kind])
+    table = pyarrow.table({"instruction": column, "output": column})
+    parquet.write_table(table, tmp_path / "d.parquet")
+    assert rows_of(tmp_path / "d.parquet")["answer"].to_list() == ["abcd", "efgh"]

@@ -1,0 +1,286 @@
+"""Shapes of data sets to conversations, with their fields named or recognised."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from cherry_vllm.config import compose
+from cherry_vllm.conversation import Message, open_messages
+from cherry_vllm.sources import Columns
+from tests.sources.samples import AUTO, complaint_about, file_of, rows_of
+
+USER, ANSWER = "Name a fruit.", "A cherry."
+PAIR = [Message("user", USER), Message("assistant", ANSWER, is_answer=True)]
+OPENAI = [{"role": "user", "content": USER}, {"role": "assistant", "content": ANSWER}]
+SHAREGPT = [{"from": "human", "value": USER}, {"from": "gpt", "value": ANSWER}]
+PARTS = [
+    {"role": "user", "content": [{"type": "text", "text": "Name "}, "a fruit."]},
+    {"role": "assistant", "content": {"type": "text", "text": ANSWER}},
+]
+# The same pair in every shape that is read.
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "openai": ("messages", {"messages": OPENAI}),
+    "parts": ("messages", {"messages": PARTS}),
+    "as-text": ("messages", {"messages": json.dumps(OPENAI)}),
+    "sharegpt": ("sharegpt", {"id": "c0", "conversations": SHAREGPT}),
+    "alpaca": ("alpaca", {"instruction": USER, "input": "", "output": ANSWER}),
+    "history": (
+        "alpaca",
+        {"instruction": USER, "input": "", "output": ANSWER, "system": "", "history": []},
+    ),
+    "texts": ("prompt_completion", {"prompt": USER, "completion": ANSWER}),
+    "messages": ("prompt_completion", {"prompt": OPENAI[:1], "completion": OPENAI[1:]}),
+    "mixed": ("prompt_completion", {"prompt": USER, "completion": OPENAI[1:]}),
+    "question": ("question_answer", {"question": USER, "answer": ANSWER}),
+    "one-text": ("question_answer", {"question": [USER], "answer": [ANSWER]}),
+    "dolly": ("auto", {"instruction": USER, "context": "", "response": ANSWER}),
+    "flan": ("auto", {"inputs": USER, "targets": ANSWER}),
+    "input-output": ("auto", {"input": USER, "output": ANSWER}),
+}
+
+
+def columns_of(option: str) -> Columns:
+    columns = compose(f"data={option}").data.columns
+    return Columns(**{name: getattr(columns, name) for name in Columns.__dataclass_fields__})
+
+
+def messages_of(path: Path, columns: Columns = AUTO) -> list[tuple[Message, ...]]:
+    rows = rows_of(path, columns=columns)
+    assert rows["drop_reason"].null_count() == rows.height, rows["drop_reason"].to_list()
+    return open_messages(rows["messages"])
+
+
+def one(tmp_path: Path, fields: Any, columns: Columns = AUTO) -> dict[str, Any]:
+    """How a record is read, beside one that is sound."""
+    sound = {"messages": OPENAI}
+    path = tmp_path / "d.jsonl"
+    path.write_text(f"{json.dumps(fields)}\n{json.dumps(sound)}\n")
+    row = rows_of(path, columns=columns).row(0, named=True)
+    messages = open_messages(pl.Series([row["messages"]], dtype=rows_dtype()))[0]
+    return row | {"messages": messages}
+
+
+def rows_dtype() -> Any:
+    from cherry_vllm.schema import ROWS
+
+    return ROWS["messages"]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("is_named", [False, True], ids=["auto", "named"])
+def test_every_shape_is_the_same_conversation(
+    tmp_path: Path, shape: str, *, is_named: bool
+) -> None:
+    option, record = SHAPES[shape]
+    columns = columns_of(option) if is_named else AUTO
+    assert messages_of(file_of(tmp_path, "d.jsonl", [record]), columns) == [tuple(PAIR)]
+
+
+@pytest.mark.parametrize(
+    "name", ["d.json", "d.jsonl", "d.jsonl.zst", "d.csv", "d.parquet", "d.arrow"]
+)
+@pytest.mark.parametrize("shape", ["openai", "sharegpt", "messages", "history"])
+def test_shapes_are_read_from_every_format(tmp_path: Path, name: str, shape: str) -> None:
+    record = SHAPES[shape][1]
+    if name == "d.csv":  # a cell holds nested values as JSON
+        record = {
+            key: value if isinstance(value, str) else json.dumps(value)
+            for key, value in record.items()
+        }
+    if name == "d.arrow":
+        pl.DataFrame([record]).write_ipc(tmp_path / name)
+    path = tmp_path / name if name == "d.arrow" else file_of(tmp_path, name, [record])
+    assert messages_of(path, columns_of(SHAPES[shape][0])) == [tuple(PAIR)]
+
+
+def test_turns_before_the_last_are_scored_too_and_a_system_message_is_context(
+    tmp_path: Path,
+) -> None:
+    said = [("system", "Be brief."), ("human", "a?"), ("gpt", "A."), ("human", "b?"), ("gpt", "B.")]
+    turns = [{"from": who, "value": text} for who, text in said]
+    (messages,) = messages_of(file_of(tmp_path, "d.json", [{"conversations": turns}]))
+    assert [message.role for message in messages] == [
+        *("system", "user", "assistant", "user", "assistant")
+    ]
+    assert [message.is_answer for message in messages] == [False, False, True, False, True]
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        [["How is it in summer?", "Mild."]],
+        '[["How is it in summer?", "Mild."]]',
+        [
+            {"role": "user", "content": "How is it in summer?"},
+            {"role": "assistant", "content": "Mild."},
+        ],
+    ],
+)
+def test_system_and_history_are_context(tmp_path: Path, history: Any) -> None:
+    record = {"instruction": "And in winter?", "input": "", "output": "Cold."}
+    record |= {"system": "Answer about Oslo.", "history": history}
+    (messages,) = messages_of(file_of(tmp_path, "d.jsonl", [record]), columns_of("alpaca"))
+    assert messages == (
+        Message("system", "Answer about Oslo."),
+        Message("user", "How is it in summer?"),
+        Message("assistant", "Mild."),
+        Message("user", "And in winter?"),
+        Message("assistant", "Cold.", is_answer=True),
+    )
+
+
+def test_tools_and_calls_are_context(tmp_path: Path) -> None:
+    call = {"type": "function", "function": {"name": "weather", "arguments": '{"days": 0.50}'}}
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": {"step": 0.50}}}]
+    turns = [
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "12 degrees", "tool_call_id": "x"},
+        {"role": "assistant", "content": "12 degrees.", "tool_calls": None},
+    ]
+    for given in (tools, json.dumps(tools)):
+        row = one(tmp_path, {"messages": turns, "tools": given})
+        assert row["drop_reason"] is None
+        assert json.loads(row["tools"]) == tools
+        _, calls, result, answer = row["messages"]
+        assert calls == Message("assistant", "", extra=json.dumps({"tool_calls": [call]}))
+        assert result == Message("tool", "12 degrees", extra='{"tool_call_id": "x"}')
+        assert answer == Message("assistant", "12 degrees.", is_answer=True)
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+def test_a_call_that_sharegpt_writes_as_text_is_a_call(tmp_path: Path, calls: int) -> None:
+    call = {"name": "weather", "arguments": {"city": "Bern"}}
+    value = json.dumps(call if calls == 1 else [call, call])
+    turns = [
+        {"from": "human", "value": "Weather?"},
+        {"from": "function_call", "value": value},
+        {"from": "observation", "value": "12"},
+        {"from": "gpt", "value": "12 degrees."},
+    ]
+    _, said, result, answer = one(tmp_path, {"conversations": turns})["messages"]
+    assert (said.role, said.content, said.is_answer) == ("assistant", "", False)
+    assert json.loads(said.extra) == {
+        "tool_calls": [{"type": "function", "function": call}] * calls
+    }
+    assert (result.role, answer.is_answer) == ("tool", True)
+
+
+@pytest.mark.parametrize(
+    "mask", [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"loss": False}]
+)
+def test_a_masked_message_is_context(tmp_path: Path, mask: dict[str, Any]) -> None:
+    turns = [*OPENAI[:1], OPENAI[1] | mask, *OPENAI[:1], OPENAI[1] | {"weight": 1}]
+    messages = one(tmp_path, {"messages": turns})["messages"]
+    assert [message.is_answer for message in messages] == [False, False, False, True]
+    assert {message.extra for message in messages} == {None}
+
+
+ASSISTANT, CALL = OPENAI[1], {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}
+
+
+@pytest.mark.parametrize(
+    ("turns", "reason"),
+    [
+        ([ASSISTANT, OPENAI[0]], "broken_turns"),
+        ([{"role": "system", "content": "x"}, ASSISTANT], "broken_turns"),
+        ([*OPENAI, ASSISTANT], "broken_turns"),
+        ([], "no_scored_turn"),
+        ([OPENAI[0]], "no_scored_turn"),
+        ([OPENAI[0], CALL], "no_scored_turn"),
+        ([OPENAI[0], ASSISTANT | {"weight": 0}], "no_scored_turn"),
+        ([OPENAI[0], ASSISTANT | {"content": " "}], "empty_answer"),
+    ],
+)
+def test_a_conversation_without_an_answer_to_score_is_dropped(
+    tmp_path: Path, turns: Any, reason: str
+) -> None:
+    row = one(tmp_path, {"messages": turns})
+    assert row["drop_reason"] == reason
+    assert not any(message.is_answer for message in row["messages"])
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "x.png"}}
+
+
+@pytest.mark.parametrize(
+    ("turns", "fault"),
+    [
+        ([{"role": "narrator", "content": "x"}], "message 0: unknown role 'narrator'"),
+        ([{"content": "x"}], "message 0: no role"),
+        (
+            [{"role": "user", "content": [IMAGE]}],
+            "message 0: a part of its content is 'image_url', and only text is read",
+        ),
+        ([{"role": "user", "content": [{"type": "text"}]}], "a part of its content has no text"),
+        ([{"role": "user", "content": [7]}], "a part of its content is a number, not text"),
+        ([{"role": "user", "content": "\ud800"}], "'content' contains a lone surrogate"),
+        ([{"role": "user", "content": "x", "name": "\ud800"}], "contains a lone surrogate"),
+        ([{"role": "assistant", "tool_calls": 5}], "field 'tool_calls' is a number, not a list"),
+        (["x", "y"], "field 'messages' is a list, not a list of messages"),
+        ("Hello.", "field 'messages' is text, not a list of messages"),
+        (None, "field 'messages' is null"),
+    ],
+)
+def test_what_is_no_conversation_is_malformed_with_its_fault(
+    tmp_path: Path, turns: Any, fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert one(tmp_path, {"messages": turns})["drop_reason"] == "malformed"
+    assert fault in caplog.text
+
+
+@pytest.mark.parametrize("name", ["task.question", "task.0.question"])
+def test_names_may_be_nested(tmp_path: Path, name: str) -> None:
+    task: Any = {"question": USER}
+    record = {"task": task if name == "task.question" else [task], "answers": ["no", ANSWER]}
+    columns = Columns(name, None, "answers.1")
+    assert messages_of(file_of(tmp_path, "d.jsonl", [record]), columns) == [tuple(PAIR)]
+    message = complaint_about(file_of(tmp_path, "d.jsonl", [record]), columns=Columns("task.q"))
+    assert "no field 'task.q' (found: task, answers)" in message
+
+
+def test_messages_win_over_a_prompt_beside_them(tmp_path: Path) -> None:
+    record: dict[str, Any] = {"prompt": "Name", "prompt_id": "x", "messages": OPENAI}
+    assert messages_of(file_of(tmp_path, "d.jsonl", [record])) == [tuple(PAIR)]
+    record = {"prompt": USER, "completion": ANSWER, "messages": None}
+    assert messages_of(file_of(tmp_path, "d.jsonl", [record])) == [tuple(PAIR)]
+
+
+@pytest.mark.parametrize(
+    ("record", "line"),
+    [
+        (
+            {"messages": [{"role": "system", "content": "a"}, *OPENAI], "system": "b"},
+            "1 of 1 rows have a field 'system' that is not read",
+        ),
+        (
+            {"prompt": OPENAI[:1], "input": "more", "completion": ANSWER},
+            "1 of 1 rows have a field 'input' that is not read",
+        ),
+        ({"messages": OPENAI, "context": "c"}, "1 of 1 rows have a field 'context'"),
+        (
+            {"messages": [OPENAI[0], OPENAI[1] | {"reasoning_content": "Hm."}]},
+            "1 answers have a field 'reasoning_content', which is not scored",
+        ),
+    ],
+)
+def test_context_without_a_place_is_told(
+    tmp_path: Path, record: Any, line: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    messages_of(file_of(tmp_path, "d.jsonl", [record]))
+    assert line in caplog.text
+
+
+def test_the_fields_that_were_recognised_are_told_in_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="cherry_vllm")
+    records = [{"prompt": USER, "completion": ANSWER}] * 2 + [{"conversations": SHAREGPT}]
+    messages_of(file_of(tmp_path, "d.jsonl", records))
+    assert (
+        "read 2 rows by prompt as instruction, completion as output; "
+        "1 rows by conversations as messages" in caplog.text
+    )
