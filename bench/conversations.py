@@ -22,14 +22,13 @@ from cherry_vllm.conversation import open_conversations
 from cherry_vllm.engines import Span
 from cherry_vllm.engines.checkpoint import read_checkpoint
 from cherry_vllm.prompts.spans import AnswerSpans, open_span_builder
-from cherry_vllm.sources import Columns, DataFormat, find_files, read_rows
+from cherry_vllm.sources import Columns, find_files, read_rows
 
 
 def build_pairs(data: str, model: Path, num_rows: int, max_length: int) -> list[AnswerSpans]:
     """The spans of the first conversations with several turns, under the chat template."""
     frames = read_rows(
         find_files([data]),
-        data_format=DataFormat.auto,
         columns=Columns(),
         refusals=[],
         batch_rows=10_000,

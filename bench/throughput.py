@@ -188,6 +188,7 @@ class EngineProcess:
         model: Path,
         spans: list[Span],
         cores: list[int],
+        *,
         environment: Mapping[str, str] | None = None,
         max_length: int = MAX_LENGTH,
     ) -> None:

@@ -36,7 +36,9 @@ def main() -> None:
     spans = build_spans(arguments.data, arguments.model, arguments.rows)
     engines = {}
     for way, environment in tqdm(WAYS.items(), desc="loading"):
-        engines[way] = EngineProcess(arguments.setup, arguments.model, spans, CORES, environment)
+        engines[way] = EngineProcess(
+            arguments.setup, arguments.model, spans, CORES, environment=environment
+        )
         engines[way].receive()
     for engine in engines.values():
         time_pass(engine)  # a warm-up, not counted

@@ -197,7 +197,7 @@ def test_rows_that_a_chat_template_refuses_are_counted(
     (line,) = caplog.messages
     assert re.search("1 of 3 rows have a system message, and .*refuses: no system role", line)
     with pytest.raises(
-        UserError, match="no system role.*; each of the 1 rows has a system message"
+        UserError, match=r"no system role.*; each of the 1 rows has a system message"
     ):
         check(tmp_path, prompt_named("chat"), (*SYSTEM_FIRST, ANSWER))
 
