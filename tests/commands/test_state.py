@@ -401,8 +401,8 @@ class RunFolder(RuleBasedStateMachine):
         self.handed: list[int] = []
         try:
             made = score(config, Job(self.run_dir, is_sweep=False)).artifact
-        except UserError:
-            if not may_be_refused:
+        except (Killed, UserError) as ended:
+            if isinstance(ended, Killed) or not may_be_refused:
                 self.begun.add(state.data)
             raise
         finally:
