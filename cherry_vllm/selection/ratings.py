@@ -31,7 +31,7 @@ def read_ratings(file: Path, origin: str | None = None) -> pl.DataFrame:
     if rated and origin and rated != origin:
         raise UserError(
             f"{file}: ratings of other data than this run scored; rate the same data.path with the "
-            "same data.format and data.columns"
+            "same data.columns, score.turns and settings of the format"
         )
     schema = dict(frame.schema)
     numbers = [schema.get(name, pl.Null()) for name in ("row", "rating")]

@@ -37,7 +37,7 @@ BYTE_ORDER_MARKS = {
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
-NOT_UTF8 = "its bytes are not UTF-8; name its encoding, as in data.encoding=gbk or =windows-1252"
+NOT_UTF8 = "its bytes are not UTF-8; name the encoding, as in data.encoding=gbk or windows-1252"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from cherry_vllm.conversation import Message, choose_answers, frame_messages
 from cherry_vllm.errors import UserError
 from cherry_vllm.options import Turns
 from cherry_vllm.schema import REASON, DropReason
-from cherry_vllm.sources.columns import REQUIRED, Chooser, Columns, missing_field
+from cherry_vllm.sources.columns import REQUIRED, Chooser, Columns, find_field, missing_field
 from cherry_vllm.sources.findings import Findings
 from cherry_vllm.sources.shapes import Shaped, UnreadableError, shape_record
 
@@ -137,10 +137,15 @@ def describe_wrapper(fields: Any, columns: Columns) -> str | None:
 def _count(value: Any, columns: Columns) -> int:
     """The number of records in a list or in an object of records by key; 0 if it is neither."""
     items = list(value.values()) if isinstance(value, dict) else value
-    if not isinstance(items, list):
+    if not (isinstance(items, list) and all(isinstance(item, dict) for item in items)):
         return 0
-    objects = [item for item in items if isinstance(item, dict)]
-    return len(items) if any(columns.choose(item).is_whole for item in objects) else 0
+    return len(items) if any(_is_record(item, columns) for item in items) else 0
+
+
+def _is_record(fields: dict[str, Any], columns: Columns) -> bool:
+    chosen = columns.choose(fields)
+    values = [find_field(fields, name) for name in chosen.names.values()]
+    return chosen.is_whole and not any(isinstance(value, dict) for value in values)
 
 
 def _frame(lines: list[Line]) -> pl.DataFrame:

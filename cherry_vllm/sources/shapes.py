@@ -84,15 +84,16 @@ def shape_record(fields: Mapping[str, Any], names: Mapping[str, str]) -> Shaped:
 
 
 def _triple(fields: Mapping[str, Any], names: Mapping[str, str]) -> Shaped | None:
-    """The commonest record, two or three texts, which need not take the long way."""
-    texts: dict[str, Any] = {key: fields.get(name) for key, name in names.items()}
-    if not (texts.keys() <= TRIPLE and all(type(text) is str for text in texts.values())):
+    """The commonest record, two or three sound texts, which need not take the long way."""
+    if not names.keys() <= TRIPLE:
         return None
-    asked, answer, further = texts["instruction"], texts["output"], texts.get("input", "")
-    if asked.startswith(JSON_LIST) and answer.startswith(JSON_LIST):
+    asked, answer = fields.get(names["instruction"]), fields.get(names["output"])
+    further = fields.get(names["input"]) if "input" in names else ""
+    if not (type(asked) is str and type(answer) is str and type(further) is str):
         return None
-    for key, text in texts.items():
-        check_text(text, names[key])
+    are_json = asked.startswith(JSON_LIST) and answer.startswith(JSON_LIST)
+    if are_json or not (is_utf8(asked) and is_utf8(answer) and is_utf8(further)):
+        return None
     is_answer = bool(answer.strip())
     messages = [Message(USER, asked, further), Message(ASSISTANT, answer, "", is_answer)]
     return Shaped(messages, None, None if is_answer else DropReason.EMPTY_ANSWER)

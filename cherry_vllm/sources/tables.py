@@ -39,6 +39,7 @@ def read_table_records(
         for name, dtype in schema.items():
             if name not in read and _is_unknown_to_json(dtype):
                 findings.converted(name, str(dtype))
+        nested = [name for name in read if schema[name].is_nested()]
         num_rows = 0
         for frame in table.select(_row_of(schema, read)).collect_batches(
             chunk_size=BATCH_ROWS, maintain_order=True
@@ -46,7 +47,10 @@ def read_table_records(
             for note in (name for name in frame.columns if name.startswith(ODD)):
                 findings.not_finite(note.removeprefix(ODD), int(frame[note].sum()))
             for text, fault in frame.select("record", "fault").iter_rows():
-                yield RawRecord(text, fault=fault) if fault else decode_record(text)
+                record = RawRecord(text, fault=fault) if fault else decode_record(text)
+                for name in nested if record.fields else ():
+                    record.fields[name] = _without_nulls(record.fields[name])
+                yield record
             num_rows += frame.height
         # If a worker of collect_batches fails, the stream may end as if the file were done.
         if num_rows != table.select(pl.len()).collect().item():
@@ -137,6 +141,13 @@ def _decode_within(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _decode_within(item) for key, item in value.items()}
     return value
+
+
+def _without_nulls(value: Any) -> Any:
+    """A nested value without null fields, which are there only because other rows have them."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _json_ready(value: pl.Expr, dtype: Any) -> pl.Expr:

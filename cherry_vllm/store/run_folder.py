@@ -109,4 +109,4 @@ def is_reserved(path: Path, run_dir: Path) -> bool:
 
 def name_data(settings: dict[str, Any]) -> str:
     """Names the data and texts that rows stand for, given the settings of its row shards."""
-    return fingerprint({key: settings.get(key) for key in ("files", "format", "columns")})
+    return fingerprint({key: settings.get(key) for key in ("files", "layout", "columns", "turns")})

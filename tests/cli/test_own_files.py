@@ -62,7 +62,7 @@ def test_a_group_that_only_the_user_has_is_left_to_hydra(seen: list[Config]) -> 
     ("word", "line"),
     [
         ("~data", "~data: cannot be left out; give it another value"),
-        ("data=null", "data=null: no such option; choose from alpaca, auto, messages, mi"),
+        ("data=null", "data=null: no such option; choose from alpaca, auto, messages, p"),
         ("data=yours", "data=yours: no such option; choose from alpaca, auto, messages, mine, p"),
         ("data=[mine,no]", "data/no.yaml: no such file; check the name"),
         ("data.pth=x", "data.pth: no such key; did you mean data.path?"),

@@ -97,6 +97,16 @@ def test_a_text_is_the_text_that_was_typed() -> None:
     assert config.prompt.marker == "### Response:"
 
 
+@pytest.mark.parametrize("sign", [",", ";", "|", ":", "^", "tab"])
+def test_a_delimiter_needs_no_quotes(sign: str) -> None:
+    assert compose_words(f"data.delimiter={sign}").data.delimiter == sign
+
+
+def test_a_field_and_an_encoding_are_what_was_typed() -> None:
+    config = compose_words("data.field=.", "data.encoding=1252")
+    assert (config.data.field, config.data.encoding) == (".", "1252")
+
+
 @pytest.mark.parametrize(
     ("word", "is_sweep", "forms"),
     [

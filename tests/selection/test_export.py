@@ -150,7 +150,7 @@ def calling(arguments: Any) -> dict[str, Any]:
     return {"role": "assistant", "content": None, "tool_calls": [{"function": function}]}
 
 
-CONVERSATIONS = {
+CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
     "turns": [{"messages": [ASKED, SAID]}, {"messages": [ASKED, SAID, ASKED, SAID]}],
     "sharegpt": [{"id": "1", "conversations": [{"from": "human", "value": "q"}], "system": ""}],
     "prompt and completion": [{"prompt": [ASKED], "completion": [SAID]}],

@@ -235,7 +235,9 @@ def save_to_disk(folder: Path, *parts: list[dict[str, Any]]) -> Path:
         pl.DataFrame(samples).write_ipc_stream(folder / name)
     state = {"_data_files": [{"filename": name} for name in names], "_split": "train"}
     (folder / "state.json").write_text(json.dumps(state))
-    (folder / "dataset_info.json").write_text(json.dumps({"features": {"instruction": {}}}))
+    (folder / "dataset_info.json").write_text(
+        json.dumps({"features": {name: {} for name in FIRST}})
+    )
     return folder
 
 

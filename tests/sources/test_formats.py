@@ -210,7 +210,7 @@ def test_a_named_encoding_is_read_and_without_it_the_line_asks_for_it(
     path = chinese(tmp_path, name, encoding, text)
     check_chinese(rows_of(path, layout=Layout(encoding=encoding)), text)
     message = complaint_about(path)
-    assert "its bytes are not UTF-8; name its encoding, as in data.encoding=gbk" in message
+    assert "its bytes are not UTF-8; name the encoding, as in data.encoding=gbk" in message
     assert "data.format" not in message
 
 

@@ -1,7 +1,6 @@
 """Messages of any kind: each record is a row or a row with a reason, and texts stay as they are."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +47,7 @@ QUICK = settings(
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("fuzz")
 
 
@@ -94,7 +93,7 @@ def test_texts_are_read_to_the_letter_in_every_shape(
     head = [{"role": "system", "content": system}] if system else []
     (question, answer), history = turns[-1], [list(turn) for turn in turns[:-1]]
     triple = {"instruction": question, "output": answer, "history": history, "system": system}
-    shapes = [
+    shapes: list[dict[str, Any]] = [
         {"messages": head + said},
         {"messages": said, "system": system},
         {"messages": json.dumps(head + said)},

@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from cherry_vllm.options import DataFormat
+from cherry_vllm.selection.parquet import write_parquet
 from cherry_vllm.sources import Layout
 from tests.sources.samples import (
     AUTO,
@@ -217,22 +218,35 @@ def test_messages_in_nested_columns_are_read(tmp_path: Path, *, as_bytes: bool) 
     }
 
 
-def test_sparse_fields_of_nested_messages_are_left_out(tmp_path: Path) -> None:
-    call = {"type": "function", "function": {"name": "f", "arguments": "{}"}}
-    turns: list[dict[str, Any]] = [
-        {"role": "user", "content": "Weather?"},
-        {"role": "assistant", "content": None, "tool_calls": [call]},
-        {"role": "tool", "content": "12", "tool_call_id": "x"},
-        {"role": "assistant", "content": "12 degrees."},
-    ]
-    names = ("role", "content", "tool_calls", "tool_call_id")
-    whole = [dict.fromkeys(names) | turn for turn in turns]
-    pl.DataFrame({"messages": [whole]}).write_parquet(tmp_path / "d.parquet")
-    from_table, from_json = (
-        rows_of(path, columns=AUTO)["messages"][0].to_list()
-        for path in (tmp_path / "d.parquet", file_of(tmp_path, "d.jsonl", [{"messages": turns}]))
+def test_fields_that_only_other_rows_have_are_left_out_of_messages(tmp_path: Path) -> None:
+    plain = {"messages": [{"role": "user", "content": "Hi."}, answer("Hello.")], "tools": None}
+    records = [
+        {
+            "messages": [
+                {"role": "user", "content": "Weather?"},
+                {"role": "assistant", "content": None, "tool_calls": [call]},
+                {"role": "tool", "content": "12", "tool_call_id": "x"},
+                answer("12 degrees."),
+            ],
+            "tools": [{"type": "function", "function": {"name": "f"}}],
+        }
+        for call in (calling({"city": "Bern"}), calling({"days": {"from": 1, "to": 3}}))
+    ] + [plain]
+    source = file_of(tmp_path, "d.jsonl", records)
+    write_parquet(map(json.dumps, records), tmp_path / "d.parquet", tmp_path / "d.parquet")
+    from_json, from_table = (
+        rows_of(path, columns=AUTO).select("messages", "tools", "drop_reason")
+        for path in (source, tmp_path / "d.parquet")
     )
-    assert from_table == from_json
+    assert from_table.rows() == from_json.rows()
+
+
+def answer(text: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": text}
+
+
+def calling(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "f", "arguments": arguments}}
 
 
 def test_an_infinite_number_in_a_column_that_is_read_is_told(
