@@ -151,8 +151,17 @@ def _check_sweep(word: Word, parsed: Override, *, is_sweep: bool) -> None:
         raise UserError(f"{word}: glob() finds options of groups; list the values, as in 1,2,3")
 
 
+def _with_line_breaks(word: Word) -> Word:
+    """In a prompt's double quotes, \\n is a line break, as in YAML; Hydra would not change it."""
+    value = word.value or ""
+    if not re.match(r"(judge\.)?prompt\.", word.key) or not re.fullmatch(r'".*"', value, re.DOTALL):
+        return word
+    return word._replace(value=re.sub(r"(?<!\\)\\n", "\n", value))
+
+
 def _as_text(word: Word, *, is_sweep: bool) -> Word:
     """The word of a key that takes text, quoted if the value can only be meant literally."""
+    word = _with_line_breaks(word)
     value, parsed = word.value or "", _parse(word)
     quoted = word._replace(value=_quote(value))
     if _exists(value):

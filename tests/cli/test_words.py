@@ -129,3 +129,17 @@ def test_where_two_things_can_be_meant_the_line_shows_both_in_quotes(
 def test_with_m_several_values_are_a_sweep() -> None:
     sweep = ["data.path=a.json,b.json"]
     assert read_words(sweep, is_sweep=True) == sweep
+
+
+def test_a_line_break_in_a_prompts_double_quotes_is_one() -> None:
+    words = [
+        r'prompt.marker="<|a|>\n"',
+        r"prompt.system=\nabla",
+        r'prompt.answer_prefix="a\\nb"',
+        r'data.path="C:\new"',
+    ]
+    config = compose(*read_words(words, is_sweep=False))
+    assert config.prompt.marker == "<|a|>\n"
+    assert config.prompt.system == r"\nabla"
+    assert "\n" not in config.prompt.answer_prefix
+    assert config.data.path == r"C:\new"

@@ -83,8 +83,7 @@ def _texts(found: Sequence[Record]) -> list[str]:
 def read_records(output: Path) -> list[Record]:
     """The records that a selection left."""
     if output.is_dir():
-        (file,) = output.rglob("*.parquet")
-        return pl.read_parquet(file, glob=False).to_dicts()
+        (output,) = (output / "data").iterdir()
     if output.suffix == ".parquet":
         return pl.read_parquet(output, glob=False).to_dicts()
     text = output.read_text(encoding="utf-8")
