@@ -296,17 +296,19 @@ def test_a_run_folder_that_moved_is_read(run_dir: Path, tmp_path: Path) -> None:
     assert select(tmp_path / "elsewhere", "cherry.json").count == 3
 
 
-def test_rows_that_fit_in_no_columns_leave_the_old_folder(tmp_path: Path) -> None:
+def test_rows_that_fit_in_no_columns_leave_the_old_file(tmp_path: Path) -> None:
     data, folder = tmp_path / "data.jsonl", tmp_path / "run"
     row = {"instruction": "Name a fruit.", "output": "Cherry pie is not a fruit."}
     rows = [row | {"extra": extra} for extra in ({"b": 1}, [1])]
     data.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     score(folder, data)
-    select(folder, "cherry", 1)
+    select(folder, "cherry.parquet", 1)
     before = snapshot(folder)
-    with pytest.raises(UserError, match=r"cherry: column 'extra' holds lists and objects.*jsonl"):
-        select(folder, "cherry", 2)
+    with pytest.raises(UserError, match=r"parquet: column 'extra' holds lists and objects.*jsonl"):
+        select(folder, "cherry.parquet", 2)
     assert snapshot(folder) == before
+    (written,) = (select(folder, "cherry", 2).path.parent).iterdir()
+    assert written.read_text(encoding="utf-8") == data.read_text(encoding="utf-8") + "\n"
 
 
 # --- ratings -----------------------------------------------------------------------------------
