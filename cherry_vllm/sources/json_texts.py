@@ -17,7 +17,7 @@ from cherry_vllm.sources.columns import legible
 from cherry_vllm.sources.formats import NOT_UTF8, Encoding, Layout, find_encoding, open_text
 from cherry_vllm.sources.json_values import BOM, JsonValues
 from cherry_vllm.sources.records import RawRecord
-from cherry_vllm.sources.shapes import Number, is_utf8
+from cherry_vllm.sources.values import Number, is_utf8
 
 HEAD_CHARS = 2**20
 BETWEEN = f" \t\r\n,{BOM}"  # what may stand between two records

@@ -8,7 +8,7 @@ from typing import IO
 
 from cherry_vllm.errors import UserError
 from cherry_vllm.sources.formats import Encoding
-from cherry_vllm.sources.shapes import is_utf8
+from cherry_vllm.sources.values import is_utf8
 
 MAX_VALUE_CHARS = 64 * 2**20  # a longer value means that the file is broken
 READ_CHARS = 2**20

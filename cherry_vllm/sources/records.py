@@ -14,7 +14,8 @@ from cherry_vllm.options import Turns
 from cherry_vllm.schema import REASON, DropReason
 from cherry_vllm.sources.columns import REQUIRED, Chooser, Columns, find_field, missing_field
 from cherry_vllm.sources.findings import Findings
-from cherry_vllm.sources.shapes import Shaped, UnreadableError, shape_record
+from cherry_vllm.sources.shapes import Shaped, shape_record
+from cherry_vllm.sources.values import UnreadableError
 
 BATCH_RECORDS = 1000
 MAX_NAMES_KEPT = 100

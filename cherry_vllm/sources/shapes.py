@@ -4,46 +4,25 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from cherry_vllm.conversation import ASSISTANT, SYSTEM, TOOL, USER, Message
+from cherry_vllm.conversation import ASSISTANT, SYSTEM, USER, Message
 from cherry_vllm.schema import DropReason
 from cherry_vllm.sources.columns import REQUIRED, find_field
+from cherry_vllm.sources.messages import ROLE_FIELDS, first_of, read_messages
+from cherry_vllm.sources.values import (
+    Number,
+    UnreadableError,
+    as_json,
+    as_text,
+    check_text,
+    decode_json,
+    is_messages,
+    is_utf8,
+    kind_of,
+)
 
-# What data sets call the roles.
-ROLE_NAMES = {
-    SYSTEM: ("system", "developer"),
-    USER: ("user", "human", "prompter", "instruction"),
-    ASSISTANT: ("assistant", "gpt", "chatgpt", "bing", "bard", "model", "chatbot", "bot", "ai"),
-    TOOL: ("tool", "function", "observation", "ipython", "tool_response", "function_response"),
-}
-ROLES = {name: role for role, names in ROLE_NAMES.items() for name in names}
-CALLING_ROLES = ("function_call", "tool_call")  # of messages that call a tool
-CALLS = "tool_calls"  # the field with the calls
-ROLE_FIELDS, TEXT_FIELDS = ("role", "from"), ("content", "value", "text")
-MASKS = ("weight", "train", "loss")  # 0 or false: the message is not learned from
 THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thinking_content")
-TEXT_PARTS = (None, "text", "input_text", "output_text")
 JSON_LIST = "["
 TRIPLE = {"instruction", "input", "output"}
-OWN_FIELDS = {*ROLE_FIELDS, *TEXT_FIELDS, *MASKS}
-
-
-class Number(float):
-    """A number of JSON that is not whole; ``str()`` gives it exactly as it was written."""
-
-    __slots__ = ("_text",)
-    _text: str
-
-    def __new__(cls, text: str) -> "Number":
-        number = super().__new__(cls, text)
-        number._text = text
-        return number
-
-    def __str__(self) -> str:
-        return self._text
-
-
-class UnreadableError(ValueError):
-    """A record is no conversation."""
 
 
 class Shaped(NamedTuple):
@@ -69,7 +48,7 @@ def shape_record(fields: Mapping[str, Any], names: Mapping[str, str]) -> Shaped:
     numbers: list[str] = []
     unread: list[str] = []
     if "messages" in names:
-        messages = list(_messages(find_field(fields, names["messages"]), names["messages"]))
+        messages = list(read_messages(find_field(fields, names["messages"]), names["messages"]))
     else:
         messages = list(_from_fields(fields, names, numbers, unread))
     system = _text(fields, names, "system", numbers)
@@ -109,8 +88,8 @@ def _from_fields(
     if (opened := _open_both(instruction, output)) is not None:
         instruction, output = opened
     further = _text(fields, names, "input", numbers) or ""
-    if _is_messages(instruction):
-        yield from _context(_messages(instruction, names["instruction"]))
+    if is_messages(instruction):
+        yield from _context(read_messages(instruction, names["instruction"]))
         if further.strip():
             unread.append(names["input"])
     else:
@@ -118,8 +97,8 @@ def _from_fields(
         if asked is None:
             raise UnreadableError(f"field '{names['instruction']}' is null")
         yield Message(USER, asked, further)
-    if _is_messages(output):
-        yield from _messages(output, names["output"])
+    if is_messages(output):
+        yield from read_messages(output, names["output"])
     else:
         answer = _text(fields, names, "output", numbers) or ""
         yield Message(ASSISTANT, answer, "", bool(answer.strip()))
@@ -134,21 +113,22 @@ def _open_both(instruction: Any, output: Any) -> list[Any] | None:
         opened = [json.loads(text, parse_float=Number) for text in texts]
     except (ValueError, RecursionError):
         return None
-    are_messages = all(
-        _is_messages(value) and all(_first(said, ROLE_FIELDS) for said in value) for value in opened
+    are_messages = all(map(is_messages, opened))
+    have_roles = are_messages and all(
+        first_of(said, ROLE_FIELDS) for value in opened for said in value
     )
-    return opened if are_messages else None
+    return opened if have_roles else None
 
 
 def _history(turns: Any, name: str) -> Iterator[Message]:
     """Earlier requests and answers, which are context: pairs of texts, or messages."""
     expected = "a list of pairs of texts, or of messages"
     if isinstance(turns, str):
-        turns = _decode(turns, name, expected) if turns.strip() else None
+        turns = decode_json(turns, name, expected) if turns.strip() else None
     if turns is None or turns == []:
         return
-    if _is_messages(turns):
-        yield from _context(_messages(turns, name))
+    if is_messages(turns):
+        yield from _context(read_messages(turns, name))
         return
     if not isinstance(turns, list):
         raise UnreadableError(f"field '{name}' is {kind_of(turns)}, not {expected}")
@@ -163,117 +143,10 @@ def _context(messages: Iterable[Message]) -> Iterator[Message]:
     return (message._replace(is_answer=False) for message in messages)
 
 
-def _messages(value: Any, name: str) -> Iterator[Message]:
-    if value is None:
-        raise UnreadableError(f"field '{name}' is null")
-    if isinstance(value, str):
-        value = _decode(value, name, "a list of messages")
-    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise UnreadableError(f"field '{name}' is {kind_of(value)}, not a list of messages")
-    for place, fields in enumerate(value):
-        try:
-            yield _message(fields)
-        except UnreadableError as error:
-            raise UnreadableError(f"field '{name}', message {place}: {error}") from None
-
-
-def _decode(text: str, name: str, expected: str) -> Any:
-    """What a CSV file or a database holds as JSON text."""
-    try:
-        return json.loads(text, parse_float=Number)
-    except (ValueError, RecursionError):
-        raise UnreadableError(f"field '{name}' is text, not {expected}") from None
-
-
-def _message(fields: Mapping[str, Any]) -> Message:
-    named = _first(fields, ROLE_FIELDS)
-    if named is None:
-        raise UnreadableError("no role")
-    calls_tool = named in CALLING_ROLES
-    role = ASSISTANT if calls_tool else ROLES.get(str(named).strip().lower())
-    if role is None:
-        raise UnreadableError(f"unknown role {shorten(named)}")
-    content = _content(_first(fields, TEXT_FIELDS))
-    further = {
-        key: value
-        for key, value in fields.items()
-        if key not in OWN_FIELDS and value not in (None, "", [], {})
-    }
-    if CALLS in further:
-        further[CALLS] = _calls(further[CALLS])
-    elif calls_tool and (calls := _written_calls(content)):
-        content, further = "", further | {CALLS: calls}
-    extra = check_text(_as_json(further), "message") if further else None
-    is_answer = role == ASSISTANT and bool(content.strip()) and not calls_tool
-    return Message(role, content, "", is_answer and not _is_masked(fields), extra)
-
-
-def _calls(value: Any) -> Any:
-    """Calls of tools, also as JSON text."""
-    expected = "a list of calls"
-    calls = _decode(value, CALLS, expected) if isinstance(value, str) else value
-    if not _is_messages(calls):
-        raise UnreadableError(f"field '{CALLS}' is {kind_of(calls)}, not {expected}")
-    return calls
-
-
-def _written_calls(content: str) -> list[dict[str, Any]] | None:
-    """The calls that ShareGPT writes as a message's text: an object with a name, or a list."""
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError):
-        return None
-    calls = value if isinstance(value, list) else [value]
-    if not all(isinstance(call, dict) and "name" in call for call in calls):
-        return None
-    return [{"type": "function", "function": call} for call in calls]
-
-
-def _first(fields: Mapping[str, Any], names: Iterable[str]) -> Any:
-    """The first of these fields that is there and not null."""
-    return next((fields[name] for name in names if fields.get(name) is not None), None)
-
-
-def _content(value: Any) -> str:
-    """A message's text: as it is, or in parts."""
-    if value is None:
-        return ""
-    if isinstance(value, list):
-        return "".join(map(_part, value))
-    if isinstance(value, dict):
-        return _part(value)
-    return check_text(_as_text(value), "content")
-
-
-def _part(part: Any) -> str:
-    if isinstance(part, str):
-        return check_text(part, "content")
-    if not isinstance(part, dict):
-        raise UnreadableError(f"a part of its content is {kind_of(part)}, not text")
-    text, kind = part.get("text"), part.get("type", "text")
-    if kind not in TEXT_PARTS:
-        raise UnreadableError(f"a part of its content is {shorten(kind)}, and only text is read")
-    if not isinstance(text, str):
-        raise UnreadableError("a part of its content has no text")
-    return check_text(text, "content")
-
-
-def _is_masked(fields: Mapping[str, Any]) -> bool:
-    for key in MASKS:
-        value = fields.get(key)
-        if value is not None and str(value).lower() in ("0", "0.0", "false"):
-            return True
-    return False
-
-
 def _unscored(messages: Sequence[Message]) -> list[str]:
     """The names of thoughts that answers have beside their text."""
     extras = [message.extra for message in messages if message.is_answer and message.extra]
     return [name for extra in extras for name in THOUGHTS if json.loads(extra).get(name)]
-
-
-def _is_messages(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(x, dict) for x in value)
 
 
 def _tools(fields: Mapping[str, Any], names: Mapping[str, str]) -> str | None:
@@ -281,16 +154,12 @@ def _tools(fields: Mapping[str, Any], names: Mapping[str, str]) -> str | None:
     name = names.get("tools")
     value = find_field(fields, name) if name else None
     if isinstance(value, str) and value.strip():
-        value = _decode(value, str(name), "a list of tools")
+        value = decode_json(value, str(name), "a list of tools")
     if not value:
         return None
-    if not _is_messages(value):
+    if not is_messages(value):
         raise UnreadableError(f"field '{name}' is {kind_of(value)}, not a list of tools as objects")
-    return check_text(_as_json(value), str(name))
-
-
-def _as_json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    return check_text(as_json(value), str(name))
 
 
 def _text(
@@ -305,23 +174,8 @@ def _text(
         return value
     if isinstance(value, bool | int | float):
         numbers.append(name)
-        value = _as_text(value)
+        value = as_text(value)
     return check_text(value, name)
-
-
-def _as_text(value: Any) -> Any:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(value) if isinstance(value, int | float) else value
-
-
-def check_text(value: Any, name: str) -> str:
-    """The value, if it is text that can be written as UTF-8."""
-    if not isinstance(value, str):
-        raise UnreadableError(f"field '{name}' is {kind_of(value)}, not text")
-    if not is_utf8(value):
-        raise UnreadableError(f"field '{name}' contains a lone surrogate, which is not valid text")
-    return value
 
 
 def _fault_of(messages: Sequence[Message]) -> DropReason | None:
@@ -338,26 +192,3 @@ def _fault_of(messages: Sequence[Message]) -> DropReason | None:
         for message in messages
     )
     return DropReason.EMPTY_ANSWER if blank else DropReason.NO_SCORED_TURN
-
-
-def kind_of(value: Any) -> str:
-    """What a JSON value is, in words."""
-    kinds = {list: "a list", dict: "an object", bool: "true or false", type(None): "null"}
-    return kinds.get(type(value), "a number" if not isinstance(value, str) else "text")
-
-
-def shorten(value: Any) -> str:
-    """A value from the data for a message: printable, and not long."""
-    text = str(value)
-    return repr(text if len(text) <= 40 else f"{text[:40]}...")
-
-
-def is_utf8(text: str) -> bool:
-    """Whether a text has no lone surrogates, which stand for bytes that are not UTF-8."""
-    if text.isascii():  # known without looking at the text
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
