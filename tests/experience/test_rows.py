@@ -16,6 +16,7 @@ from cherry_vllm.commands.inputs import Job
 from cherry_vllm.commands.pipeline import run as run_pipeline
 from cherry_vllm.commands.sample import sample
 from cherry_vllm.config import compose, executor_settings, prompt_of
+from cherry_vllm.conversation import open_messages
 from cherry_vllm.engines.checkpoint import Checkpoint, read_checkpoint
 from cherry_vllm.engines.settings import HfSettings
 from cherry_vllm.errors import UserError
@@ -148,13 +149,14 @@ def assert_plain_forward_pass(
     assert source["row"].equals(embedded["row"])
     assert source["row"].equals(measured["row"])
     seen = 0
-    for row, (instruction, extra) in enumerate(source.select("instruction", "input").iter_rows()):
+    for row, (asked, *_) in enumerate(open_messages(source["messages"])):
         if source["drop_reason"][row]:
             assert embedded["drop_reason"][row] == source["drop_reason"][row]
             assert embedded["embedding"][row] is None
             continue
-        template = USE.prompt.with_input if extra else USE.prompt.without_input
-        ids = tokenizer(template.format(instruction=instruction, input=extra))["input_ids"]
+        template = USE.prompt.with_input if asked.input else USE.prompt.without_input
+        text = template.format(instruction=asked.content, input=asked.input)
+        ids = tokenizer(text)["input_ids"]
         if len(ids) >= 64:
             assert embedded["drop_reason"][row] == measured["drop_reason"][row] == "prompt_too_long"
             assert measured["perplexity"][row] is None

@@ -17,7 +17,7 @@ import pytest
 from cherry_vllm.commands.inputs import Job
 from cherry_vllm.commands.report import report
 from cherry_vllm.config import arguments_of, compose, prompt_of
-from cherry_vllm.conversation import frame_messages, single_turn
+from cherry_vllm.conversation import frame_messages, show_conversations, single_turn
 from cherry_vllm.errors import UserError
 from cherry_vllm.evaluation import aspects, pairwise
 from cherry_vllm.evaluation.pairwise import Judged
@@ -300,7 +300,8 @@ def test_what_rows_hold_is_text_and_nothing_else(run_dir: Path) -> None:
     drawn = {line["instruction"] for line in landscape_of(html)}
     for text in HOSTILE[:3]:
         assert any(one.startswith(text) for one in drawn)
-    texts = pl.read_parquet(next(run_dir.glob("rows/*/part-00000.parquet")))
+    rows = pl.read_parquet(next(run_dir.glob("rows/*/part-00000.parquet")))
+    texts = show_conversations(rows)
     scores = pl.read_parquet(run_dir / "scores.parquet")
     usable = scores.filter(pl.col("drop_reason").is_null()).sort("ifd")["row"]
     for row in (usable[0], usable[-1]):
