@@ -13,6 +13,7 @@ from cherry_vllm.schema import MESSAGE
 
 SYSTEM, USER, ASSISTANT, TOOL = "system", "user", "assistant", "tool"
 ROLES = (SYSTEM, USER, ASSISTANT, TOOL)
+CALL_FIELDS = ("tool_calls", "function_call")  # in a message's extra
 
 
 class Message(NamedTuple):
@@ -21,6 +22,11 @@ class Message(NamedTuple):
     input: str = ""  # of an instruction with an input of its own, as in Alpaca; else ""
     is_answer: bool = False  # whether its tokens are scored; other messages are context
     extra: str | None = None  # its further fields as JSON, such as tool_calls, for chat templates
+
+    @property
+    def calls_tools(self) -> bool:
+        """Whether the message calls a tool."""
+        return any(f'"{name}"' in (self.extra or "") for name in CALL_FIELDS)
 
     def as_fields(self, content: str) -> dict[str, Any]:
         """The message as a chat template takes it, with ``content`` for its text."""
@@ -107,21 +113,27 @@ def show_conversations(rows: pl.DataFrame) -> pl.DataFrame:
     instruction itself, of a longer conversation its messages, each after its role. The request is
     the first thing that the user says.
     """
-    texts = [_show(messages) for messages in open_messages(rows["messages"])]
+    tools = rows["tools"] if "tools" in rows.columns else [None] * rows.height
+    texts = [
+        _show(messages, described)
+        for messages, described in zip(open_messages(rows["messages"]), tools, strict=True)
+    ]
     shown = pl.DataFrame(texts, schema=dict.fromkeys(SHOWN, pl.String), orient="row")
     return rows.drop("messages").hstack(shown)
 
 
-def _show(messages: Sequence[Message]) -> tuple[str | None, ...]:
+def _show(messages: Sequence[Message], tools: str | None) -> tuple[str | None, ...]:
     if not messages:
         return (None,) * len(SHOWN)
     last = max((place for place, said in enumerate(messages) if said.is_answer), default=None)
     before = messages[:last]
     answer = None if last is None else messages[last].content
     request = next((said.content for said in before if said.role == USER), "")
-    if len(before) == 1:
+    if len(before) == 1 and not tools:
         return before[0].content, before[0].input, answer, request
-    return "\n\n".join(f"{said.role}: {_text(said)}" for said in before), "", answer, request
+    lines = [f"tools: {tools}"] if tools else []
+    lines += [f"{said.role}: {_text(said)}" for said in before]
+    return "\n\n".join(lines), "", answer, request
 
 
 def _text(message: Message) -> str:

@@ -18,7 +18,7 @@ class DropReason(StrEnum):
     TEMPLATE_REFUSED = "template_refused"  # the prompt has no place for such a conversation
     PROMPT_TOO_LONG = "prompt_too_long"  # the prompt alone fills max_length
     OUT_OF_VOCABULARY = "out_of_vocabulary"  # the tokenizer made an id the model does not have
-    PROMPT_TOO_SHORT = "prompt_too_short"  # a single token has no perplexity; the row is embedded
+    PROMPT_TOO_SHORT = "prompt_too_short"  # no token; or a single one, which has no perplexity
     ENGINE_FAILED = "engine_failed"  # the engine died twice on this row alone
     NON_FINITE = "non_finite"  # a log-probability or the IFD is not a finite number
     IFD_ABOVE_ONE = "ifd_above_one"  # scored; the instruction does not help (paper, section 2.3)

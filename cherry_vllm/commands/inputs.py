@@ -127,7 +127,14 @@ def find_prompt(config: Config, checkpoint: Checkpoint) -> Prompt:
     return settle_prompt(checkpoint.folder, prompt_of(config), trust_remote_code=remote)
 
 
-def check_fit(config: Config, checkpoint: Checkpoint, prompt: Prompt, rows: Shards) -> None:
+def check_fit(
+    config: Config,
+    checkpoint: Checkpoint,
+    prompt: Prompt,
+    rows: Shards,
+    *,
+    with_answers: bool = True,
+) -> None:
     """Checks that the prompt takes the rows; warns about answers that do not continue it.
 
     Raises:
@@ -136,7 +143,7 @@ def check_fit(config: Config, checkpoint: Checkpoint, prompt: Prompt, rows: Shar
     usable = rows.scan().filter(pl.col("drop_reason").is_null())
     remote = config.model.trust_remote_code
     check_place(checkpoint.folder, prompt, usable, trust_remote_code=remote)
-    for warning in answer_warnings(prompt, usable):
+    for warning in answer_warnings(prompt, usable) if with_answers else []:
         log.warning(warning)
 
 

@@ -139,7 +139,7 @@ def _rate_aspects(config: Config, job: Job) -> Outcome:
     results.check([])
     check_replaceable(picture, COMMAND)
     with exclusive(run_dir):
-        messages = scores.open_rows().scan().select("row", "messages")
+        messages = scores.open_rows().scan().select("row", "messages", "tools")
         found = sides.lazy().join(messages, on="row", maintain_order="left").collect()
         rows = show_conversations(found)
         rated = aspects.rate(run_dir, rows, requests, endpoint)

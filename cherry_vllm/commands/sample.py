@@ -6,6 +6,7 @@ from pathlib import Path
 from cherry_vllm.commands.inputs import (
     Job,
     Outcome,
+    check_fit,
     find_input,
     find_model,
     find_prompt,
@@ -106,6 +107,8 @@ def has_experience(config: Config) -> bool:
 def _embed(
     config: Config, rows: Shards, checkpoint: Checkpoint, share: Share = WHOLE
 ) -> tuple[Shards, Shards]:
-    use = model_use(config, find_prompt(config, checkpoint))
+    prompt = find_prompt(config, checkpoint)
+    check_fit(config, checkpoint, prompt, rows, with_answers=False)
+    use = model_use(config, prompt)
     arguments = (Path(config.run_dir), rows, checkpoint, use, share)
     return experience.embed(*arguments), experience.measure_perplexity(*arguments)

@@ -49,7 +49,7 @@ def rate(run_dir: Path, rows: pl.LazyFrame, requests: RatingRequests, endpoint: 
     Raises:
         UserError: the endpoint refuses the settings or is down, or no request has a reply.
     """
-    known = rows.select("row", "messages", "drop_reason").collect()
+    known = rows.select("row", "messages", "tools", "drop_reason").collect()
     asked = show_conversations(known.filter(pl.col("drop_reason").is_null()))
     shown = asked.select("row", "instruction", "input", "answer").iter_rows()
     texts = {row: texts for row, *texts in shown}

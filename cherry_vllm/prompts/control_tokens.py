@@ -29,7 +29,8 @@ class ControlTokens:
         """Takes the model's tokenizer.
 
         Raises:
-            UserError: it is not one of the fast tokenizers.
+            UserError: it is not one of the fast tokenizers, or knows no other way to encode a
+                control token.
         """
         if not tokenizer.is_fast:
             raise UserError(
@@ -40,31 +41,44 @@ class ControlTokens:
 
         self._names = control_tokens(tokenizer)
         self._tokenizer = copy.deepcopy(tokenizer)
-        strips = {token.content: token for token in tokenizer.added_tokens_decoder.values()}
+        known = {token.content: token for token in tokenizer.added_tokens_decoder.values()}
         self._tokenizer.add_tokens(
             [
                 AddedToken(
                     f"{ALIAS}{number}{END}",
                     special=False,
-                    normalized=False,
-                    lstrip=strips[name].lstrip,
-                    rstrip=strips[name].rstrip,
+                    normalized=known[name].normalized,
+                    lstrip=known[name].lstrip,
+                    rstrip=known[name].rstrip,
+                    single_word=known[name].single_word,
                 )
                 for number, name in enumerate(self._names)
             ]
         )
         self._ids = {
-            self._tokenizer.convert_tokens_to_ids(f"{ALIAS}{number}{END}"): known
-            for number, known in enumerate(tokenizer.convert_tokens_to_ids(self._names))
+            self._tokenizer.convert_tokens_to_ids(f"{ALIAS}{number}{END}"): own
+            for number, own in enumerate(tokenizer.convert_tokens_to_ids(self._names))
         }
+        for name, ids in zip(self._names, self.encode(self._names), strict=True):
+            own = tokenizer.convert_tokens_to_ids(name)
+            if own in ids and name != tokenizer.unk_token:
+                raise UserError(
+                    f"prompt.split_special_tokens=true: this tokenizer has no other way to encode "
+                    f"{name}; leave it out"
+                )
 
     def hide(self, conversation: Conversation) -> Conversation:
         """The conversation with its control tokens out of the template's sight."""
         messages = tuple(
-            message._replace(content=self._hide(message.content), input=self._hide(message.input))
+            message._replace(
+                content=self._hide(message.content),
+                input=self._hide(message.input),
+                extra=message.extra and self._hide(message.extra),
+            )
             for message in conversation.messages
         )
-        return conversation._replace(messages=messages)
+        tools = conversation.tools and self._hide(conversation.tools)
+        return Conversation(messages, tools)
 
     def reveal(self, rendered: str) -> str:
         """A rendered text, with aliases for the template's tokens and the data's as they were."""

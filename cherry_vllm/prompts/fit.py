@@ -10,7 +10,14 @@ from typing import Any
 
 import polars as pl
 
-from cherry_vllm.conversation import ASSISTANT, SYSTEM, TOOL, Conversation, open_conversations
+from cherry_vllm.conversation import (
+    ASSISTANT,
+    CALL_FIELDS,
+    SYSTEM,
+    TOOL,
+    Conversation,
+    open_conversations,
+)
 from cherry_vllm.engines.checkpoint import load_tokenizer
 from cherry_vllm.errors import UserError
 from cherry_vllm.prompts.control_tokens import control_tokens
@@ -18,6 +25,9 @@ from cherry_vllm.prompts.prompt import Prompt
 from cherry_vllm.prompts.templates import (
     EXAMPLE,
     QUESTION,
+    WITH_SYSTEM,
+    WITH_TOOLS,
+    WITH_TURNS,
     ChatTemplate,
     PromptTemplate,
     RefusedError,
@@ -29,6 +39,7 @@ from cherry_vllm.prompts.templates import (
 log = logging.getLogger(__name__)
 
 OPEN_TAG = re.compile(r"<(\w+)>\s*$")
+MAX_TRIED = 100  # rows that are rendered before a run
 ANOTHER_DAY = timedelta(days=400)  # another year, day of the month and day of the week
 
 
@@ -48,7 +59,8 @@ def settle_prompt(checkpoint: Path, prompt: Prompt, *, trust_remote_code: bool) 
     day = parse_date(prompt.date) if prompt.date else date.today()
     settled = replace(prompt, date=day.isoformat())
     rendered = _render(tokenizer, settled)
-    if rendered == _render(tokenizer, replace(prompt, date=(day - ANOTHER_DAY).isoformat())):
+    another_day = replace(prompt, date=(day - ANOTHER_DAY).isoformat())
+    if _render_all(tokenizer, settled) == _render_all(tokenizer, another_day):
         if prompt.date:
             raise UserError(
                 f"prompt.date={prompt.date}: the chat template writes no date; leave it out"
@@ -67,48 +79,66 @@ def settle_prompt(checkpoint: Path, prompt: Prompt, *, trust_remote_code: bool) 
 def check_place(
     checkpoint: Path, prompt: Prompt, rows: pl.LazyFrame, *, trust_remote_code: bool
 ) -> None:
-    """Checks that the template has a place for all that the usable rows hold.
+    """Checks that the template has a place for what precedes the answers of the usable rows.
 
-    Warns of rows that a chat template will refuse; they are dropped as "template_refused".
+    Warns if the template refuses some of the first rows; such rows are dropped one by one as
+    "template_refused".
 
     Raises:
-        UserError: a text template has no place for something, or a chat template for any row.
+        UserError: a text template has no place for something, or the template refuses every row.
     """
-    messages = pl.col("messages").list
-    roles = messages.eval(pl.element().struct.field("role"))
+    message = pl.element().struct
+    last = pl.col("messages").list.eval(message.field("is_answer").arg_true().max()).list.first()
+    before = pl.col("messages").list.head(last + 1).list
+    roles = before.eval(message.field("role"))
+    has_text = message.field("content").str.strip_chars() != ""
+    calls = message.field("extra").str.contains_any([f'"{name}"' for name in CALL_FIELDS])
     features = {
-        "a system message": roles.list.contains(SYSTEM),
+        "a system message": before.eval((message.field("role") == SYSTEM) & has_text).list.any(),
         "earlier turns": roles.list.count_matches(ASSISTANT) > 1,
-        "tools": roles.list.contains(TOOL) | pl.col("tools").is_not_null(),
+        "tools": roles.list.contains(TOOL)
+        | pl.col("tools").is_not_null()
+        | before.eval(calls.fill_null(value=False)).list.any(),
     }
     found = rows.select(pl.len(), **{name: expr.sum() for name, expr in features.items()}).collect()
     num_rows, *counts = found.row(0)
-    present = {name: count for name, count in zip(features, counts, strict=True) if count}
     tokenizer = load_tokenizer(checkpoint, trust_remote_code=trust_remote_code)
     if not prompt.split_special_tokens:
         _warn_of_control_tokens(tokenizer, rows, num_rows)
     if not prompt.chat:
-        _refuse_without_place(prompt, present, num_rows)
-        return
-    template = build_template(tokenizer, prompt)
-    for name, count in present.items():
-        example = open_conversations(rows.filter(features[name]).head(1).collect())[0]
-        fault = _refusal(template, example)
-        if fault and count == num_rows:
-            raise UserError(f"{fault}; each of the {num_rows} rows has {name}")
-        if fault:
-            log.warning("%d of %d rows have %s, and %s", count, num_rows, name, fault)
+        _refuse_without_place(prompt, dict(zip(features, counts, strict=True)), num_rows)
+    _try_some(build_template(tokenizer, prompt), rows, num_rows)
+
+
+def _try_some(template: PromptTemplate, rows: pl.LazyFrame, num_rows: int) -> None:
+    """Renders the first rows, and tells what the template says of those that it refuses."""
+    examples = open_conversations(rows.select("messages", "tools").head(MAX_TRIED).collect())
+    faults = [fault for fault in (_refusal(template, one) for one in examples) if fault]
+    if faults and len(faults) == num_rows:
+        raise UserError(f"{faults[0]}; it refuses every row")
+    if faults:
+        log.warning(
+            "%d of the first %d rows will be dropped as template_refused: %s",
+            *(len(faults), len(examples), faults[0]),
+        )
 
 
 def _warn_of_control_tokens(tokenizer: Any, rows: pl.LazyFrame, num_rows: int) -> None:
     """Warns of rows whose text holds what the tokenizer takes for a token of its own."""
     message = pl.element().struct
-    texts = pl.concat_str(message.field("content"), message.field("input"))
+    texts = pl.concat_str(
+        *(message.field(name).fill_null("") for name in ("content", "input", "extra"))
+    )
     names = control_tokens(tokenizer)
     held = pl.col("messages").list.eval(texts.str.contains_any(names)).list.any()
+    held |= pl.col("tools").fill_null("").str.contains_any(names)
     count, example = (
         rows.filter(held)
-        .select(pl.len(), pl.col("messages").first().list.eval(texts).list.join("\n"))
+        .select(
+            pl.len(),
+            pl.col("messages").first().list.eval(texts).list.join("\n")
+            + pl.col("tools").first().fill_null(""),
+        )
         .collect()
         .row(0)
     )
@@ -125,18 +155,18 @@ def _refuse_without_place(prompt: Prompt, present: Mapping[str, int], num_rows: 
     lacking = ["tools"]
     lacking += ["earlier turns"] if prompt.later_turn is None else []
     lacking += ["a system message"] if prompt.system is None else []
-    for name in present:
-        if name in lacking:
+    for name, count in present.items():
+        if count and name in lacking:
             others = "prompt=chat" if name == "tools" else "prompt=chat or prompt=vicuna"
             raise UserError(
-                f"prompt: this one has no place for {name}, which {present[name]} of {num_rows} "
-                f"rows have; use {others}"
+                f"prompt: this one has no place for {name}, which {count} of {num_rows} rows have; "
+                f"use {others}"
             )
 
 
 def _refusal(template: PromptTemplate, example: Conversation) -> str | None:
     try:
-        template.render(example, example.answers[-1])
+        template.render(example, max(example.answers, default=len(example.messages)))
     except RefusedError as error:
         return str(error)
     return None
@@ -179,6 +209,18 @@ def answer_warnings(prompt: Prompt, rows: pl.LazyFrame) -> list[str]:
             "it"
         )
     return warnings
+
+
+def _render_all(tokenizer: Any, prompt: Prompt) -> list[str | None]:
+    """What the template writes for conversations of several kinds; None where it refuses."""
+    template = build_template(tokenizer, prompt)
+    texts: list[str | None] = [template.marker]
+    for example in (EXAMPLE, WITH_SYSTEM, WITH_TURNS, WITH_TOOLS):
+        try:
+            texts.append(template.render(example, len(example.messages) - 1))
+        except RefusedError:
+            texts.append(None)
+    return texts
 
 
 def _render(tokenizer: Any, prompt: Prompt) -> tuple[str, ...]:

@@ -18,6 +18,8 @@ from cherry_vllm.prompts.prompt import Prompt
 from cherry_vllm.prompts.templates import PromptTemplate, RefusedError, build_template
 from cherry_vllm.schema import DropReason
 
+FIRST_TURNS = 4  # of each conversation are encoded at once; then twice as many, and so on
+
 
 class AnswerSpans(NamedTuple):
     """The spans of a row's two passes, which score the same answer tokens, turn by turn."""
@@ -71,21 +73,36 @@ class SpanBuilder:
 
     def build(self, conversations: Sequence[Conversation]) -> list[AnswerSpans | DropReason]:
         """One result per conversation, in order; each has an answer, and no answer is blank."""
-        texts = [self._render_turns(conversation) for conversation in conversations]
-        pairs = [pair for turns in texts if not isinstance(turns, DropReason) for pair in turns]
-        encoded = iter(self._encode_turns(pairs))
+        encoded: list[list[Turn]] = [[] for _ in conversations]
+        refused: set[int] = set()
+        first, count = 0, FIRST_TURNS
+        places = list(range(len(conversations)))
+        while places:  # a long conversation is not rendered beyond the turn that is cut
+            some = [self._render_turns(conversations[i], first, first + count) for i in places]
+            refused.update(i for i, turns in zip(places, some, strict=True) if turns is None)
+            more = iter(self._encode_turns([turn for turns in some for turn in turns or ()]))
+            for place, turns in zip(places, some, strict=True):
+                encoded[place] += [next(more) for _ in turns or ()]
+            first, count = first + count, 2 * count
+            places = [
+                i
+                for i in places
+                if i not in refused
+                and len(conversations[i].answers) > first
+                and encoded[i][-1].num_prompt_tokens < self._max_length
+            ]
         return [
-            turns if isinstance(turns, DropReason) else self._cut([next(encoded) for _ in turns])
-            for turns in texts
+            DropReason.TEMPLATE_REFUSED if i in refused else self._cut(turns, len(one.answers))
+            for i, (turns, one) in enumerate(zip(encoded, conversations, strict=True))
         ]
 
     def encode_prompts(self, conversations: Sequence[Conversation]) -> list[list[int] | DropReason]:
         """The token ids of what precedes each conversation's first answer, or a drop reason."""
         prompts = [self._render_prompt(conversation) for conversation in conversations]
-        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        texts = [prompt for prompt in prompts if not isinstance(prompt, DropReason)]
         encoded = iter(self._encoder.encode(texts, self._max_length))
         return [
-            self._check_prompt(next(encoded)) if isinstance(prompt, str) else prompt
+            prompt if isinstance(prompt, DropReason) else self._check_prompt(next(encoded))
             for prompt in prompts
         ]
 
@@ -93,15 +110,17 @@ class SpanBuilder:
         """The text of token ids, without special tokens."""
         return self._encoder.decode(token_ids)
 
-    def _render_turns(self, conversation: Conversation) -> list[tuple[str, str]] | DropReason:
-        """The text before each answer, and the answer."""
+    def _render_turns(
+        self, conversation: Conversation, first: int, stop: int
+    ) -> list[tuple[str, str]] | None:
+        """The text before some of the answers, and the answer; None if it is refused."""
         try:
             return [
                 (self._render(conversation, place), conversation.messages[place].content)
-                for place in conversation.answers
+                for place in conversation.answers[first:stop]
             ]
         except RefusedError:
-            return DropReason.TEMPLATE_REFUSED
+            return None
 
     def _render_prompt(self, conversation: Conversation) -> str | DropReason:
         """The text before the first answer, or before the one that would follow."""
@@ -132,15 +151,19 @@ class SpanBuilder:
         ]
 
     def _check_prompt(self, token_ids: list[int]) -> list[int] | DropReason:
+        if not token_ids:
+            return DropReason.PROMPT_TOO_SHORT
         if len(token_ids) >= self._max_length:
             return DropReason.PROMPT_TOO_LONG
         if max(token_ids) >= self._vocab_size:
             return DropReason.OUT_OF_VOCABULARY
         return token_ids
 
-    def _cut(self, turns: Sequence[Turn]) -> AnswerSpans | DropReason:
+    def _cut(self, turns: Sequence[Turn], num_answers: int) -> AnswerSpans | DropReason:
         """Both passes over the turns that begin within ``max_length``."""
         length = self._max_length
+        if turns[0].num_prompt_tokens == 0:
+            return DropReason.PROMPT_TOO_SHORT
         within = [turn for turn in turns if turn.num_prompt_tokens < length]
         if not within:
             return DropReason.PROMPT_TOO_LONG
@@ -161,7 +184,7 @@ class SpanBuilder:
         return AnswerSpans(
             conditioned,
             direct,
-            truncated=len(within) < len(turns)
+            truncated=len(within) < num_answers
             or any(len(turn.conditioned) > length for turn in within),
         )
 

@@ -28,9 +28,17 @@ from cherry_vllm.prompts.prompt import Prompt
 # A question and an answer that no template writes by itself.
 QUESTION, ANSWER = "cherry-vllm question", "cherry-vllm answer"
 EXAMPLE = single_turn(QUESTION, "", ANSWER)
+WITH_SYSTEM = Conversation((Message(SYSTEM, "Be brief."), *EXAMPLE.messages))
+WITH_TURNS = Conversation((*EXAMPLE.messages, *EXAMPLE.messages))
+WITH_TOOLS = EXAMPLE._replace(
+    tools=json.dumps([{"type": "function", "function": {"name": "f", "description": "d"}}])
+)
 OWN_KWARGS = ("tools", "documents")  # arguments of apply_chat_template that the template sees
 # What a template's own code may raise on a conversation that it does not expect.
-TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, KeyError, AttributeError)
+TEMPLATE_ERRORS = (
+    *(TemplateError, TypeError, ValueError, LookupError, AttributeError),
+    *(ArithmeticError, RecursionError),
+)
 
 
 class RefusedError(UserError):
@@ -78,6 +86,7 @@ class TextTemplate:
         """See :class:`PromptTemplate`."""
         messages = list(conversation.messages[:place])
         system = messages.pop(0).content if messages and messages[0].role == SYSTEM else None
+        system = system if system and system.strip() else None
         self._check(conversation, messages, system)
         text = self._open(messages[0], self._prompt.system if system is None else system)
         for answer, request in zip(messages[1::2], messages[2::2], strict=True):
@@ -93,7 +102,8 @@ class TextTemplate:
     ) -> None:
         roles = [message.role for message in messages]
         alternate = [(USER, ASSISTANT)[place % 2] for place in range(len(roles))]
-        if conversation.tools or roles != alternate or len(roles) % 2 == 0:
+        has_tools = conversation.tools or any(message.calls_tools for message in messages)
+        if has_tools or roles != alternate or len(roles) % 2 == 0:
             raise RefusedError("it takes only requests and answers in turn")
         if len(messages) > 1 and self._prompt.later_turn is None:
             raise RefusedError("it has no place for earlier turns")

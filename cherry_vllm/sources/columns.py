@@ -74,7 +74,8 @@ class Columns:
             return self.messages is not None
         if found["messages"] is None or {self.instruction, self.output} != {AUTO}:
             return False
-        return found["instruction"] is None or isinstance(fields[found["messages"]], list)
+        value = fields[found["messages"]]
+        return found["instruction"] is None or (isinstance(value, list) and bool(value))
 
     def _find(self, key: str, fields: Mapping[str, Any]) -> str | None:
         name = getattr(self, key)
@@ -114,7 +115,7 @@ class Chooser:
         """The fields of a record that are read."""
         if self._is_nested:  # whether such a field is there depends on values
             return self._columns.choose(fields)
-        kind = (*fields, *map(type, fields.values()))
+        kind = (*fields, *(type(value) if value else None for value in fields.values()))
         chosen = self._known.get(kind)
         if chosen is None:
             if len(self._known) == MAX_CHOICES:

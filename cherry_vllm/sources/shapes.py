@@ -188,7 +188,7 @@ def _fault_of(messages: Sequence[Message]) -> DropReason | None:
     if any(message.is_answer for message in messages):
         return None
     blank = any(
-        message.role == ASSISTANT and not message.content.strip() and not message.extra
+        message.role == ASSISTANT and not message.content.strip() and not message.calls_tools
         for message in messages
     )
     return DropReason.EMPTY_ANSWER if blank else DropReason.NO_SCORED_TURN

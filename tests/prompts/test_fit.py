@@ -195,10 +195,8 @@ def test_rows_that_a_chat_template_refuses_are_counted(
     tokenizer.save_pretrained(tmp_path)
     check(tmp_path, prompt_named("chat"), PLAIN_TURN, LATER_TURN, (*SYSTEM_FIRST, ANSWER))
     (line,) = caplog.messages
-    assert re.search("1 of 3 rows have a system message, and .*refuses: no system role", line)
-    with pytest.raises(
-        UserError, match=r"no system role.*; each of the 1 rows has a system message"
-    ):
+    assert re.search("^1 of the first 3 rows will be dropped as template_refused: .*no sys", line)
+    with pytest.raises(UserError, match=r"no system role.*; it refuses every row"):
         check(tmp_path, prompt_named("chat"), (*SYSTEM_FIRST, ANSWER))
 
 
@@ -212,3 +210,35 @@ def test_control_tokens_in_the_data_are_counted(
     caplog.clear()
     check(saved("chatml"), replace(prompt_named("alpaca"), split_special_tokens=True), injected)
     assert caplog.messages == []
+
+
+def test_a_template_that_refuses_every_row_ends_the_run(saved: Saved) -> None:
+    twice = (Message(USER, "Hi."), Message(USER, "Are you there?"), ANSWER)
+    with pytest.raises(UserError, match="only requests and answers in turn; it refuses every row"):
+        check(saved("chatml"), prompt_named("vicuna"), twice, twice)
+    check(saved("chatml"), prompt_named("vicuna"), twice, PLAIN_TURN)
+
+
+def test_only_what_precedes_a_scored_answer_needs_a_place(saved: Saved) -> None:
+    first_only = (*PLAIN_TURN, Message(USER, "Bye."), Message(ASSISTANT, "Bye!"))
+    empty_system = (Message(SYSTEM, " "), *PLAIN_TURN)
+    check(saved("chatml"), prompt_named("alpaca"), first_only, empty_system)
+
+
+def test_calls_of_tools_need_a_place(saved: Saved) -> None:
+    call = Message(ASSISTANT, "Let me look.", extra='{"tool_calls": [{"name": "f"}]}')
+    talk = (Message(USER, "Hi."), call, Message(USER, "And?"), ANSWER)
+    with pytest.raises(UserError, match="no place for tools, which 1 of 2 rows have"):
+        check(saved("chatml"), prompt_named("vicuna"), PLAIN_TURN, talk)
+
+
+def test_a_date_that_only_some_conversations_show_is_fixed_too(
+    chat_tokenizer: Callable[[str], Any], tmp_path: Path
+) -> None:
+    tokenizer = chat_tokenizer("chatml")
+    tokenizer.chat_template = (
+        "{% if tools %}{{ strftime_now('%d %b %Y') }}{% endif %}" + tokenizer.chat_template
+    )
+    tokenizer.save_pretrained(tmp_path)
+    assert settle(tmp_path, date="2026-01-31").date == "2026-01-31"
+    assert settle(tmp_path).date == date.today().isoformat()

@@ -253,3 +253,48 @@ def test_a_conversation_that_the_template_refuses_is_dropped(tokenizer: Any) -> 
     assert isinstance(kept, AnswerSpans)
     assert refused is DropReason.TEMPLATE_REFUSED
     assert builder.encode_prompts([TALK]) != [DropReason.TEMPLATE_REFUSED]  # its first turn fits
+
+
+def test_a_refused_prompt_is_a_reason_and_no_text(tokenizer: Any) -> None:
+    builder = SpanBuilder(
+        tokenizer, template_of(tokenizer, "alpaca"), max_length=99, vocab_size=len(tokenizer)
+    )
+    asked = Conversation((*TALK.messages[:2], Message(USER, "And?")))
+    masked = Conversation(tuple(said._replace(is_answer=False) for said in asked.messages))
+    assert builder.encode_prompts([masked]) == [DropReason.TEMPLATE_REFUSED]
+
+
+def test_nothing_is_scored_that_nothing_precedes(tokenizer: Any) -> None:
+    builder = SpanBuilder(
+        tokenizer, plain_template("{instruction}", marker="x"), max_length=64, vocab_size=VOCAB
+    )
+    rows = [single_turn("", "", "b"), single_turn("a", "", " b")]
+    empty, sound = builder.build(rows)
+    assert empty is DropReason.PROMPT_TOO_SHORT
+    assert isinstance(sound, AnswerSpans)
+    assert builder.encode_prompts(rows)[0] is DropReason.PROMPT_TOO_SHORT
+
+
+def test_turns_beyond_the_cut_are_not_even_rendered(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = template_of(tokenizer, "vicuna")
+    rendered: list[int] = []
+    render = template.render
+
+    def count(conversation: Conversation, place: int) -> str:
+        rendered.append(place)
+        return render(conversation, place)
+
+    monkeypatch.setattr(template, "render", count)
+    builder = SpanBuilder(tokenizer, template, max_length=99, vocab_size=len(tokenizer))
+    (built,) = builder.build([talk(*["Say something."] * 2_000)])
+    assert isinstance(built, AnswerSpans)
+    assert built.truncated
+    assert len(rendered) < 20
+
+
+def test_every_turn_within_the_cut_is_scored(tokenizer: Any) -> None:
+    pair = spans_of(tokenizer, talk(*["So?", "Yes."] * 40), max_length=2_000)
+    assert sum(len(span.ranges) for span in pair.conditioned) == len(pair.direct) == 40
+    assert not pair.truncated

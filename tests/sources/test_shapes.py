@@ -284,3 +284,22 @@ def test_the_fields_that_were_recognised_are_told_in_one_line(
         "read 2 rows by prompt as instruction, completion as output; "
         "1 rows by conversations as messages" in caplog.text
     )
+
+
+def test_an_empty_list_of_messages_does_not_hide_an_instruction(tmp_path: Path) -> None:
+    records = [
+        {"instruction": "Name a fruit.", "output": "A cherry.", "conversations": []},
+        {"instruction": "Name a fruit.", "output": "A cherry.", "conversations": None},
+    ]
+    rows = rows_of(file_of(tmp_path, "d.jsonl", records), columns=Columns())
+    assert rows["drop_reason"].to_list() == [None, None]
+    assert rows["answer"].to_list() == ["A cherry."] * 2
+
+
+def test_a_blank_answer_with_fields_of_its_own_is_empty(tmp_path: Path) -> None:
+    blank = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "", "id": 7}]
+    call = [*blank[:1], {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}]
+    sound = [*blank[:1], {"role": "assistant", "content": "Hello."}]
+    records = [{"messages": said} for said in (blank, call, sound)]
+    rows = rows_of(file_of(tmp_path, "d.jsonl", records), columns=Columns())
+    assert rows["drop_reason"].to_list() == ["empty_answer", "no_scored_turn", None]
