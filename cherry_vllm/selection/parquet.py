@@ -45,9 +45,21 @@ def write_parquet(records: Iterable[str], path: Path, output: Path) -> None:
     Raises:
         UserError: the values of a field have no common type, or a column would change a value.
     """
-    objects = [
-        json.loads(record, parse_float=_parse_decimal, parse_constant=Inexact) for record in records
-    ]
+    respelled: list[str] = []
+
+    def parse(text: str) -> float | Inexact:
+        value = _parse_decimal(text)
+        if isinstance(value, float) and repr(value) != text:
+            respelled.append(text)
+        return value
+
+    objects = [json.loads(text, parse_float=parse, parse_constant=Inexact) for text in records]
+    if respelled:
+        log.warning(
+            "%s: %d numbers such as %s are kept as numbers, not as they were written; choose a "
+            ".jsonl output if they are read as text",
+            *(output, len(respelled), _show(respelled[0])),
+        )
     names = dict.fromkeys(name for fields in objects for name in fields)
     columns = {
         name: _column(name, [fields.get(name) for fields in objects], output) for name in names
@@ -142,6 +154,8 @@ def _find_struct(objects: Sequence[dict[str, Any]], place: str, mixed: list[str]
     names = dict.fromkeys(name for fields in objects for name in fields)
     if not names:
         raise MisfitError(f"column '{place}' holds objects without fields")
+    if any(list(fields) != [name for name in names if name in fields] for fields in objects):
+        raise MisfitError(f"column '{place}' holds objects whose keys come in several orders")
     return pl.Struct(
         {
             name: _find_dtype([fields.get(name) for fields in objects], f"{place}.{name}", mixed)

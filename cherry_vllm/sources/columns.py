@@ -29,8 +29,16 @@ CONTEXT_FIELDS = (
     "passage",
     "document",
     "documents",
+    "article",
+    "definition",
+    "options",
+    "choices",
     "image",
     "images",
+    "audio",
+    "audios",
+    "video",
+    "videos",
     "tools",
     "functions",
 )
@@ -67,7 +75,14 @@ class Columns:
             found["instruction"], found["input"] = found["input"], None
         names = {key: name for key in wanted if (name := found[key]) is not None}
         read = {part for name in names.values() for part in (name, name.partition(".")[0])}
-        return Chosen(names, tuple(name for name in CONTEXT_FIELDS if name in {*fields} - read))
+        unread = (name for name in fields if name not in read and self._is_context(name, names))
+        return Chosen(names, tuple(unread))
+
+    @staticmethod
+    def _is_context(name: str, chosen: Mapping[str, str]) -> bool:
+        """Whether a field that is not read would hold context by its name."""
+        is_request = "messages" not in chosen and name in CONVENTIONS["instruction"]
+        return is_request or name.lower() in CONTEXT_FIELDS
 
     def _takes_messages(self, found: Mapping[str, str | None], fields: Mapping[str, Any]) -> bool:
         if self.messages != AUTO:
@@ -80,7 +95,9 @@ class Columns:
     def _find(self, key: str, fields: Mapping[str, Any]) -> str | None:
         name = getattr(self, key)
         if name == AUTO:
-            return next((known for known in CONVENTIONS[key] if known in fields), None)
+            present = [known for known in CONVENTIONS[key] if known in fields]
+            filled = (known for known in present if fields[known] is not None)
+            return next(filled, present[0] if present else None)
         return name if name is not None and has_field(fields, name) else None
 
 
@@ -115,7 +132,7 @@ class Chooser:
         """The fields of a record that are read."""
         if self._is_nested:  # whether such a field is there depends on values
             return self._columns.choose(fields)
-        kind = (*fields, *(type(value) if value else None for value in fields.values()))
+        kind = (*fields, *(None if value == [] else type(value) for value in fields.values()))
         chosen = self._known.get(kind)
         if chosen is None:
             if len(self._known) == MAX_CHOICES:

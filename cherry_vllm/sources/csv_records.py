@@ -82,7 +82,11 @@ def _check_header(file: Path, names: list[str]) -> list[str]:
     twice = next((name for name in named if named.count(name) > 1), None)
     if twice is not None:
         raise UserError(f"{file}: two columns are called '{twice}'; rename one")
-    return [name or f"column_{number}" for number, name in enumerate(names, 1)]
+    renamed = [name or f"column_{number}" for number, name in enumerate(names, 1)]
+    twice = next((name for name in renamed if renamed.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"{file}: a column without a name would be called '{twice}'; name it")
+    return renamed
 
 
 def _record(file: Path, header: list[str], row: list[str], line: int) -> RawRecord:
@@ -95,6 +99,7 @@ def _record(file: Path, header: list[str], row: list[str], line: int) -> RawReco
     text = as_text(fields)
     if len(row) < len(header):
         return RawRecord(text, fault=f"{len(row)} fields, but {len(header)} columns")
-    if [row[0].removeprefix(BOM), *row[1:]] == header:
+    plain = [name.removeprefix(BOM).strip('"') for name in row]
+    if [name or f"column_{number}" for number, name in enumerate(plain, 1)] == header:
         return RawRecord(text, fault="the header again")
     return RawRecord(text, fields)

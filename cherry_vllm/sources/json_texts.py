@@ -86,15 +86,21 @@ def _shape_of(file: Path, head: str, data_format: DataFormat) -> Shape:
     rest = rest.lstrip(BETWEEN)
     try:
         _, end = json.JSONDecoder().raw_decode(first)
-    except RecursionError:
-        return Shape.lines
-    except json.JSONDecodeError as error:
-        # After an object over several lines comes a key; after a line that was cut off, a record.
-        goes_on = error.pos >= len(first.rstrip()) - 1 and rest and not rest.startswith("{")
-        return Shape.objects if goes_on else Shape.lines
-    except ValueError:  # a number of too many digits
-        return Shape.lines
+    except (ValueError, RecursionError) as error:
+        return Shape.objects if _goes_on(error, first, rest, text) else Shape.lines
     return Shape.objects if first[end:].strip(BETWEEN).startswith("{") else Shape.lines
+
+
+def _goes_on(error: Exception, first: str, rest: str, text: str) -> bool:
+    """Whether a value whose first line raised ``error`` goes on after it."""
+    try:
+        json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        # The head may be too short. After an object over several lines comes a key; after a line
+        # that was cut off, a record.
+        is_cut = isinstance(error, json.JSONDecodeError) and error.pos >= len(first.rstrip()) - 1
+        return is_cut and bool(rest) and not rest.startswith("{")
+    return True
 
 
 def _lines(stream: Iterable[str]) -> Iterator[str]:

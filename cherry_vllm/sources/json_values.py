@@ -12,7 +12,7 @@ from cherry_vllm.sources.values import is_utf8
 
 MAX_VALUE_CHARS = 64 * 2**20  # a longer value means that the file is broken
 READ_CHARS = 2**20
-LINE_BREAK = re.compile(r"\s*[\r\n]\s*")
+LINE_BREAK = re.compile(r"[\r\n]\s*")
 BOM = "\ufeff"
 BETWEEN = re.compile(f"[ \t\r\n,{BOM}]*")  # what may stand between two values
 

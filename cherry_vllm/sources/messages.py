@@ -25,7 +25,7 @@ ROLE_NAMES = {
 }
 ROLES = {name: role for role, names in ROLE_NAMES.items() for name in names}
 CALLING_ROLES = ("function_call", "tool_call")  # of messages that call a tool
-CALLS = "tool_calls"  # the field with the calls
+CALLS, OLD_CALL = "tool_calls", "function_call"  # the field with the calls; formerly with one
 ROLE_FIELDS, TEXT_FIELDS = ("role", "from"), ("content", "value", "text")
 MASKS = ("weight", "train", "loss")  # 0 or false: the message is not learned from
 TEXT_PARTS = (None, "text", "input_text", "output_text")
@@ -65,6 +65,8 @@ def _message(fields: Mapping[str, Any]) -> Message:
         for key, value in fields.items()
         if key not in OWN_FIELDS and value not in (None, "", [], {})
     }
+    if CALLS not in further and isinstance(further.get(OLD_CALL), dict):
+        further[CALLS] = [{"type": "function", "function": further.pop(OLD_CALL)}]
     if CALLS in further:
         further[CALLS] = _calls(further[CALLS])
     elif calls_tool and (calls := _written_calls(content)):
@@ -106,7 +108,7 @@ def _content(value: Any) -> str:
         return ""
     if isinstance(value, list):
         return "".join(map(_part, value))
-    if isinstance(value, dict):
+    if isinstance(value, dict) and value.keys() <= {"type", "text"}:
         return _part(value)
     return check_text(as_text(value), "content")
 
@@ -125,8 +127,13 @@ def _part(part: Any) -> str:
 
 
 def _is_masked(fields: Mapping[str, Any]) -> bool:
-    for key in MASKS:
-        value = fields.get(key)
-        if value is not None and str(value).lower() in ("0", "0.0", "false"):
-            return True
-    return False
+    return any(_is_zero(fields.get(key)) for key in MASKS)
+
+
+def _is_zero(value: Any) -> bool:
+    if value is None or str(value).lower() == "false":
+        return value is not None
+    try:
+        return float(str(value)) == 0
+    except ValueError:
+        return False

@@ -119,7 +119,7 @@ def describe_wrapper(fields: Any, columns: Columns) -> str | None:
     if not isinstance(fields, dict):
         return None
     chosen = columns.choose(fields)
-    if chosen.is_whole and all(
+    if {*REQUIRED} <= chosen.names.keys() and all(
         isinstance(fields.get(name), dict) for key, name in chosen.names.items() if key in REQUIRED
     ):
         return (

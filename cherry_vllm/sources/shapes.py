@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from cherry_vllm.conversation import ASSISTANT, SYSTEM, USER, Message
 from cherry_vllm.schema import DropReason
-from cherry_vllm.sources.columns import REQUIRED, find_field
+from cherry_vllm.sources.columns import CONVENTIONS, REQUIRED, find_field
 from cherry_vllm.sources.messages import ROLE_FIELDS, first_of, read_messages
 from cherry_vllm.sources.values import (
     Number,
@@ -49,6 +49,7 @@ def shape_record(fields: Mapping[str, Any], names: Mapping[str, str]) -> Shaped:
     unread: list[str] = []
     if "messages" in names:
         messages = list(read_messages(find_field(fields, names["messages"]), names["messages"]))
+        unread += _requests_beside(messages, fields)
     else:
         messages = list(_from_fields(fields, names, numbers, unread))
     system = _text(fields, names, "system", numbers)
@@ -60,6 +61,14 @@ def shape_record(fields: Mapping[str, Any], names: Mapping[str, str]) -> Shaped:
     if reason is not None:
         messages = [message._replace(is_answer=False) for message in messages]
     return Shaped(messages, _tools(fields, names), reason, numbers, unread, _unscored(messages))
+
+
+def _requests_beside(messages: Sequence[Message], fields: Mapping[str, Any]) -> list[str]:
+    """Fields for a request that no message repeats, as some data sets do."""
+    found = {name: fields.get(name) for name in CONVENTIONS["instruction"]}
+    texts = {name: value.strip() for name, value in found.items() if isinstance(value, str)}
+    said = "\n".join(message.content for message in messages)
+    return [name for name, text in texts.items() if text and text not in said]
 
 
 def _triple(fields: Mapping[str, Any], names: Mapping[str, str]) -> Shaped | None:

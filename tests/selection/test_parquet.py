@@ -96,3 +96,16 @@ def test_any_name_of_a_field_is_kept(tmp_path: Path) -> None:
 
 def test_of_a_key_held_twice_the_value_that_was_scored_is_written(tmp_path: Path) -> None:
     assert written(tmp_path, '{"a": "red", "a": "blue"}') == [{"a": "blue"}]
+
+
+def test_numbers_written_otherwise_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_parquet(['{"a": 88.40}', '{"a": 1.5}'], tmp_path / "x", tmp_path / "x.parquet")
+    assert "1 numbers such as 88.40 are kept as numbers" in caplog.text
+
+
+def test_keys_in_several_orders_do_not_fit(tmp_path: Path) -> None:
+    rows = ['{"a": {"x": 1, "y": 2}}', '{"a": {"y": 2, "x": 1}}']
+    with pytest.raises(UserError, match=r"keys come in several orders.*jsonl"):
+        write_parquet(rows, tmp_path / "x", tmp_path / "x.parquet")

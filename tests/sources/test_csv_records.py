@@ -110,3 +110,10 @@ def test_a_header_that_several_delimiters_split_is_read_with_commas(tmp_path: Pa
     assert "no field 'instruction' (found: instruction;input, output)" in complaint_about(path)
     path = file_with(tmp_path, "d.csv", b"instruction,output,a;b\na,b,c;d\n")
     assert rows_of(path)["answer"].to_list() == ["b"]
+
+
+@pytest.mark.parametrize("again", [",instruction,output", '\ufeff,"instruction","output"'])
+def test_a_header_without_a_name_is_known_again(tmp_path: Path, again: str) -> None:
+    path = tmp_path / "d.csv"
+    path.write_text(f",instruction,output\n0,a,b\n{again}\n1,c,d\n", encoding="utf-8")
+    assert rows_of(path)["drop_reason"].to_list() == [None, "malformed", None]

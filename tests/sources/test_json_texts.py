@@ -1,6 +1,7 @@
 """JSON and JSON Lines, however the records follow each other."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -300,3 +301,18 @@ def test_a_key_twice_with_one_value_is_kept(tmp_path: Path) -> None:
     line = b'{"instruction": "i", "output": "Red.", "output": "Red."}'
     rows = rows_of(file_with(tmp_path, "d.jsonl", lines_around(line)))
     assert rows["drop_reason"].to_list() == [None] * 3
+
+
+def test_records_on_lines_within_an_object_are_not_taken_for_lines(tmp_path: Path) -> None:
+    path = tmp_path / "d.json"
+    line = '{"instruction": "i", "output": "o"}'
+    path.write_text('{"train": [\n' + f"{line},\n{line}" + '\n],\n"test": [\n' + line + "\n]}\n")
+    assert "read them with data.field=train" in complaint_about(path)
+
+
+def test_a_run_of_spaces_takes_no_time(tmp_path: Path) -> None:
+    path = tmp_path / "d.json"
+    path.write_text(json.dumps([{"instruction": "a" + " " * 200_000, "output": "b"}]))
+    started = time.perf_counter()
+    assert rows_of(path)["drop_reason"].to_list() == [None]
+    assert time.perf_counter() - started < 5

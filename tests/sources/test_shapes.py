@@ -287,7 +287,7 @@ def test_the_fields_that_were_recognised_are_told_in_one_line(
 
 
 def test_an_empty_list_of_messages_does_not_hide_an_instruction(tmp_path: Path) -> None:
-    records = [
+    records: list[dict[str, Any]] = [
         {"instruction": "Name a fruit.", "output": "A cherry.", "conversations": []},
         {"instruction": "Name a fruit.", "output": "A cherry.", "conversations": None},
     ]
@@ -303,3 +303,89 @@ def test_a_blank_answer_with_fields_of_its_own_is_empty(tmp_path: Path) -> None:
     records = [{"messages": said} for said in (blank, call, sound)]
     rows = rows_of(file_of(tmp_path, "d.jsonl", records), columns=Columns())
     assert rows["drop_reason"].to_list() == ["empty_answer", "no_scored_turn", None]
+
+
+# --- what a reader found ---------------------------------------------------------------------
+
+SAID = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+
+
+def first_row(folder: Path, record: dict[str, Any]) -> Any:
+    rows = rows_of(file_of(folder, "d.jsonl", [record]), columns=Columns())
+    return rows.row(0, named=True)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"instruction": "q", "output": None, "response": "a"},
+        {"messages": None, "conversations": SAID},
+        {"prompt": None, "question": "q", "completion": None, "answer": "a"},
+    ],
+)
+def test_a_null_field_does_not_hide_another_of_its_kind(
+    tmp_path: Path, record: dict[str, Any]
+) -> None:
+    row = first_row(tmp_path, record)
+    assert (row["instruction"], row["answer"], row["drop_reason"]) == ("q", "a", None)
+
+
+def test_a_call_of_openais_former_format_is_a_call(tmp_path: Path) -> None:
+    call = {"name": "weather", "arguments": "{}"}
+    talk = [SAID[0], {"role": "assistant", "content": None, "function_call": call}]
+    talk += [{"role": "function", "name": "weather", "content": "12"}, SAID[1]]
+    (messages,) = open_messages(
+        rows_of(file_of(tmp_path, "d.jsonl", [{"messages": talk}]), columns=Columns())["messages"]
+    )
+    assert json.loads(messages[1].extra or "") == {
+        "tool_calls": [{"type": "function", "function": call}]
+    }
+
+
+def test_an_object_as_content_is_no_text(tmp_path: Path) -> None:
+    talk = [SAID[0], {"role": "tool", "content": {"text": "ok", "sky": "blue"}}, SAID[1]]
+    assert "content" in complaint_about(
+        file_of(tmp_path, "d.jsonl", [{"messages": talk}]), columns=Columns()
+    )
+
+
+@pytest.mark.parametrize("zero", ["0", "0.00", "0e0", "false"])
+def test_every_zero_masks(tmp_path: Path, zero: str) -> None:
+    masked = '{"role": "assistant", "content": "b", "weight": ' + zero + "}"
+    talk = json.dumps(SAID)[:-1] + ', {"role": "user", "content": "q"}, ' + masked + "]"
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"messages": ' + talk + "}\n")
+    (messages,) = open_messages(rows_of(path, columns=Columns())["messages"])
+    assert [message.is_answer for message in messages] == [False, True, False, False]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"instruction": "Answer in French.", "messages": SAID},
+        {"article": "A text.", "question": "q", "answer": "a"},
+        {"question": "q", "choices": ["a", "b"], "answer": "a"},
+        {"instruction": "q", "Input": "context", "output": "a"},
+        {"instruction": "q", "question": "the real one", "response": "a"},
+    ],
+)
+def test_context_that_is_not_read_is_counted(
+    tmp_path: Path, record: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    first_row(tmp_path, record)
+    assert "is not read" in caplog.text
+
+
+def test_a_request_that_messages_repeat_is_no_context(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first_row(tmp_path, {"prompt": "q", "messages": SAID})
+    assert "not read" not in caplog.text
+
+
+def test_conversations_of_an_unknown_role_are_told_as_such(tmp_path: Path) -> None:
+    talk: list[dict[str, str]] = [SAID[0], {"role": "narrator", "content": "x"}]
+    line = complaint_about(
+        file_of(tmp_path, "d.jsonl", [{"messages": talk}] * 3), columns=Columns()
+    )
+    assert "unknown role 'narrator'" in line
