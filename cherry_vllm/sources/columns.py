@@ -165,6 +165,8 @@ def has_field(fields: Mapping[str, Any], name: str) -> bool:
 
 def missing_field(columns: Columns, fields: Mapping[str, Any]) -> str | None:
     """An error for fields that lack what a conversation needs, else None."""
+    if columns.choose(fields).is_whole:
+        return None
     named = columns.messages not in (AUTO, None)
     for key in ("messages",) if named else REQUIRED:
         name = getattr(columns, key)

@@ -129,7 +129,7 @@ def find_encoding(file: Path, named: str | None) -> Encoding:
 def _check_encoding(name: str) -> None:
     try:
         "".encode(name)  # codecs that are no text encodings are refused here
-        b"a".decode(name, "surrogateescape")  # and those that know no such errors
+        "a".encode(name).decode(name, "surrogateescape")  # and those without such errors
     except (LookupError, UnicodeError):
         raise UserError(
             f"data.encoding={name}: no such encoding; give one such as gbk or windows-1252"

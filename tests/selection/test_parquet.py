@@ -79,7 +79,7 @@ def test_whole_numbers_among_decimals_are_written_as_decimals_and_a_line_says_so
     assert found == [{"m": {"s": 4.0}}, {"m": {"s": 4.5}}]
     assert "column 'm.s' holds whole numbers and decimals" in caplog.text
     caplog.clear()
-    written(tmp_path, '{"s": 4.0}', '{"s": 4.5e0}')
+    written(tmp_path, '{"s": 4.0}', '{"s": 4.5}')
     assert caplog.text == ""
 
 
