@@ -12,12 +12,12 @@ from cherry_vllm.options import Turns
 from cherry_vllm.schema import MESSAGE
 
 SYSTEM, USER, ASSISTANT, TOOL = "system", "user", "assistant", "tool"
-ROLES = (SYSTEM, USER, ASSISTANT, TOOL)
-CALL_FIELDS = ("tool_calls", "function_call")  # in a message's extra
+# In a message's extra: its calls of tools, and what OpenAI's format had before them.
+CALL_FIELDS = ("tool_calls", "function_call")
 
 
 class Message(NamedTuple):
-    role: str  # one of ROLES
+    role: str  # SYSTEM, USER, ASSISTANT or TOOL
     content: str
     input: str = ""  # of an instruction with an input of its own, as in Alpaca; else ""
     is_answer: bool = False  # whether its tokens are scored; other messages are context
@@ -55,11 +55,6 @@ class Conversation(NamedTuple):
     def answers(self) -> list[int]:
         """The positions of the answers among the messages."""
         return [place for place, message in enumerate(self.messages) if message.is_answer]
-
-    @property
-    def is_single_turn(self) -> bool:
-        """Whether there is one request and one answer, and nothing else."""
-        return [message.role for message in self.messages] == [USER, ASSISTANT] and not self.tools
 
 
 def choose_answers(messages: Sequence[Message], turns: Turns) -> list[Message]:

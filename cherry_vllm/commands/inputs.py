@@ -12,8 +12,9 @@ import polars as pl
 from cherry_vllm.config import Config, engine_settings, executor_settings, prompt_of
 from cherry_vllm.engines.checkpoint import Checkpoint, find_checkpoint
 from cherry_vllm.errors import UserError
-from cherry_vllm.prompts.fit import answer_warnings, check_place, settle_prompt
+from cherry_vllm.prompts.fit import answer_warnings, check_place
 from cherry_vllm.prompts.prompt import Prompt
+from cherry_vllm.prompts.snapshot import settle_prompt
 from cherry_vllm.sources import Columns, Layout, find_files
 from cherry_vllm.sources.shards import read_row_shards
 from cherry_vllm.store.locks import exclusive, exclusive_share

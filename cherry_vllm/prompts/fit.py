@@ -1,10 +1,8 @@
-"""Fixes the prompt before a run, and checks that it suits the chat template and the answers."""
+"""Whether the prompt and the rows fit together, checked before anything is scored."""
 
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import replace
-from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,58 +20,12 @@ from cherry_vllm.engines.checkpoint import load_tokenizer
 from cherry_vllm.errors import UserError
 from cherry_vllm.prompts.control_tokens import control_tokens
 from cherry_vllm.prompts.prompt import Prompt
-from cherry_vllm.prompts.templates import (
-    EXAMPLE,
-    QUESTION,
-    WITH_SYSTEM,
-    WITH_TOOLS,
-    WITH_TURNS,
-    ChatTemplate,
-    PromptTemplate,
-    RefusedError,
-    build_template,
-    parse_date,
-    render_example,
-)
+from cherry_vllm.prompts.templates import EXAMPLE, PromptTemplate, RefusedError, build_template
 
 log = logging.getLogger(__name__)
 
 OPEN_TAG = re.compile(r"<(\w+)>\s*$")
 MAX_TRIED = 100  # rows that are rendered before a run
-ANOTHER_DAY = timedelta(days=400)  # another year, day of the month and day of the week
-
-
-def settle_prompt(checkpoint: Path, prompt: Prompt, *, trust_remote_code: bool) -> Prompt:
-    """The prompt with its date and rendered text fixed, for a chat template.
-
-    A template that writes a date gets ``prompt.date``, or today. Workers that get the settled
-    prompt render the same text, or refuse to work.
-
-    Raises:
-        UserError: the prompt does not suit the checkpoint.
-    """
-    if not prompt.chat:
-        build_template(None, prompt)  # to check it
-        return prompt
-    tokenizer = load_tokenizer(checkpoint, trust_remote_code=trust_remote_code)
-    day = parse_date(prompt.date) if prompt.date else date.today()
-    settled = replace(prompt, date=day.isoformat())
-    rendered = _render(tokenizer, settled)
-    another_day = replace(prompt, date=(day - ANOTHER_DAY).isoformat())
-    if _render_all(tokenizer, settled) == _render_all(tokenizer, another_day):
-        if prompt.date:
-            raise UserError(
-                f"prompt.date={prompt.date}: the chat template writes no date; leave it out"
-            )
-        settled = replace(prompt, date=None)
-    elif not prompt.date:
-        log.warning(
-            "the chat template writes today's date into every prompt: on another day, "
-            "prompt.date=%s resumes this run; without it, a new run begins",
-            settled.date,
-        )
-    _warn_of_header(tokenizer, settled)
-    return replace(settled, rendered=rendered)
 
 
 def check_place(
@@ -159,8 +111,8 @@ def _refuse_without_place(prompt: Prompt, present: Mapping[str, int], num_rows: 
         if count and name in lacking:
             others = "prompt=chat" if name == "tools" else "prompt=chat or prompt=vicuna"
             raise UserError(
-                f"prompt: this one has no place for {name}, which {count} of {num_rows} rows have; "
-                f"use {others}"
+                f"prompt: this template has no place for {name}, which {count} of {num_rows} rows "
+                f"have; use {others}"
             )
 
 
@@ -209,35 +161,3 @@ def answer_warnings(prompt: Prompt, rows: pl.LazyFrame) -> list[str]:
             "it"
         )
     return warnings
-
-
-def _render_all(tokenizer: Any, prompt: Prompt) -> list[str | None]:
-    """What the template writes for conversations of several kinds; None where it refuses."""
-    template = build_template(tokenizer, prompt)
-    texts: list[str | None] = [template.marker]
-    for example in (EXAMPLE, WITH_SYSTEM, WITH_TURNS, WITH_TOOLS):
-        try:
-            texts.append(template.render(example, len(example.messages) - 1))
-        except RefusedError:
-            texts.append(None)
-    return texts
-
-
-def _render(tokenizer: Any, prompt: Prompt) -> tuple[str, ...]:
-    return render_example(build_template(tokenizer, prompt))
-
-
-def _warn_of_header(tokenizer: Any, prompt: Prompt) -> None:
-    """Warns if the template itself puts an answer after other text than the prompt ends in."""
-    if prompt.answer_prefix or prompt.template_kwargs:  # the user has taken care of it
-        return
-    template = ChatTemplate(tokenizer, prompt)
-    text, written = template.render(EXAMPLE, 1), template.before_answer()
-    if written is None or written == text:
-        return
-    log.warning(
-        "prompt=chat: the chat template writes an answer after %r, but the prompt ends in %r; "
-        "prompt.answer_prefix can add what is missing, prompt.template_kwargs can change the rest",
-        written.rpartition(QUESTION)[2],
-        text.rpartition(QUESTION)[2],
-    )

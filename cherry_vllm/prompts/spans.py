@@ -18,7 +18,9 @@ from cherry_vllm.prompts.prompt import Prompt
 from cherry_vllm.prompts.templates import PromptTemplate, RefusedError, build_template
 from cherry_vllm.schema import DropReason
 
-FIRST_TURNS = 4  # of each conversation are encoded at once; then twice as many, and so on
+# So many turns of each conversation are encoded at first, then twice as many, and so on: those
+# beyond the cut are not even rendered.
+FIRST_TURNS = 4
 
 
 class AnswerSpans(NamedTuple):
@@ -73,27 +75,20 @@ class SpanBuilder:
 
     def build(self, conversations: Sequence[Conversation]) -> list[AnswerSpans | DropReason]:
         """One result per conversation, in order; each has an answer, and no answer is blank."""
-        encoded: list[list[Turn]] = [[] for _ in conversations]
-        refused: set[int] = set()
+        turns: list[list[Turn] | None] = [[] for _ in conversations]  # None: refused
         first, count = 0, FIRST_TURNS
-        places = list(range(len(conversations)))
-        while places:  # a long conversation is not rendered beyond the turn that is cut
-            some = [self._render_turns(conversations[i], first, first + count) for i in places]
-            refused.update(i for i, turns in zip(places, some, strict=True) if turns is None)
-            more = iter(self._encode_turns([turn for turns in some for turn in turns or ()]))
-            for place, turns in zip(places, some, strict=True):
-                encoded[place] += [next(more) for _ in turns or ()]
+        open_ones = list(range(len(conversations)))
+        while open_ones:
+            some = [conversations[place] for place in open_ones]
+            more = self._encode_turns(some, first, first + count)
+            for place, found in zip(open_ones, more, strict=True):
+                before = turns[place]
+                turns[place] = None if before is None or found is None else before + found
             first, count = first + count, 2 * count
-            places = [
-                i
-                for i in places
-                if i not in refused
-                and len(conversations[i].answers) > first
-                and encoded[i][-1].num_prompt_tokens < self._max_length
-            ]
+            open_ones = [i for i in open_ones if self._goes_on(conversations[i], turns[i], first)]
         return [
-            DropReason.TEMPLATE_REFUSED if i in refused else self._cut(turns, len(one.answers))
-            for i, (turns, one) in enumerate(zip(encoded, conversations, strict=True))
+            DropReason.TEMPLATE_REFUSED if found is None else self._cut(found, len(one.answers))
+            for found, one in zip(turns, conversations, strict=True)
         ]
 
     def encode_prompts(self, conversations: Sequence[Conversation]) -> list[list[int] | DropReason]:
@@ -110,13 +105,20 @@ class SpanBuilder:
         """The text of token ids, without special tokens."""
         return self._encoder.decode(token_ids)
 
+    def _goes_on(self, conversation: Conversation, turns: list[Turn] | None, count: int) -> bool:
+        """Whether a turn after the first ``count`` may begin within ``max_length``."""
+        if not turns or len(conversation.answers) <= count:
+            return False
+        return turns[-1].num_prompt_tokens < self._max_length
+
     def _render_turns(
         self, conversation: Conversation, first: int, stop: int
     ) -> list[tuple[str, str]] | None:
         """The text before some of the answers, and the answer; None if it is refused."""
+        hidden = self._hide(conversation)
         try:
             return [
-                (self._render(conversation, place), conversation.messages[place].content)
+                (self._render(hidden, place), conversation.messages[place].content)
                 for place in conversation.answers[first:stop]
             ]
         except RefusedError:
@@ -126,17 +128,26 @@ class SpanBuilder:
         """The text before the first answer, or before the one that would follow."""
         place = next(iter(conversation.answers), len(conversation.messages))
         try:
-            return self._render(conversation, place)
+            return self._render(self._hide(conversation), place)
         except RefusedError:
             return DropReason.TEMPLATE_REFUSED
 
-    def _render(self, conversation: Conversation, place: int) -> str:
-        if self._control is None:
-            return self._template.render(conversation, place)
-        hidden = self._control.hide(conversation)
-        return self._control.reveal(self._template.render(hidden, place))
+    def _hide(self, conversation: Conversation) -> Conversation:
+        return self._control.hide(conversation) if self._control else conversation
 
-    def _encode_turns(self, turns: Sequence[tuple[str, str]]) -> list[Turn]:
+    def _render(self, hidden: Conversation, place: int) -> str:
+        text = self._template.render(hidden, place)
+        return self._control.reveal(text) if self._control else text
+
+    def _encode_turns(
+        self, conversations: Sequence[Conversation], first: int, stop: int
+    ) -> list[list[Turn] | None]:
+        """Some turns of each conversation, all encoded at once; None where it is refused."""
+        texts = [self._render_turns(one, first, stop) for one in conversations]
+        encoded = iter(self._encode([pair for pairs in texts if pairs for pair in pairs]))
+        return [None if pairs is None else [next(encoded) for _ in pairs] for pairs in texts]
+
+    def _encode(self, turns: Sequence[tuple[str, str]]) -> list[Turn]:
         encode, length, marker = self._encoder.encode, self._max_length, self._marker
         prompt_ids = encode([prompt for prompt, _ in turns], length)
         conditioned_ids = encode([prompt + answer for prompt, answer in turns], length)

@@ -6,7 +6,7 @@ in both passes.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from datetime import date, datetime, time
 from inspect import signature
 from string import Formatter
@@ -104,11 +104,11 @@ class TextTemplate:
         alternate = [(USER, ASSISTANT)[place % 2] for place in range(len(roles))]
         has_tools = conversation.tools or any(message.calls_tools for message in messages)
         if has_tools or roles != alternate or len(roles) % 2 == 0:
-            raise RefusedError("it takes only requests and answers in turn")
+            raise RefusedError("the prompt takes only requests and answers in turn")
         if len(messages) > 1 and self._prompt.later_turn is None:
-            raise RefusedError("it has no place for earlier turns")
+            raise RefusedError("the prompt has no place for earlier turns")
         if system is not None and self._prompt.system is None:
-            raise RefusedError("it has no place for a system message")
+            raise RefusedError("the prompt has no place for a system message")
 
     def _open(self, message: Message, system: str | None) -> str:
         # Unlike in the paper's code, a blank input is no input: it would leave an empty section.
@@ -248,7 +248,7 @@ def check_fields(
     key: str,
     template: str,
     fields: set[str],
-    optional: set[str] = frozenset(),  # type: ignore[assignment]
+    optional: Set[str] = frozenset(),
 ) -> None:
     """Raises a UserError if a template lacks one of ``fields``, or holds any other field."""
     try:

@@ -9,7 +9,8 @@ from typing import IO
 
 from cherry_vllm.errors import UserError
 from cherry_vllm.sources.formats import Encoding, Layout, find_encoding, open_text
-from cherry_vllm.sources.records import RawRecord, as_text
+from cherry_vllm.sources.records import RawRecord
+from cherry_vllm.sources.values import as_json
 
 BOM = "\ufeff"
 COMMA, TAB = ",", "\t"
@@ -96,7 +97,7 @@ def _record(file: Path, header: list[str], row: list[str], line: int) -> RawReco
             'columns); a field with a comma or a quote must be quoted, as in "say ""hi"""'
         )
     fields = dict(zip(header, row, strict=False))
-    text = as_text(fields)
+    text = as_json(fields)
     if len(row) < len(header):
         return RawRecord(text, fault=f"{len(row)} fields, but {len(header)} columns")
     plain = [name.removeprefix(BOM).strip('"') for name in row]

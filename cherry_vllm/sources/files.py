@@ -80,7 +80,9 @@ def _expand(pattern: str, split: str | None, config: str | None) -> list[Path]:
 
 
 def _match(pattern: str) -> list[Path]:
-    matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
+    found = (Path(match) for match in sorted(glob.glob(pattern, recursive=True)))
+    is_recursive = "**" in Path(pattern).parts  # which also matches each folder on the way
+    matches = [path for path in found if not (is_recursive and path.is_dir())]
     if glob.has_magic(Path(pattern).name):
         matches = _without_ours(matches, _named_folder(pattern), pattern)
     if not matches:

@@ -30,7 +30,7 @@ def fetch_files(pattern: str, split: str | None, config: str | None) -> list[Pat
         if (split, config) != (None, None):
             raise UserError(f"{pattern}: files of the hub; leave out data.split and data.config")
         files = _download(_match(pattern))
-    except (OSError, ValueError, *HfHubHTTPError.__bases__) as error:
+    except (OSError, ValueError, NotImplementedError, *HfHubHTTPError.__bases__) as error:
         # The bases are OSError and the HTTP library's error; the first line says what is wrong.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{pattern}: {reason}; check the path, the network and HF_TOKEN") from None

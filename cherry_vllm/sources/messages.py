@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from cherry_vllm.conversation import ASSISTANT, SYSTEM, TOOL, USER, Message
+from cherry_vllm.conversation import ASSISTANT, CALL_FIELDS, SYSTEM, TOOL, USER, Message
 from cherry_vllm.sources.values import (
     UnreadableError,
     as_json,
@@ -25,7 +25,7 @@ ROLE_NAMES = {
 }
 ROLES = {name: role for role, names in ROLE_NAMES.items() for name in names}
 CALLING_ROLES = ("function_call", "tool_call")  # of messages that call a tool
-CALLS, OLD_CALL = "tool_calls", "function_call"  # the field with the calls; formerly with one
+CALLS, OLD_CALL = CALL_FIELDS
 ROLE_FIELDS, TEXT_FIELDS = ("role", "from"), ("content", "value", "text")
 MASKS = ("weight", "train", "loss")  # 0 or false: the message is not learned from
 TEXT_PARTS = (None, "text", "input_text", "output_text")

@@ -1,6 +1,5 @@
 """Records to rows: each record is read by itself, so a bad one costs only itself."""
 
-import json
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -19,8 +18,6 @@ from cherry_vllm.sources.values import UnreadableError
 
 BATCH_RECORDS = 1000
 MAX_NAMES_KEPT = 100
-ENCODER = json.JSONEncoder(ensure_ascii=False)
-
 
 # A record's text, messages, tools and drop reason.
 Line = tuple[str, list[Message] | None, str | None, str | None]
@@ -158,8 +155,3 @@ def _frame(lines: list[Line]) -> pl.DataFrame:
         "drop_reason": pl.Series(reasons, dtype=REASON),
     }
     return pl.DataFrame(columns)
-
-
-def as_text(fields: dict[str, str]) -> str:
-    """Fields as one line of JSON."""
-    return ENCODER.encode(fields)

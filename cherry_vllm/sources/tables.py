@@ -91,17 +91,41 @@ def _row_of(schema: pl.Schema, read: set[str]) -> list[pl.Expr]:
         )
         for name, text in texts.items()
     ]
-    floats = [name for name in schema if schema[name].is_float()]
+    floats = [name for name in schema if _holds_floats(schema[name])]
     return [
         pl.struct(record).struct.json_encode().alias("record"),
         pl.coalesce(pl.lit(None, pl.String), *are_lost).alias("fault"),
-        *(_is_odd(name, is_read=name in read).alias(f"{ODD}{name}") for name in floats),
+        *(_is_odd(name, schema[name], is_read=name in read) for name in floats),
     ]
 
 
-def _is_odd(name: str, *, is_read: bool) -> pl.Expr:
-    """Whether a number is lost; NaN in a column that is read is a missing value."""
-    return pl.col(name).is_infinite() if is_read else ~pl.col(name).is_finite()
+def _is_odd(name: str, dtype: Any, *, is_read: bool) -> pl.Expr:
+    """Whether a number is lost; NaN in a column of numbers that is read is a missing value."""
+    value = pl.col(name)
+    is_lost = value.is_infinite() if is_read and dtype.is_float() else _is_lost(value, dtype)
+    return is_lost.alias(f"{ODD}{name}")
+
+
+def _is_lost(value: pl.Expr, dtype: Any) -> pl.Expr:
+    """Whether a value is NaN or infinite, or holds such a number, however deeply nested."""
+    if dtype.is_float():
+        return ~value.is_finite()
+    if isinstance(dtype, pl.Array):
+        return _is_lost(value.arr.to_list(), pl.List(dtype.inner))
+    if isinstance(dtype, pl.List):
+        return value.list.eval(_is_lost(pl.element(), dtype.inner)).list.any()
+    fields = [field for field in dtype.fields if _holds_floats(field.dtype)]
+    return pl.any_horizontal(
+        _is_lost(value.struct.field(field.name), field.dtype) for field in fields
+    )
+
+
+def _holds_floats(dtype: Any) -> bool:
+    if isinstance(dtype, pl.List | pl.Array):
+        return _holds_floats(dtype.inner)
+    if isinstance(dtype, pl.Struct):
+        return any(_holds_floats(field.dtype) for field in dtype.fields)
+    return bool(dtype.is_float())
 
 
 def _holds_bytes(dtype: Any) -> bool:

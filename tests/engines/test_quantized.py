@@ -101,14 +101,17 @@ def test_a_kind_that_vllm_lacks_here_is_one_line(
         in_process(score, folder, [], is_checked=False)
 
 
+def remove_tensor(folder: Path, name: str) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    del tensors[name]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 def test_transformers_own_report_counts_too(
     folder_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = folder_of("fp8")
-    tensors = load_file(folder / "model.safetensors")
-    name = "model.layers.0.self_attn.q_proj.weight_scale"
-    del tensors[name]
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    folder, name = folder_of("fp8"), "model.layers.0.self_attn.q_proj.weight_scale"
+    remove_tensor(folder, name)
     monkeypatch.setattr("cherry_vllm.engines.hf.check_weights", lambda *_args, **_keywords: None)
     with pytest.raises(UserError, match=rf"no weights for {name};"):
         load_model(read_checkpoint(folder), trust_remote_code=False)
@@ -118,11 +121,8 @@ def test_transformers_own_report_counts_too(
 def test_no_engine_of_vllms_takes_a_quantized_model_without_a_scale(
     run: Run, folder_of: Callable[[str], Path], in_process: Run
 ) -> None:
-    folder = folder_of("fp8")
-    tensors = load_file(folder / "model.safetensors")
-    name = "model.layers.1.mlp.down_proj.weight_scale"
-    del tensors[name]
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    folder, name = folder_of("fp8"), "model.layers.1.mlp.down_proj.weight_scale"
+    remove_tensor(folder, name)
     with pytest.raises(UserError, match=rf"no weights for {name}"):
         in_process(run, folder, [])
     # The same where transformers cannot look at it first.

@@ -1,5 +1,6 @@
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from transformers import AutoTokenizer
 
 from cherry_vllm.config import compose, prompt_of
 from cherry_vllm.prompts.prompt import Prompt
+from cherry_vllm.prompts.snapshot import settle_prompt
 from tests.conftest import TOKENIZER
 
 SPECIAL = ["<s>", "</s>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
@@ -51,6 +53,12 @@ CHAT_TEMPLATES = {
 def prompt_named(name: str) -> Prompt:
     """The settings of ``conf/prompt/NAME.yaml``."""
     return prompt_of(compose(f"prompt={name}"))
+
+
+def settle(folder: Path, **changes: Any) -> Prompt:
+    """The chat prompt with these changes, as a run begins."""
+    prompt = replace(prompt_named("chat"), **changes)
+    return settle_prompt(folder, prompt, trust_remote_code=False)
 
 
 @pytest.fixture(scope="session")

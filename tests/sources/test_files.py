@@ -258,3 +258,11 @@ def test_a_saved_folder_of_several_splits_names_them_and_reads_one(tmp_path: Pat
     assert find_files([str(saved)], split="train") == find_files([f"{saved}/train"])
     with pytest.raises(UserError, match=r"no split 'dev' \(found: train, test\)"):
         find_files([str(saved)], split="dev")
+
+
+def test_a_recursive_glob_matches_files_alone(tmp_path: Path) -> None:
+    (tmp_path / "d" / "inner").mkdir(parents=True)
+    files = [tmp_path / "d" / name for name in ("a.jsonl", "inner/b.jsonl")]
+    for file in files:
+        file.write_text("{}\n")
+    assert find_files([str(tmp_path / "d" / "**")]) == files

@@ -276,3 +276,13 @@ def test_every_type_of_text_is_text(tmp_path: Path, kind: str) -> None:
     table = pyarrow.table({"instruction": column, "output": column})
     parquet.write_table(table, tmp_path / "d.parquet")
     assert rows_of(tmp_path / "d.parquet")["answer"].to_list() == ["abcd", "efgh"]
+
+
+@pytest.mark.parametrize("value", [[1.0, float("nan")], {"x": [float("inf")]}])
+def test_a_lost_number_within_a_column_is_told(
+    tmp_path: Path, value: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"instruction": "i", "output": "o", "score": held} for held in (value, None)]
+    pl.DataFrame(rows).write_parquet(tmp_path / "d.parquet")
+    assert rows_of(tmp_path / "d.parquet")["drop_reason"].to_list() == [None, None]
+    assert "1 rows: column 'score' is NaN or infinite, null in outputs" in caplog.text
