@@ -46,7 +46,7 @@ test-fast: $(READY) ## the tests that need no engine, network, browser or other 
 
 test: $(READY) ## every test but the exhaustive ones
 	$(BIN)/cherry-vllm fetch-demo
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not exhaustive"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not exhaustive"
 
 test-exhaustive: $(READY) ## the long tests: many kills, thousands of inputs
 	$(BIN)/cherry-vllm fetch-demo

@@ -44,7 +44,10 @@ SOURCE = "merged.json"
 CONTENTS = "sha256"  # a key of SOURCE
 OF_BASE = ("generation_config.json", "preprocessor_config.json", "processor_config.json")
 NOT_COPIED = {"config.json", INDEX, ADAPTER, *OF_BASE}
+# Settings under which no single network of the base's shape computes what the adapter does.
+NOT_MERGED = ("alora_invocation_tokens", "arrow_config", "layer_replication")
 TOLERANCE = 1e-3  # of a log-prob, on average; fp32 leaves about 1e-5
+OF_TOKENS = re.compile(r"embed|lm_head|wte")
 MISFIT = re.compile(r"size mismatch for (\S+): .*?Size\((.*?)\).*?Size\((.*?)\)")
 
 
@@ -83,6 +86,12 @@ def _read_lora(adapter: Path) -> dict[str, Any]:
         raise UserError(
             f"{adapter / ADAPTER}: an adapter of type {kind}; only LORA can be merged here"
         )
+    for name in NOT_MERGED:
+        if settings.get(name):
+            raise UserError(
+                f"{adapter / ADAPTER}: an adapter with {name}, which cannot be merged into its "
+                "base; only plain LoRA adapters can be scored"
+            )
     if not (adapter / ADAPTER_WEIGHTS).is_file():
         raise UserError(
             f"{adapter}: no {ADAPTER_WEIGHTS}; adapter_model.bin is a pickle, which may hold code "
@@ -178,7 +187,10 @@ def write_merged(target: Path, adapter: Path, base: Checkpoint, *, trust_remote_
     adapted = _apply(adapter, hf.load_model(base, **how), base.folder)
     base.verify()
     expected = _logprobs(adapted)
-    model = adapted.merge_and_unload()
+    try:
+        model = adapted.merge_and_unload()
+    except RuntimeError as error:  # biases for layers without, for example
+        raise UserError(f"{adapter}: cannot be merged: {str(error).splitlines()[0]}") from None
     # The base's own may break rules that are checked on saving, so its file is copied instead.
     model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     model.save_pretrained(target)
@@ -218,7 +230,12 @@ def _apply(adapter: Path, model: Any, base: Path) -> Any:
     except RuntimeError as error:
         if found := MISFIT.search(str(error)):
             name, there, here = found.groups()
-            raise misfit(f"{name} has the shape {there}, but needs {here}") from None
+            hint = (
+                " (if training added tokens, add them to the base, too)"
+                if OF_TOKENS.search(name)
+                else ""
+            )
+            raise misfit(f"{name} has the shape {there}, but needs {here}{hint}") from None
         raise
     if report.missing_keys:
         raise misfit(f"no tensor for {list_some(sorted(report.missing_keys))}")

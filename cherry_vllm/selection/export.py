@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 
 from cherry_vllm.errors import UserError
+from cherry_vllm.selection.loadable import find_oddities
 from cherry_vllm.selection.parquet import write_parquet
 from cherry_vllm.store.files import file_sha256
 from cherry_vllm.store.marks import marked_file, marked_folder
@@ -64,7 +65,10 @@ def write_records(records: pl.Series, path: Path, output: Path) -> None:
     """
     if output.suffix == ".parquet":
         write_parquet(records, path, output)
-    elif output.suffix == ".jsonl":
+        return
+    for oddity, where in find_oddities(records).items():
+        log.warning("%s: %s (%s); other programs may refuse or change them", output, oddity, where)
+    if output.suffix == ".jsonl":
         path.write_text("".join(f"{record}\n" for record in records), encoding="utf-8")
     else:
         path.write_text("[\n" + ",\n".join(records) + "\n]\n", encoding="utf-8")

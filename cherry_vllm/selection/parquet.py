@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -32,6 +33,13 @@ class Inexact(NamedTuple):
     text: str
 
 
+class Changes(NamedTuple):
+    """What a table alters without changing a value, by place."""
+
+    mixed: list[str]  # columns where whole numbers become decimals
+    filled: list[str]  # fields that are null where they were missing
+
+
 class MisfitError(Exception):
     """The values of a field do not fit in one column."""
 
@@ -48,7 +56,7 @@ def write_parquet(records: Iterable[str], path: Path, output: Path) -> None:
     respelled: list[str] = []
 
     def parse(text: str) -> float | Inexact:
-        value = _parse_decimal(text)
+        value = parse_decimal(text)
         if isinstance(value, float) and repr(value) != text:
             respelled.append(text)
         return value
@@ -60,17 +68,33 @@ def write_parquet(records: Iterable[str], path: Path, output: Path) -> None:
             ".jsonl output if they are read as text",
             *(output, len(respelled), _show(respelled[0])),
         )
-    names = dict.fromkeys(name for fields in objects for name in fields)
+    changes = Changes([], [])
+    names = Counter(name for fields in objects for name in fields)
+    changes.filled.extend(name for name, count in names.items() if count < len(objects))
     columns = {
-        name: _column(name, [fields.get(name) for fields in objects], output) for name in names
+        name: _column(name, [fields.get(name) for fields in objects], output, changes)
+        for name in names
     }
     pl.DataFrame(columns).write_parquet(path)
+    _tell(changes, output)
 
 
-def _column(name: str, values: list[Any], output: Path) -> pl.Series:
-    mixed: list[str] = []
+def _tell(changes: Changes, output: Path) -> None:
+    for place in changes.mixed:
+        log.warning(
+            "%s: column '%s' holds whole numbers and decimals; all are written as decimals",
+            *(output, place),
+        )
+    if changes.filled:
+        log.warning(
+            "%s: %d fields that some records or objects lack are null there, such as '%s'",
+            *(output, len(changes.filled), changes.filled[0]),
+        )
+
+
+def _column(name: str, values: list[Any], output: Path, changes: Changes) -> pl.Series:
     try:
-        dtype = _find_dtype(values, name, mixed)
+        dtype = _find_dtype(values, name, changes)
         column = pl.Series(name, values, dtype)
     except UnicodeEncodeError:
         raise _refusal(
@@ -78,11 +102,6 @@ def _column(name: str, values: list[Any], output: Path) -> pl.Series:
         ) from None
     except MisfitError as misfit:
         raise _refusal(output, str(misfit)) from None
-    for place in mixed:
-        log.warning(
-            "%s: column '%s' holds whole numbers and decimals; all are written as decimals",
-            *(output, place),
-        )
     return column
 
 
@@ -90,18 +109,15 @@ def _refusal(output: Path, fault: str) -> UserError:
     return UserError(f"{output}: {fault}; Parquet would change it, so choose a .jsonl output")
 
 
-def _find_dtype(values: Sequence[Any], place: str, mixed: list[str]) -> pl.DataType:
-    """The type that holds all the values.
-
-    ``mixed`` collects the places where whole numbers become floats.
-    """
+def _find_dtype(values: Sequence[Any], place: str, changes: Changes) -> pl.DataType:
+    """The type that holds all the values; ``changes`` notes what it alters."""
     present = [value for value in values if value is not None]
     kinds = {type(value) for value in present}
     if Inexact in kinds:
         odd = next(value for value in present if isinstance(value, Inexact))
         raise MisfitError(f"column '{place}' holds the number {_show(odd.text)}")
     if kinds == {int, float}:
-        return _find_float(present, place, mixed)
+        return _find_float(present, place, changes)
     if len(kinds) > 1:
         names = " and ".join(name for kind, name in KINDS.items() if kind in kinds)
         raise MisfitError(f"column '{place}' holds {names}")
@@ -112,19 +128,19 @@ def _find_dtype(values: Sequence[Any], place: str, mixed: list[str]) -> pl.DataT
         return _find_integer(present, place)
     if kind is list:
         items = [item for value in present for item in value]
-        return pl.List(_find_dtype(items, f"{place}[]", mixed))
+        return pl.List(_find_dtype(items, f"{place}[]", changes))
     if kind is dict:
-        return _find_struct(present, place, mixed)
+        return _find_struct(present, place, changes)
     return PLAIN[kind]()
 
 
-def _find_float(numbers: Sequence[Any], place: str, mixed: list[str]) -> pl.DataType:
+def _find_float(numbers: Sequence[Any], place: str, changes: Changes) -> pl.DataType:
     for number in numbers:
         if isinstance(number, int) and not _is_float(number):
             raise MisfitError(
                 f"column '{place}' holds decimals and {_show(number)}, not a 64-bit float"
             )
-    mixed.append(place)
+    changes.mixed.append(place)
     return pl.Float64()
 
 
@@ -150,21 +166,23 @@ def _find_integer(numbers: Sequence[int], place: str) -> pl.DataType:
     raise MisfitError(f"column '{place}' holds {_show(widest)}, beyond 64 bits")
 
 
-def _find_struct(objects: Sequence[dict[str, Any]], place: str, mixed: list[str]) -> pl.DataType:
-    names = dict.fromkeys(name for fields in objects for name in fields)
+def _find_struct(objects: Sequence[dict[str, Any]], place: str, changes: Changes) -> pl.DataType:
+    names = Counter(name for fields in objects for name in fields)
     if not names:
         raise MisfitError(f"column '{place}' holds objects without fields")
     if any(list(fields) != [name for name in names if name in fields] for fields in objects):
         raise MisfitError(f"column '{place}' holds objects whose keys come in several orders")
+    lacking = [name for name, count in names.items() if count < len(objects)]
+    changes.filled.extend(f"{place}.{name}" for name in lacking)
     return pl.Struct(
         {
-            name: _find_dtype([fields.get(name) for fields in objects], f"{place}.{name}", mixed)
+            name: _find_dtype([fields.get(name) for fields in objects], f"{place}.{name}", changes)
             for name in names
         }
     )
 
 
-def _parse_decimal(text: str) -> float | Inexact:
+def parse_decimal(text: str) -> float | Inexact:
     """The float that a JSON number spells, or an :class:`Inexact` if no float equals it."""
     value = float(text)
     is_exact = math.isfinite(value) and (

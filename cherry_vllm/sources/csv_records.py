@@ -2,8 +2,10 @@
 
 import csv
 import logging
+import re
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import IO
 
@@ -15,6 +17,8 @@ from cherry_vllm.sources.values import as_json
 BOM = "\ufeff"
 COMMA, TAB = ",", "\t"
 DELIMITERS = (COMMA, ";", TAB, "|")
+DECLARATION = re.compile(r'"?sep=(.)"?[\r\n]+', re.IGNORECASE)
+MAX_DECLARATION = 16  # characters
 
 log = logging.getLogger(__name__)
 
@@ -31,18 +35,22 @@ def read_csv_records(file: Path, layout: Layout) -> Iterator[RawRecord]:
     csv.field_size_limit(sys.maxsize)
     encoding = find_encoding(file, layout.encoding)
     try:
+        declared = _declared_delimiter(file, encoding)
+        delimiter = layout.delimiter and {"tab": TAB}.get(layout.delimiter, layout.delimiter)
+        delimiter = delimiter or declared or _find_delimiter(file, encoding)
         with open_text(file, encoding, is_strict=True) as stream:
-            delimiter = _delimiter(file, encoding, layout.delimiter)
-            yield from _records(file, stream, delimiter)
+            yield from _records(file, stream, delimiter, num_skipped=1 if declared else 0)
     except UnicodeDecodeError:
         raise UserError(f"{file}: not readable as csv: {encoding.fault}") from None
 
 
-def _records(file: Path, stream: IO[str], delimiter: str) -> Iterator[RawRecord]:
+def _records(
+    file: Path, stream: IO[str], delimiter: str, *, num_skipped: int
+) -> Iterator[RawRecord]:
     rows = csv.reader(stream, strict=True, delimiter=delimiter)
     header: list[str] = []
     try:
-        for row in rows:
+        for row in islice(rows, num_skipped, None):
             if not row:
                 continue
             if header:
@@ -56,10 +64,15 @@ def _records(file: Path, stream: IO[str], delimiter: str) -> Iterator[RawRecord]
         ) from None
 
 
-def _delimiter(file: Path, encoding: Encoding, named: str | None) -> str:
-    """The delimiter that is named, or that alone splits the header; else the comma."""
-    if named is not None:
-        return TAB if named == "tab" else named
+def _declared_delimiter(file: Path, encoding: Encoding) -> str | None:
+    """The delimiter that a first line such as ``sep=;`` declares, as Excel writes it."""
+    with open_text(file, encoding, is_strict=True) as stream:
+        declared = DECLARATION.fullmatch(stream.readline(MAX_DECLARATION).removeprefix(BOM))
+    return declared.group(1) if declared else None
+
+
+def _find_delimiter(file: Path, encoding: Encoding) -> str:
+    """The delimiter that alone splits the header; else the comma."""
     if ".tsv" in map(str.lower, file.suffixes):
         return TAB
     found = [sign for sign in DELIMITERS if _splits_header(file, encoding, sign)]

@@ -4,13 +4,13 @@ import glob
 import json
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from cherry_vllm.errors import UserError
-from cherry_vllm.sources.formats import find_format
+from cherry_vllm.sources.formats import COMPRESSIONS, find_format
 from cherry_vllm.sources.hub import SCHEME, fetch_files, find_split
 from cherry_vllm.store.files import file_sha256
 from cherry_vllm.store.marks import CONTENTS, is_ours, mark_path
@@ -172,28 +172,49 @@ def _open_folder(folder: Path, split: str | None, config: str | None) -> list[Pa
     Raises:
         UserError: the folder holds several splits or formats, or no data, or cannot be read.
     """
-    if (folder / "dataset_dict.json").is_file():
-        return _open_saved(_choose_split(folder, split), None)
-    if (folder / "state.json").is_file():
-        return _open_saved(folder, split)
+    is_dict = (folder / "dataset_dict.json").is_file()
+    if is_dict or (folder / "state.json").is_file():
+        if config is not None:
+            raise UserError(f"{folder}: a saved data set of one kind; leave out data.config")
+        return _open_saved(_choose_split(folder, split) if is_dict else folder, split)
     if (split, config) != (None, None):
         try:
             return [Path(file) for file in find_split(str(folder.absolute()), split, config)]
         except (OSError, ValueError) as error:
             raise UserError(f"{folder}: {str(error).splitlines()[0]}; check data.split") from None
-    found = [path for path in sorted(folder.rglob("*")) if _is_data(path, folder)]
+    found = [path for path in sorted(_walk(folder)) if _is_data(path, folder)]
     found = _without_ours(found, folder.absolute(), str(folder))
     by_format = {str(find_format(file)): file for file in reversed(found)}
     if not by_format:
         raise UserError(f"{folder}: a folder without data files; check data.path")
     if len(by_format) > 1:
-        pattern = folder / "**" / f"*{''.join(next(iter(by_format.values())).suffixes[-1:])}"
+        ending = _ending(next(iter(by_format.values())))
+        pattern = Path(glob.escape(str(folder)), "**", f"*{ending}")
         raise UserError(
             f"{folder}: a folder with files of several formats; give those of one, as in "
             f"data.path='{pattern}'"
         )
     log.info("%s: a folder of %d data files", folder, len(found))
     return found
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """The files below a folder, those of linked folders included, each folder once."""
+    seen = set[str]()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (Path(place, name) for name in names)
+
+
+def _ending(file: Path) -> str:
+    """A file's suffixes from the one that names its format on."""
+    *_, suffix = file.suffixes
+    if suffix.lower() in COMPRESSIONS:
+        return _ending(file.with_suffix("")) + suffix
+    return suffix
 
 
 def _is_data(path: Path, folder: Path) -> bool:
@@ -218,8 +239,10 @@ def _choose_split(folder: Path, split: str | None) -> Path:
 def _open_saved(folder: Path, split: str | None) -> list[Path]:
     """The files of a data set that ``Dataset.save_to_disk`` wrote."""
     state = _read(folder / "state.json")
-    if split is not None and state.get("_split") != split:
-        raise UserError(f"{folder}: the split '{state.get('_split')}' alone; leave out data.split")
+    saved = state.get("_split")
+    if split not in (None, saved):
+        held = f"the split '{saved}' alone" if saved else "a data set without splits"
+        raise UserError(f"{folder}: {held}; leave out data.split")
     names = [entry.get("filename") for entry in state.get("_data_files", [])]
     files = [folder / name for name in names if isinstance(name, str)]
     if not files:

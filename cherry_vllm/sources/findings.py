@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from cherry_vllm.errors import UserError
-from cherry_vllm.sources.columns import REQUIRED, Chosen, Columns, legible
+from cherry_vllm.sources.columns import (
+    FIELD_KEYS,
+    MESSAGES_KEYS,
+    REQUIRED,
+    Chosen,
+    Columns,
+    legible,
+)
 from cherry_vllm.sources.shapes import Shaped
 
 log = logging.getLogger(__name__)
@@ -28,6 +35,7 @@ class Findings:
         self._num_rows = self._num_files = self._num_malformed = 0
         self._choices = Counter[str]()
         self._unread, self._unscored, self._numbers = Counter[str](), Counter[str](), Counter[str]()
+        self._beside_messages = set[str]()  # names of unread fields
         self._converted: dict[str, str] = {}
         self._not_finite = Counter[str]()
         self._faults: list[str] = []  # of the file that is being read
@@ -44,6 +52,8 @@ class Findings:
         for name in chosen.unread:
             if _holds_something(fields[name]):
                 self._unread[name] += 1
+                if "messages" in chosen.names:
+                    self._beside_messages.add(name)
 
     def shaped(self, shaped: Shaped) -> None:
         """Counts what is odd about the messages of a record."""
@@ -99,7 +109,7 @@ class Findings:
         for name, count in self._numbers.items():
             self._tell(f"{count} rows: field '{name}' is a number or true/false, read as text")
         for name, dtype in self._converted.items():
-            self._tell(f"column '{name}' is {dtype}, which JSON lacks: outputs hold it as text")
+            self._tell(f"column '{name}' is {dtype}, which JSON lacks: it is kept as text")
         for name, count in self._not_finite.items():
             if count:
                 self._tell(f"{count} rows: column '{name}' is NaN or infinite, null in outputs")
@@ -111,6 +121,11 @@ class Findings:
                 f"{len(files)} of the files have no field '{name}' in any row; one is {files[0]}"
             )
             return
+        if name in self._beside_messages:
+            raise UserError(
+                f"data.columns.{key}={name}: not read beside messages; put it into the request if "
+                f"the answers need it, and leave out data.columns.{key}"
+            )
         lack = f"no row has a field '{name}' (found: {legible(self._names)})"
         if name != CONVENTIONAL_INPUT:
             raise UserError(f"data.columns.{key}={name}: {lack}; give null if the data has none")
@@ -130,10 +145,11 @@ class Findings:
 
     def _tell_of_unread(self, name: str, count: int) -> None:
         key = "input" if name in INPUT_FIELDS else name
-        if key in ("input", "system", "history", "tools") and key not in self._ever_read:
+        readable = MESSAGES_KEYS if name in self._beside_messages else FIELD_KEYS
+        if key in readable and key not in (*REQUIRED, *self._ever_read):
             advice = f"data.columns.{key}={name} reads it"
         else:
-            advice = "put it into the instruction or the input if the answers need it"
+            advice = "put it into the request if the answers need it"
         self._tell(
             f"{count} of {self._num_rows} rows have a field '{name}' that is not read, so they "
             f"lack this context; {advice}"

@@ -4,6 +4,7 @@ import codecs
 import gzip
 import io
 import json
+import logging
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +39,8 @@ BYTE_ORDER_MARKS = {
     codecs.BOM_UTF16_BE: "UTF-16",
 }
 NOT_UTF8 = "its bytes are not UTF-8; name the encoding, as in data.encoding=gbk or windows-1252"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,11 @@ def find_encoding(file: Path, named: str | None) -> Encoding:
     for mark, name in BYTE_ORDER_MARKS.items():
         if head.startswith(mark):
             shown = name.removesuffix("-sig")
+            if named is not None and not _is_same(named, shown):
+                log.warning(
+                    "%s: read as %s, as its byte order mark says, not as data.encoding=%s",
+                    *(file, shown, named),
+                )
             return Encoding(name, f"its bytes are not {shown}, as its byte order mark says")
     if named is not None:
         return Encoding(named, f"its bytes are not {named}; check data.encoding")
@@ -124,6 +132,11 @@ def find_encoding(file: Path, named: str | None) -> Encoding:
     if looks != "utf-8":
         raise UserError(f"{file}: looks like {looks.upper()}; if it is, add data.encoding={looks}")
     return Encoding("UTF-8", NOT_UTF8)
+
+
+def _is_same(named: str, marked: str) -> bool:
+    """Whether an encoding is the one that a byte order mark names, of either order of bytes."""
+    return codecs.lookup(named).name.startswith(codecs.lookup(marked).name)
 
 
 def _check_encoding(name: str) -> None:

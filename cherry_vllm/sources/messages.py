@@ -32,8 +32,10 @@ TEXT_PARTS = (None, "text", "input_text", "output_text")
 OWN_FIELDS = {*ROLE_FIELDS, *TEXT_FIELDS, *MASKS}
 
 
-def read_messages(value: Any, name: str) -> Iterator[Message]:
+def read_messages(value: Any, name: str, numbers: list[str]) -> Iterator[Message]:
     """The messages in the field ``name``: a list of objects, or its JSON text.
+
+    ``numbers`` gets the name once if a message is a number instead of text.
 
     Raises:
         UnreadableError: it is none, or a message has an unknown role or something other than text.
@@ -44,6 +46,8 @@ def read_messages(value: Any, name: str) -> Iterator[Message]:
         value = decode_json(value, name, "a list of messages")
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         raise UnreadableError(f"field '{name}' is {kind_of(value)}, not a list of messages")
+    if any(isinstance(first_of(fields, TEXT_FIELDS), int | float) for fields in value):
+        numbers.append(name)
     for place, fields in enumerate(value):
         try:
             yield _message(fields)

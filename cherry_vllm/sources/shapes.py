@@ -48,7 +48,8 @@ def shape_record(fields: Mapping[str, Any], names: Mapping[str, str]) -> Shaped:
     numbers: list[str] = []
     unread: list[str] = []
     if "messages" in names:
-        messages = list(read_messages(find_field(fields, names["messages"]), names["messages"]))
+        name = names["messages"]
+        messages = list(read_messages(find_field(fields, name), name, numbers))
         unread += _requests_beside(messages, fields)
     else:
         messages = list(_from_fields(fields, names, numbers, unread))
@@ -92,13 +93,13 @@ def _from_fields(
 ) -> Iterator[Message]:
     """The messages of a record with an instruction and an answer, as text or as messages."""
     if "history" in names:
-        yield from _history(find_field(fields, names["history"]), names["history"])
+        yield from _history(find_field(fields, names["history"]), names["history"], numbers)
     instruction, output = (find_field(fields, names[key]) for key in REQUIRED)
     if (opened := _open_both(instruction, output)) is not None:
         instruction, output = opened
     further = _text(fields, names, "input", numbers) or ""
     if is_messages(instruction):
-        yield from _context(read_messages(instruction, names["instruction"]))
+        yield from _context(read_messages(instruction, names["instruction"], numbers))
         if further.strip():
             unread.append(names["input"])
     else:
@@ -107,7 +108,7 @@ def _from_fields(
             raise UnreadableError(f"field '{names['instruction']}' is null")
         yield Message(USER, asked, further)
     if is_messages(output):
-        yield from read_messages(output, names["output"])
+        yield from read_messages(output, names["output"], numbers)
     else:
         answer = _text(fields, names, "output", numbers) or ""
         yield Message(ASSISTANT, answer, "", bool(answer.strip()))
@@ -129,7 +130,7 @@ def _open_both(instruction: Any, output: Any) -> list[Any] | None:
     return opened if have_roles else None
 
 
-def _history(turns: Any, name: str) -> Iterator[Message]:
+def _history(turns: Any, name: str, numbers: list[str]) -> Iterator[Message]:
     """Earlier requests and answers, which are context: pairs of texts, or messages."""
     expected = "a list of pairs of texts, or of messages"
     if isinstance(turns, str):
@@ -137,7 +138,7 @@ def _history(turns: Any, name: str) -> Iterator[Message]:
     if turns is None or turns == []:
         return
     if is_messages(turns):
-        yield from _context(read_messages(turns, name))
+        yield from _context(read_messages(turns, name, numbers))
         return
     if not isinstance(turns, list):
         raise UnreadableError(f"field '{name}' is {kind_of(turns)}, not {expected}")

@@ -37,7 +37,7 @@ def read_table_records(
         known |= {name.partition(".")[0] for name in columns.named().values()}
         read = {name for name in schema if name in {*known, *columns.named().values()}}
         for name, dtype in schema.items():
-            if name not in read and _is_unknown_to_json(dtype):
+            if _is_unknown_to_json(_as_text(dtype) if name in read else dtype):
                 findings.converted(name, str(dtype))
         nested = [name for name in read if schema[name].is_nested()]
         num_rows = 0
@@ -55,7 +55,7 @@ def read_table_records(
         # If a worker of collect_batches fails, the stream may end as if the file were done.
         if num_rows != table.select(pl.len()).collect().item():
             raise UserError(f"{file}: only {num_rows} rows could be read; remove unusual columns")
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{file}: not readable as {data_format.value} ({reason})") from None
 
@@ -182,7 +182,7 @@ def _json_ready(value: pl.Expr, dtype: Any) -> pl.Expr:
         return _json_ready(value.arr.to_list(), pl.List(dtype.inner))
     if isinstance(dtype, pl.List):
         return value.list.eval(_json_ready(pl.element(), dtype.inner))
-    if isinstance(dtype, pl.Struct):
+    if isinstance(dtype, pl.Struct) and dtype.fields:
         fields = [
             _json_ready(value.struct.field(field.name), field.dtype).alias(field.name)
             for field in dtype.fields

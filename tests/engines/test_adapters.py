@@ -259,7 +259,8 @@ def test_an_adapter_of_another_vocabulary_is_named(base: Path, tmp_path: Path) -
     name = "base_model.model.lm_head.weight"
     change(tmp_path / "adapter", lambda tensors: tensors.update({name: torch.zeros(310, 64)}))
     with pytest.raises(
-        UserError, match=r"lm_head.* has the shape \[310, 64\], but needs \[300, 64\]"
+        UserError,
+        match=r"lm_head.* has the shape \[310, 64\], but needs \[300, 64\] \(if training added tok",
     ):
         merge(tmp_path / "adapter", base)
     change(tmp_path / "adapter", lambda tensors: tensors.pop(name))
@@ -287,6 +288,11 @@ def write_adapter(folder: Path, **settings: Any) -> Path:
     ("settings", "reason"),
     [
         ({"peft_type": "IA3"}, r"adapter_config\.json: an adapter of type IA3; only LORA can be"),
+        ({"layer_replication": [[0, 2]]}, r"an adapter with layer_replication, which cannot be"),
+        (
+            {"alora_invocation_tokens": [1]},
+            r"an adapter with alora_invocation_tokens, which cannot",
+        ),
         ({"base_model_name_or_path": None}, r"adapter_config\.json: names no base; give it with"),
         (
             {},
@@ -409,3 +415,10 @@ def test_a_killed_merge_leaves_nothing_behind(adapter: Path, cache: Path) -> Non
     killer.join()
     assert not [path for path in cache.iterdir() if path.is_dir()]
     assert isinstance(find_checkpoint(str(adapter)), Checkpoint)
+
+
+@pytest.mark.engine
+def test_biases_for_layers_without_one_are_refused(base: Path, tmp_path: Path) -> None:
+    make_adapter(tmp_path / "adapter", base, lora_bias=True)
+    with pytest.raises(UserError, match=r"cannot be merged: .*the base layer has no bias"):
+        merge(tmp_path / "adapter", base)

@@ -204,3 +204,31 @@ def test_conversations_are_in_files_that_load_as_them(
     assert read_back(output) == rows
     loaded = datasets.Dataset.from_json(str(output), cache_dir=str(tmp_path / "cache"))
     assert without_nulls(loaded.to_list()) == without_nulls(rows)
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("NaN", "numbers that no 64-bit number equals (1 records, as in NaN)"),
+        ("-1e400", "numbers that no 64-bit number equals (1 records, as in -1e400)"),
+        ("18446744073709551616", "numbers that no 64-bit number equals"),
+        ("0.12345678901234567890", "numbers that no 64-bit number equals"),
+        (r'["\udcff"]', "a lone surrogate, which is not valid text (1 records"),
+        (r'{"\ud800": 1}', "a lone surrogate, which is not valid text (1 records"),
+        ('{"b": 1, "b": 1}', "a key twice (1 records, as in 'b')"),
+        (r'"\ud83c\udf05"', ""),
+        ("[1, 0.5, 9223372036854775807, null, {}]", ""),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_what_other_programs_read_differently_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, suffix: str, value: str, told: str
+) -> None:
+    output = tmp_path / f"cherry{suffix}"
+    write_records(pl.Series([f'{{"a": {value}}}', '{"a": 1}']), output, output)
+    assert f'{{"a": {value}}}' in output.read_text(encoding="utf-8")
+    if told:
+        assert f"{output}: {told}" in caplog.text
+        assert "other programs may refuse or change them" in caplog.text
+    else:
+        assert caplog.text == ""

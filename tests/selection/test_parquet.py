@@ -109,3 +109,14 @@ def test_keys_in_several_orders_do_not_fit(tmp_path: Path) -> None:
     rows = ['{"a": {"x": 1, "y": 2}}', '{"a": {"y": 2, "x": 1}}']
     with pytest.raises(UserError, match=r"keys come in several orders.*jsonl"):
         write_parquet(rows, tmp_path / "x", tmp_path / "x.parquet")
+
+
+def test_fields_that_become_null_are_told_in_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    records = ['{"a": 1, "m": [{"x": 1, "y": null}, {"x": 2}]}', '{"m": [], "b": null}']
+    written(tmp_path, *records)
+    assert "3 fields that some records or objects lack are null there, such as 'a'" in caplog.text
+    caplog.clear()
+    written(tmp_path, '{"a": null}', '{"a": 1}')
+    assert caplog.text == ""

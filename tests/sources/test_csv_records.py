@@ -117,3 +117,15 @@ def test_a_header_without_a_name_is_known_again(tmp_path: Path, again: str) -> N
     path = tmp_path / "d.csv"
     path.write_text(f",instruction,output\n0,a,b\n{again}\n1,c,d\n", encoding="utf-8")
     assert rows_of(path)["drop_reason"].to_list() == [None, "malformed", None]
+
+
+@pytest.mark.parametrize("declaration", [b"sep=;\r\n", b'"sep=;"\n', b"\xef\xbb\xbfsep=;\n"])
+def test_a_first_line_as_excel_writes_it_names_the_delimiter(
+    tmp_path: Path, declaration: bytes
+) -> None:
+    path = file_with(tmp_path, "d.csv", declaration + b"instruction;output\na, b;c\nd;e\n")
+    rows = rows_of(path)
+    assert rows["instruction"].to_list() == ["a, b", "d"]
+    assert rows["answer"].to_list() == ["c", "e"]
+    path.write_bytes(declaration + b"instruction;output\na;b;c\n")
+    assert "line 3: 3 fields" in complaint_about(path)

@@ -266,3 +266,33 @@ def test_a_recursive_glob_matches_files_alone(tmp_path: Path) -> None:
     for file in files:
         file.write_text("{}\n")
     assert find_files([str(tmp_path / "d" / "**")]) == files
+
+
+def test_a_linked_folder_in_a_folder_is_read_once(tmp_path: Path) -> None:
+    elsewhere, data = tmp_path / "elsewhere", tmp_path / "data"
+    elsewhere.mkdir()
+    data.mkdir()
+    file_of(elsewhere, "b.jsonl", [LAST])
+    file_of(data, "a.jsonl", [FIRST])
+    (data / "linked").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(data)
+    assert [file.name for file in find_files([str(data)])] == ["a.jsonl", "b.jsonl"]
+
+
+def test_the_advice_for_a_folder_of_several_formats_works(tmp_path: Path) -> None:
+    folder = tmp_path / "d [v1]"
+    folder.mkdir()
+    file_of(folder, "a.csv", [FIRST])
+    file_of(folder, "b.jsonl.gz", [LAST])
+    advice = find_complaint(folder).partition("data.path=")[2].strip("'")
+    assert advice.endswith("*.jsonl.gz")
+    assert [file.name for file in find_files([advice])] == ["b.jsonl.gz"]
+
+
+def test_a_saved_data_set_has_no_configurations_and_maybe_no_split(tmp_path: Path) -> None:
+    state = save_to_disk(tmp_path / "saved", [FIRST]) / "state.json"
+    state.write_text(state.read_text().replace('"train"', "null"))
+    with pytest.raises(UserError, match=r"leave out data\.config"):
+        find_files([str(tmp_path / "saved")], config="main")
+    with pytest.raises(UserError, match=r"a data set without splits; leave out data\.split"):
+        find_files([str(tmp_path / "saved")], split="train")

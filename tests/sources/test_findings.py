@@ -112,3 +112,33 @@ def test_a_file_that_is_refused_tells_nothing_else(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="no field 'instruction'"):
         pl.concat(frames)
     assert lines == []
+
+
+@pytest.mark.parametrize("name", ["d.jsonl", "d.parquet"])
+def test_context_beside_messages_gets_advice_that_can_be_followed(
+    tmp_path: Path, name: str
+) -> None:
+    said = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "Here."}]
+    record: dict[str, Any] = {"messages": said, "input": "A map.", "history": "Earlier."}
+    path = file_of(tmp_path, name, [record])
+    by_input, by_history = sorted(lines_about(path, columns=Columns()), reverse=True)
+    assert "field 'input' that is not read" in by_input
+    assert "field 'history' that is not read" in by_history
+    assert by_input.endswith("put it into the request if the answers need it")
+    assert by_history.endswith("put it into the request if the answers need it")
+    for columns in (Columns(input="input"), Columns(history="history")):
+        assert "not read beside messages; put it into the request" in complaint_about(
+            path, columns=columns
+        )
+
+
+def test_messages_that_are_numbers_are_counted(tmp_path: Path) -> None:
+    records: list[dict[str, Any]] = [
+        {"messages": [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": 2}]},
+        {"messages": [{"role": "user", "content": 1.50}, {"role": "assistant", "content": "No."}]},
+        {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]},
+    ]
+    path = file_of(tmp_path, "d.jsonl", records)
+    assert lines_about(path, columns=Columns()) == [
+        "2 rows: field 'messages' is a number or true/false, read as text"
+    ]

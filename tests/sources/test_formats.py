@@ -273,3 +273,14 @@ def check_chinese(rows: pl.DataFrame, text: str = "\u5317\u4eac") -> None:
     assert rows["instruction"].to_list() == rows["answer"].to_list() == [text] * 2
     assert rows["drop_reason"].null_count() == 2
     assert all(text in record for record in rows["record"])
+
+
+@pytest.mark.parametrize("encoding", ["gbk", "utf-8"])
+def test_a_mark_that_contradicts_the_named_encoding_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, encoding: str
+) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(FIRST).encode() + b"\n")
+    assert rows_of(path, layout=Layout(encoding=encoding))["answer"].to_list() == [FIRST["output"]]
+    told = f"read as UTF-8, as its byte order mark says, not as data.encoding={encoding}"
+    assert (told in caplog.text) == (encoding == "gbk")

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +192,7 @@ def test_values_that_outputs_hold_in_another_type_are_told_by_their_column(
     records = [json.loads(record) for record in rows_of(tmp_path / "d.parquet")["record"]]
     assert [record["day"] for record in records] == ["2024-01-01", None]
     assert [record["loss"] for record in records] == [0.5, None]
-    assert "column 'day' is Date, which JSON lacks: outputs hold it as text" in caplog.text
+    assert "column 'day' is Date, which JSON lacks: it is kept as text" in caplog.text
     assert "column 'raw' is List(Binary), which JSON lacks" in caplog.text
     assert "1 rows: column 'loss' is NaN or infinite, null in outputs" in caplog.text
     assert not {"gain", "count"} & set(caplog.text.replace("'", " ").split())
@@ -286,3 +287,43 @@ def test_a_lost_number_within_a_column_is_told(
     pl.DataFrame(rows).write_parquet(tmp_path / "d.parquet")
     assert rows_of(tmp_path / "d.parquet")["drop_reason"].to_list() == [None, None]
     assert "1 rows: column 'score' is NaN or infinite, null in outputs" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("value", "read"),
+    [
+        (datetime.date(2024, 1, 31), "2024-01-31"),
+        (datetime.time(3, 4), "03:04:00"),
+        (Decimal("1.50"), "1.50"),
+    ],
+)
+def test_a_column_that_is_read_as_text_though_it_is_none_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, value: Any, read: str
+) -> None:
+    pl.DataFrame({**{key: [text] for key, text in FIRST.items()}, "output": [value]}).write_parquet(
+        tmp_path / "d.parquet"
+    )
+    assert rows_of(tmp_path / "d.parquet")["answer"].to_list() == [read]
+    assert "column 'output' is " in caplog.text
+    assert "which JSON lacks: it is kept as text" in caplog.text
+
+
+def test_objects_without_fields_are_kept(tmp_path: Path) -> None:
+    frame = pl.DataFrame({key: [text] for key, text in FIRST.items()})
+    meta = pl.Series("meta", [{}], pl.Struct({}))
+    frame.with_columns(meta, within=pl.Series([[{}]], dtype=pl.List(pl.Struct({})))).write_ipc(
+        tmp_path / "d.arrow"
+    )
+    (record,) = rows_of(tmp_path / "d.arrow")["record"]
+    assert json.loads(record) == {**FIRST, "meta": {}, "within": [{}]}
+
+
+def test_an_arrow_type_that_polars_does_not_know_is_a_user_error(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.ipc
+
+    views = pa.array([[1]], type=pa.list_view(pa.int64()))
+    table = pa.table({**{key: [text] for key, text in FIRST.items()}, "views": views})
+    with pyarrow.ipc.new_file(tmp_path / "d.arrow", table.schema) as writer:
+        writer.write_table(table)
+    assert "not readable as arrow" in complaint_about(tmp_path / "d.arrow")
