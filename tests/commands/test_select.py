@@ -71,10 +71,10 @@ def test_the_reasons_of_rows_without_a_rating_are_shown(
         {"row": [0, 1, 2], "rating": [5.0, 4.6, None], "reason": [None, None, "\x1b[31mfailed"]}
     )
     frame.write_parquet(run_dir / "ratings.parquet")
-    outcome = run(run_dir, "select.strategy=rating", "select.fraction=null")
+    outcome = run(run_dir, "select=rating", "select.fraction=null")
     assert outcome.facts["num_selected"] == 2
     shown = capsys.readouterr().out
-    assert "usable rows without a rating" in shown
+    assert "rows without a rating" in shown
     assert r"\x1b[31mfailed" in shown
     assert "\x1b" not in shown
 
