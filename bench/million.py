@@ -24,6 +24,7 @@ from cherry_vllm.cli.keys import list_groups
 from cherry_vllm.config import arguments_of, choice_of, compose, prompt_of
 from cherry_vllm.conversation import frame_messages, single_turn
 from cherry_vllm.schema import LOGPROBS, ROWS
+from cherry_vllm.scoring.gains import PASSES
 from cherry_vllm.scoring.run import aggregate
 from cherry_vllm.selection.run import Extras, select_records
 from cherry_vllm.store.shards import Shards
@@ -32,7 +33,7 @@ SHARD_ROWS = 2000
 TABLE = "columns.parquet"  # stands for a judge, a reward model and clusters
 INDICATORS = ("reward", "understandability", "naturalness", "coherence")
 MORE = {  # further choices, by name
-    "sql": ["select.where=ifd <= 1 and num_answer_tokens between 20 and 400"],
+    "sql": ["select.where='ifd <= 1 and num_answer_tokens between 20 and 400'"],
     "field": ["select.strata=[record.source]", "select.with_scores=true"],
 }
 
@@ -68,7 +69,7 @@ def write_inputs(run_dir: Path, num_rows: int, num_tokens: int) -> None:
                 "conditioned_logprobs": [0.9 * pair[0] for pair in values],
                 "direct_logprobs": [pair[1] for pair in values],
             }
-        )
+        ).with_columns(pl.list(name).alias(name) for name in PASSES)  # of a single turn
         frame = frame.with_columns(truncated=False, drop_reason=None).cast(LOGPROBS)  # type: ignore[arg-type]
         logprobs.write(index, frame)
     rows.close(len(starts), num_rows=num_rows, files=[])

@@ -25,7 +25,8 @@ def select_from(config: Config, job: Job, scores_dir: Path, scores: str | None =
     """
     output, choice = find_output(job, "select.output", config.select.output), choice_of(config)
     held = read_mark(output) if job.is_sweep else None
-    if held and not choice.to_json().items() <= held.items():
+    asked = {**choice.to_json(), "with_scores": config.select.with_scores}
+    if held and not asked.items() <= held.items():
         raise UserError(
             f"{output}: holds another selection, which this sweep would replace; give each job a "
             "folder of its own, or delete it"

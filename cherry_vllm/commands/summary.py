@@ -12,6 +12,7 @@ from cherry_vllm.selection.explanation import SHARES
 from cherry_vllm.selection.extremes import Side, label_sides
 
 MAX_SHOWN_CHARS = 100
+FEWEST_STEPS = 3  # of a selection, which the table above shows: read, pool, selected
 MAX_SHOWN_STRATA = 20
 MAX_SHOWN_NAMES = 3
 MISFIT_SHARE = 1 / 3
@@ -58,8 +59,9 @@ def describe(title: str, facts: dict[str, Any]) -> str:
 
 def show_choice(facts: dict[str, Any]) -> str:
     """How many rows each step took, and the pool beside the choice, from a selection's mark."""
-    lines = ["rows left after each step"]
-    lines += [f"  {name:<38}{count:>10,}" for name, count in facts["steps"].items()]
+    steps = list(facts["steps"].items())
+    lines = [f"  {name:<38}{count:>10,}" for name, count in steps[1:]]
+    lines = ["rows left after each step", *lines] if len(steps) > FEWEST_STEPS else []
     lines.append(f"{'':<40}{'rows':>10}{'tokens':>12}  quartiles of a row's answer tokens")
     for name, held in facts["lengths"].items():
         quartiles = "  ".join(f"{value:,.0f}" for value in held["quartiles"])
