@@ -153,8 +153,8 @@ def test_the_command_line_takes_sql(run_dir: Path) -> None:
     assert chosen(run_dir, *words) == [3, 4, 5, 6]
     words = ("select.where='row in (3, 5, 20)'", "select.fraction=null")
     assert chosen(run_dir, *words) == [3, 5]
-    words = ("select.pool=scored", "select.rank=abs(ifd - 0.6)", "select.count=2")
-    assert chosen(run_dir, *words) == [24, 25]
+    words = ("select.pool=scored", "select.rank=abs(ifd - 0.6)")
+    assert chosen(run_dir, *words, "select.count=2") == [24, 25]
     words = ("select.rank=0.7 * ifd", "select.threshold=0.6")
     assert chosen(run_dir, *words, "select.fraction=null") == [16, 17, 18]
 
