@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, fields
 from enum import Enum
 from typing import Any
 
-from cherry_vllm.checks import FRACTION, LIMIT, MOST_LONG, check, number, whole
+from cherry_vllm.checks import FRACTION, LIMIT, MOST_LONG, Quota, check, number, whole
 from cherry_vllm.errors import UserError
 from cherry_vllm.options import Order, Pool, Rule
 
@@ -51,7 +51,7 @@ class Choice:
     group: str = "instruction"
     strata: tuple[str, ...] = ()
     bins: int = field(default=10, metadata={LIMIT: whole(2)})
-    quota: str | Mapping[str, float] = "proportional"
+    quota: str | Mapping[str, float] = field(default="proportional", metadata={LIMIT: Quota()})
     order: Order = Order.input
     rule: Rule = Rule.exact
     seed: int = field(default=0, metadata={LIMIT: whole(0)})

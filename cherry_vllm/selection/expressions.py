@@ -21,7 +21,7 @@ from polars import selectors as cs
 from cherry_vllm.errors import UserError
 
 TOKEN = re.compile(
-    r"""(?P<text>'(?:[^']|'')*') | (?P<name>"(?:[^"]|"")*") | (?P<number>\d[\w.]*)
+    r"""(?P<text>'(?:[^']|'')*') | (?P<name>"(?:[^"]|"")*") | (?P<number>\.?\d[\w.]*)
     | (?P<word>[^\W\d]\w*(?:\.[^\W\d]\w*)*) | (?P<other>--|/\*|.)""",
     re.VERBOSE | re.DOTALL,
 )

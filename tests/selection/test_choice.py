@@ -23,6 +23,15 @@ def test_a_number_is_at_least_1(key: str, number: int) -> None:
         Choice(**{key: number})  # type: ignore[arg-type]
 
 
+def test_a_quota_is_a_word_or_weights() -> None:
+    for quota in ("some", {"a": -1}, {"a": 0}, {}):
+        with pytest.raises(
+            UserError, match=r"select\.quota=.*: give proportional, equal, or a map"
+        ):
+            Choice(count=1, quota=quota)  # type: ignore[arg-type]
+    assert Choice(count=1, quota={"a": 1, "b": 0}).quota == {"a": 1, "b": 0}
+
+
 def test_a_threshold_is_a_finite_number() -> None:
     with pytest.raises(UserError, match=r"select\.threshold=nan: give a number"):
         Choice(rank="rating", threshold=math.nan)

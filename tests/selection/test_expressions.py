@@ -47,6 +47,7 @@ def value_of(text: str) -> list[object]:
         ("ln(num_answer_tokens) >= 0", [True, True, True]),
         ("2 - length(record.meta.source) * 3", [-1, -1, -1]),
         ("1.0 / (3 * num_answer_tokens)", [1 / 3, 1 / 15, 1 / 27]),
+        (".5 / num_answer_tokens", [0.5, 0.1, 0.5 / 9]),
         ("cluster", [3, 4, 3]),
         ("sum(row) OVER (PARTITION BY cluster order by row)", [0, 1, 2]),
         ("-(cluster - char_length(cast(cluster as varchar)))", [-2, -3, -2]),
@@ -94,6 +95,7 @@ def test_a_mistake_costs_one_line(text: str, words: str) -> None:
     [
         "ifd in (select column_1 from read_csv('{file}'))",
         "ifd in (from read_csv('{file}'))",
+        "ifd in (from '{file}')",
         "read_csv('{file}')",
         "ifd > (select max(a) from read_csv('{file}'))",
         "E'\\' || (select a from read_csv('{file}')) || '",
@@ -103,4 +105,5 @@ def test_no_file_is_read(text: str, tmp_path: Path) -> None:
     (tmp_path / "secret.csv").write_text("a\nsecret\n", encoding="utf-8")
     with pytest.raises(UserError) as error:
         value_of(text.format(file=tmp_path / "secret.csv"))
-    assert "is not understood" in str(error.value)
+    assert str(error.value).startswith("select.rank=")
+    assert "secret\n" not in str(error.value)
