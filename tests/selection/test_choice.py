@@ -28,7 +28,7 @@ def test_a_quota_is_a_word_or_weights() -> None:
         with pytest.raises(
             UserError, match=r"select\.quota=.*: give proportional, equal, or a map"
         ):
-            Choice(count=1, quota=quota)  # type: ignore[arg-type]
+            Choice(count=1, quota=quota)
     assert Choice(count=1, quota={"a": 1, "b": 0}).quota == {"a": 1, "b": 0}
 
 

@@ -50,12 +50,17 @@ def test_the_terminal_shows_steps_lengths_and_shares() -> None:
     choice = Choice(strata=("cast(row % 25 as varchar)",), quota="equal", count=280)
     shown = show_choice(explain(choose(made_up_frame(), choice)))
     lines = {" ".join(line.split()) for line in shown.splitlines()}
-    assert "rows read 400" in lines
+    assert "rows left after each step" not in lines  # read, usable, selected: the summary has them
     assert any(line.startswith("selected 280 ") for line in lines)
     assert "and 6 more, in the .meta.json" in lines or "and 5 more, in the .meta.json" in lines
     assert any("strata are too small, and gave their places to the others" in x for x in lines)
     plain = show_choice(explain(choose(made_up_frame(), Choice(count=3))))
     assert "stratum" not in plain
+    narrowed = show_choice(explain(choose(made_up_frame(), Choice(count=3, where="ifd > 0.5"))))
+    assert [" ".join(line.split()) for line in narrowed.splitlines()[:2]] == [
+        "rows left after each step",
+        "usable 296",
+    ]
 
 
 # --- scores in the rows ------------------------------------------------------------------------
