@@ -272,6 +272,7 @@ class SelectConfig:
 class FitConfig:
     table: str | None = setting(PATH, None)
     loss: str = setting(COLUMN)
+    indicators: Any = setting(SQLS, factory=list)  # str or list of str
     output: str = setting(Text("a file select/NAME.yaml", r"([^\0]*/)?select/[^\0/.]+\.yaml"))
 
 
@@ -458,6 +459,11 @@ def prompt_of(config: Config) -> "Prompt":
     return Prompt(**settings | {"template_kwargs": settings["template_kwargs"] or {}})
 
 
+def as_list(value: str | list[str]) -> list[str]:
+    """The items of a setting that also takes a lone item."""
+    return [value] if isinstance(value, str) else list(value)
+
+
 def choice_of(config: Config) -> "Choice":
     """The settings of a selection, as components take them.
 
@@ -468,11 +474,11 @@ def choice_of(config: Config) -> "Choice":
 
     settings = {item.name: getattr(config.select, item.name) for item in fields(config.select)}
     shared = settings.keys() & {item.name for item in fields(Choice)}
-    strata, quota = settings["strata"], settings["quota"]
+    quota = settings["quota"]
     is_mapping = isinstance(quota, dict)
     texts = {
         "strategy": settings["name"],
-        "strata": (strata,) if isinstance(strata, str) else tuple(strata),
+        "strata": tuple(as_list(settings["strata"])),
         "quota": {str(name): share for name, share in quota.items()} if is_mapping else quota,
     }
     return Choice(**{name: settings[name] for name in shared} | texts, seed=config.seed)

@@ -123,6 +123,7 @@ OTHER = {  # values that a rule of a setting's own asks for
     "select.strata": ["cluster"],
     "select.quota": "equal",
     "select.join": ["ratings.parquet"],
+    "fit.indicators": ["ifd"],
     "prompt.chat": True,
     "prompt.later_turn": "{instruction}",
     "prompt.template_kwargs": {"x": "y"},

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cherry_vllm.commands.inputs import Job, Outcome, find_output
 from cherry_vllm.commands.summary import describe, show_choice, show_extremes, summarize
-from cherry_vllm.config import Config, choice_of
+from cherry_vllm.config import Config, as_list, choice_of
 from cherry_vllm.errors import UserError
 from cherry_vllm.experience.rows import find_clusters
 from cherry_vllm.runtime.text import printable
@@ -36,7 +36,7 @@ def select_from(config: Config, job: Job, scores_dir: Path, scores: str | None =
         output,
         choice,
         run_dirs=(Path(config.run_dir), job.output_dir),
-        extras=_extras(config),
+        extras=extras_of(config),
         command=job.command,
         wanted=scores,
     )
@@ -45,11 +45,11 @@ def select_from(config: Config, job: Job, scores_dir: Path, scores: str | None =
     return Outcome(selected.path, facts)
 
 
-def _extras(config: Config) -> Extras:
+def extras_of(config: Config) -> Extras:
+    """What a selection reads and writes beside the scores and the rows."""
     settings = config.select
-    tables = [settings.join] if isinstance(settings.join, str) else settings.join
     return Extras(
-        tables=[Path(table) for table in tables],
+        tables=[Path(table) for table in as_list(settings.join)],
         ratings=Path(settings.ratings),
         find_clusters=partial(
             find_clusters,

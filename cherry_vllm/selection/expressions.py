@@ -12,7 +12,7 @@ that reads tables or files.
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import polars as pl
@@ -50,6 +50,13 @@ class Expression:
     text: str
     parsed: pl.Expr
     columns: tuple[str, ...]
+
+    def check(self, held: Sequence[str], others: Sequence[str] = ()) -> None:
+        """Raises a UserError for a column that is not ``held``; ``others`` could have been."""
+        for name in self.columns:
+            if name not in held:
+                known = ", ".join(dict.fromkeys([*held, *others]))
+                raise self.refuse(f"no column {name}; there are {known}")
 
     def refuse(self, fault: str) -> UserError:
         """The error that names the setting and its value."""

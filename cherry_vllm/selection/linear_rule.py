@@ -15,7 +15,9 @@ import numpy as np
 import polars as pl
 
 from cherry_vllm.errors import UserError
+from cherry_vllm.selection.expressions import evaluate, parse
 
+ROWS = "rows"  # a column: the row numbers of a subset
 READERS: dict[str, Callable[..., pl.DataFrame]] = {
     ".csv": pl.read_csv,
     ".parquet": pl.read_parquet,
@@ -43,7 +45,10 @@ class LinearRule:
     @property
     def rank(self) -> str:
         """The SQL expression that ranks rows: minus the predicted log loss."""
-        terms = [f'{-weight:.6g} * "{name}"' for name, weight in self.weights.items()]
+        terms = [
+            f'{-weight:.6g} * "{name}"' if name.isidentifier() else f"{-weight:.6g} * ({name})"
+            for name, weight in self.weights.items()
+        ]
         return " + ".join(terms)
 
     def write(self, path: Path, table: Path, name: str) -> None:
@@ -58,15 +63,14 @@ class LinearRule:
         path.write_text(text, encoding="utf-8")
 
 
-def fit(table: Path, loss: str) -> LinearRule:
-    """Fits the rule to a CSV or Parquet file with a line for each trained subset.
+def fit(table: Path, frame: pl.DataFrame, loss: str) -> LinearRule:
+    """Fits the rule to a frame with a line for each trained subset, read from ``table``.
 
     ``loss`` is the column of the losses; all other columns of numbers are indicators.
 
     Raises:
-        UserError: the table cannot be read, holds other values than numbers, or too few lines.
+        UserError: there are no such columns, other values than numbers, or too few lines.
     """
-    frame = _read(table)
     indicators = [name for name in frame.columns if name != loss and frame[name].dtype.is_numeric()]
     if loss not in frame.columns or not indicators:
         raise UserError(
@@ -91,7 +95,32 @@ def fit(table: Path, loss: str) -> LinearRule:
     return LinearRule(weights, float(found[0]), explained, len(values))
 
 
-def _read(table: Path) -> pl.DataFrame:
+def measure(frame: pl.DataFrame, rows: pl.DataFrame, indicators: list[str]) -> pl.DataFrame:
+    """A frame of subsets with the mean of each indicator over a subset's rows.
+
+    ``frame`` has the numbers of these rows in the column :data:`ROWS`, which is dropped, and
+    ``rows`` has the columns that the indicators (SQL expressions) name.
+
+    Raises:
+        UserError: an indicator is no number of each row.
+    """
+    parsed = [parse("fit.indicators", text, rows.columns) for text in indicators]
+    for expression in parsed:
+        expression.check(rows.columns)
+    values = {one.text: evaluate(one, rows).cast(pl.Float64) for one in parsed}
+    means = rows.select("row", **values).join(
+        frame.with_row_index("subset").select("subset", row=ROWS).explode("row"), on="row"
+    )
+    found = means.group_by("subset").agg(pl.col(indicators).mean()).sort("subset")
+    return frame.drop(ROWS).hstack(found.select(indicators))
+
+
+def read_subsets(table: Path) -> pl.DataFrame:
+    """Reads a CSV or Parquet file.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     reader = READERS.get(table.suffix)
     if reader is None:
         raise UserError(f"{table}: give a .csv or .parquet file as fit.table")

@@ -101,10 +101,7 @@ class Expressions:
     def check(self, held: Sequence[str], others: Sequence[str]) -> None:
         """Raises a UserError for a column that is not ``held``; ``others`` could have been."""
         for expression in self._all:
-            for name in expression.columns:
-                if name not in held:
-                    known = ", ".join(dict.fromkeys([*held, *others]))
-                    raise expression.refuse(f"no column {name}; there are {known}")
+            expression.check(held, others)
 
 
 def _pool(scores: pl.DataFrame, pool: Pool) -> pl.DataFrame:

@@ -81,16 +81,7 @@ def select_records(
     check_format(output)
     scored = open_scores(scores_dir, wanted)
     check_output(output, scored, run_dirs)
-    shards = scored.open_rows()
-    rows, scores = shards.scan(), with_gains(scored, s_ifd_percent=extras.s_ifd_percent)
-    sources = Sources(
-        rows=rows,
-        num_rows=scores.height,
-        tables=extras.tables,
-        ratings=extras.ratings,
-        find_clusters=partial(extras.find_clusters, scored) if extras.find_clusters else None,
-        origin=name_data(shards.summary["settings"]),
-    )
+    scores, rows, sources = open_columns(scored, extras)
     chosen = choose(scores, choice, sources)
     facts = {
         MADE_BY: COMMAND,
@@ -117,3 +108,22 @@ def select_records(
     mark = {**facts, ROWS: encode_rows(chosen.rows["row"])}
     path = export(records, output, mark, card)
     return SelectedRows(output, path, fingerprint(mark), mark, scores, rows)
+
+
+def open_columns(scored: Scores, extras: Extras) -> tuple[pl.DataFrame, pl.LazyFrame, Sources]:
+    """The scores, the rows that were scored, and the sources of further columns.
+
+    Raises:
+        UserError: the rows are damaged, or log-probs that an earlier release's scores need.
+    """
+    shards = scored.open_rows()
+    rows, scores = shards.scan(), with_gains(scored, s_ifd_percent=extras.s_ifd_percent)
+    sources = Sources(
+        rows=rows,
+        num_rows=scores.height,
+        tables=extras.tables,
+        ratings=extras.ratings,
+        find_clusters=partial(extras.find_clusters, scored) if extras.find_clusters else None,
+        origin=name_data(shards.summary["settings"]),
+    )
+    return scores, rows, sources

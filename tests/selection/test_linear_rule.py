@@ -14,8 +14,10 @@ from cherry_vllm.config import compose
 from cherry_vllm.errors import UserError
 from cherry_vllm.selection.choice import Choice
 from cherry_vllm.selection.linear_rule import fit as fit_rule
+from cherry_vllm.selection.linear_rule import read_subsets
 from cherry_vllm.selection.ranking import select_rows
-from tests.made_up import made_up_frame
+from cherry_vllm.selection.run import select_records
+from tests.made_up import made_up_frame, score
 
 
 def subsets(number: int = 40, noise: float = 0.0) -> pl.DataFrame:
@@ -32,7 +34,7 @@ def test_a_known_rule_comes_back(tmp_path: Path, suffix: str) -> None:
     table = tmp_path / f"subsets{suffix}"
     frame = subsets()
     frame.write_csv(table) if suffix == ".csv" else frame.write_parquet(table)
-    rule = fit_rule(table, "loss")
+    rule = fit_rule(table, read_subsets(table), "loss")
     assert rule.weights == {"reward": pytest.approx(-2), "ifd": pytest.approx(0.25)}
     assert rule.intercept == pytest.approx(0.5)
     assert rule.r_squared == pytest.approx(1)
@@ -41,7 +43,7 @@ def test_a_known_rule_comes_back(tmp_path: Path, suffix: str) -> None:
 
 def test_noise_lowers_r_squared(tmp_path: Path) -> None:
     subsets(noise=0.5).write_csv(tmp_path / "s.csv")
-    assert 0.2 < fit_rule(tmp_path / "s.csv", "loss").r_squared < 0.95
+    assert 0.2 < fit_rule(tmp_path, read_subsets(tmp_path / "s.csv"), "loss").r_squared < 0.95
 
 
 def test_the_fitted_strategy_ranks_by_the_lowest_predicted_loss(
@@ -82,7 +84,7 @@ def test_a_table_that_determines_no_rule_costs_one_line(
     table = tmp_path / "s.parquet"
     change(subsets()).write_parquet(table)
     with pytest.raises(UserError, match=words) as error:
-        fit_rule(table, "loss")
+        fit_rule(table, read_subsets(table), "loss")
     assert str(error.value).startswith(f"{table}: ")
 
 
@@ -94,6 +96,69 @@ def test_a_table_that_cannot_be_read_costs_one_line(tmp_path: Path) -> None:
         "s.xlsx": "give a .csv or .parquet file",
     }.items():
         with pytest.raises(UserError, match=words):
-            fit_rule(tmp_path / name, "loss")
+            read_subsets(tmp_path / name)
     with pytest.raises(UserError, match=r"fit\.table: not given"):
         fit(compose(f"run_dir={tmp_path}"), Job(tmp_path, is_sweep=False))
+
+
+# --- subsets that `select` wrote -----------------------------------------------------------------
+
+
+def run(run_dir: Path, *words: str) -> Any:
+    return fit(compose(f"run_dir={run_dir}", *words), Job(run_dir, is_sweep=False))
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    """A scored run with a selection of every six rows and the losses of models trained on them."""
+    score(tmp_path)
+    lines = []
+    for first in range(8):
+        where = f"(row * 5) % 8 = {first} or row = {first + 2}"
+        file = tmp_path / f"subset-{first}.json"
+        select_records(tmp_path, file, Choice(where=where))
+        rows = [row for row in range(19) if (row * 5) % 8 == first or row == first + 2]
+        ifd = sum(0.1 + row / 20 for row in rows) / len(rows)
+        odd = sum(row % 2 for row in rows) / len(rows)
+        lines.append({"selection": str(file), "loss": math.exp(1 - ifd + 0.5 * odd)})
+    pl.DataFrame(lines).write_csv(tmp_path / "s.csv")
+    return tmp_path
+
+
+def test_indicators_are_measured_over_the_rows_of_each_selection(run_dir: Path) -> None:
+    outcome = run(run_dir, f"fit.table={run_dir}/s.csv", "fit.indicators=[ifd,row % 2]")
+    assert outcome.facts["weights"] == {
+        "ifd": pytest.approx(-1, abs=1e-4),
+        "row % 2": pytest.approx(0.5, abs=1e-4),
+    }
+    rank = outcome.artifact.read_text(encoding="utf-8").partition("rank: ")[2].strip().strip("'")
+    assert choose_first(run_dir, rank) == 18
+
+
+def choose_first(run_dir: Path, rank: str) -> int:
+    selected = select_records(run_dir, run_dir / "first.json", Choice(rank=rank, count=1))
+    return int(selected.facts["rows"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["fit.indicators=[nosuch]"], "fit.indicators=nosuch: no column nosuch; there are row"),
+        (["fit.indicators=ifd +"], "fit.indicators=ifd \\+: "),
+        (["fit.table=none.csv", "fit.indicators=ifd"], "none.csv: no such file"),
+    ],
+)
+def test_indicators_that_cannot_be_measured_cost_one_line(
+    run_dir: Path, words: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        run(run_dir, f"fit.table={run_dir}/s.csv", *words)
+
+
+def test_a_selection_that_was_edited_is_refused(run_dir: Path) -> None:
+    (run_dir / "subset-3.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(UserError, match=r"subset-3\.json: not a selection of the scores in"):
+        run(run_dir, f"fit.table={run_dir}/s.csv", "fit.indicators=ifd")
+    subsets().write_csv(run_dir / "t.csv")
+    with pytest.raises(UserError, match=r"fit\.indicators needs a column selection"):
+        run(run_dir, f"fit.table={run_dir}/t.csv", "fit.indicators=ifd")
