@@ -122,9 +122,9 @@ def train_models(run_dir: Path, comparison: Comparison, seed: int) -> None:
         run_dir,
         comparison,
         seed,
-        f"select.strategy={','.join(STRATEGIES)}",
+        f"select={','.join(STRATEGIES)}",
         f"select.fraction={comparison.fraction}",
-        f"hydra.sweep.subdir={folder}/${{select.strategy}}",
+        f"hydra.sweep.subdir={folder}/${{select.name}}",
     )
     cherry = find_manifests(run_dir / folder)["cherry"]
     num_tokens = _facts(cherry, "select")["num_answer_tokens"]
@@ -132,7 +132,7 @@ def train_models(run_dir: Path, comparison: Comparison, seed: int) -> None:
         run_dir,
         comparison,
         seed,
-        "select.strategy=random",
+        "select=random",
         f"select.num_tokens={num_tokens}",
         f"hydra.sweep.subdir={folder}/random-by-tokens",
     )
@@ -144,7 +144,7 @@ def find_manifests(folder: Path) -> dict[str, dict[str, Any]]:
     for file in sorted(folder.glob("*/pipeline.json")):
         manifest = read_json(file)
         choice = manifest["config"]["select"]
-        found[choice["strategy"] + (" by tokens" if choice["num_tokens"] else "")] = manifest
+        found[choice["name"] + (" by tokens" if choice["num_tokens"] else "")] = manifest
     return found
 
 

@@ -15,14 +15,13 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from cherry_vllm.cli.explain import explain
+from cherry_vllm.cli.keys import list_groups
 from cherry_vllm.cli.words import read_words
 from cherry_vllm.commands.inputs import find_input, find_model
 from cherry_vllm.commands.score import score_files
-from cherry_vllm.config import Config, compose
+from cherry_vllm.config import Config, choice_of, compose
 from cherry_vllm.errors import UserError
-from cherry_vllm.options import Strategy
-from cherry_vllm.schema import SCORES
-from cherry_vllm.selection.choice import Choice
+from cherry_vllm.schema import GAINS, SCORES
 from cherry_vllm.selection.ranking import select_rows
 
 Records = Iterable[Mapping[str, Any]]
@@ -72,7 +71,7 @@ def score(
 
 def select(
     scores: pl.DataFrame,
-    *,
+    *settings: str,
     fraction: float | None = None,
     count: int | None = None,
     num_tokens: int | None = None,
@@ -81,20 +80,26 @@ def select(
 ) -> pl.DataFrame:
     """The lines of ``scores`` that a strategy chooses, in the order of the input.
 
-    ``row`` is the position of a record in the input. See :class:`selection.choice.Choice` for the
-    arguments; ``strategy`` is one of "cherry", "low_ifd", "high_conditioned", "longest", "random".
+    ``row`` is the position of a record in the input. ``scores`` may have columns of your own.
+    ``strategy`` is a file of ``conf/select/``, and ``settings`` are words of the command line, as
+    in ``"select.where=rating > 4"``; they may name the columns of ``scores`` only. See
+    :class:`selection.choice.Choice` for the other arguments.
 
     Raises:
         UserError: no row would be chosen, or more rows than are usable; or there is no such
             strategy.
     """
-    known = [item.value for item in Strategy if item is not Strategy.rating]
+    known = list_groups()["select"]
     if strategy not in known:
         raise UserError(f"strategy={strategy}: choose from {', '.join(known)}")
-    if not isinstance(scores, pl.DataFrame) or not SCORES.keys() <= set(scores.columns):
+    needed = {name for name in SCORES if name not in GAINS}
+    if not isinstance(scores, pl.DataFrame) or not needed <= set(scores.columns):
         raise UserError("scores: give the frame that score() returned")
     sizes = {"fraction": fraction, "count": count, "num_tokens": num_tokens}
-    return select_rows(scores, Choice(strategy=Strategy(strategy), seed=seed, **sizes))  # type: ignore[arg-type]
+    given = [f"select.{name}={size}" for name, size in sizes.items() if size is not None]
+    no_default = [] if given else ["select.fraction=null"]
+    config = _compose([f"select={strategy}", f"seed={seed}", *no_default, *settings, *given])
+    return select_rows(scores, choice_of(config))
 
 
 def _compose(settings: Sequence[str]) -> Config:

@@ -127,6 +127,22 @@ class Named(Limit):
 
 
 @dataclass(frozen=True, slots=True)
+class Quota(Limit):
+    """How a number is divided: a word, or a weight for each name."""
+
+    def allows(self, value: Any) -> bool:
+        """See :class:`Limit`."""
+        if not isinstance(value, dict):
+            return value in ("proportional", "equal")
+        weight = number(at_least=0)
+        return all(map(weight.allows, value.values())) and any(value.values())
+
+    def advice(self, value: Any) -> str:  # noqa: ARG002
+        """See :class:`Limit`."""
+        return "proportional, equal, or a mapping of weights, as in '{code: 2, chat: 1}'"
+
+
+@dataclass(frozen=True, slots=True)
 class Each(Limit):
     """A list whose every item is within a limit; ``one_will_do`` also takes a lone item."""
 

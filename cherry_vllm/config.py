@@ -30,6 +30,7 @@ from cherry_vllm.checks import (
     Limit,
     Named,
     OneOf,
+    Quota,
     Text,
     check,
     number,
@@ -42,17 +43,18 @@ from cherry_vllm.options import (
     Dtype,
     Mode,
     Order,
+    Pool,
     ResponseFormat,
     Rule,
     Sampling,
     ScorerDtype,
-    Strategy,
     Turns,
 )
 
 if TYPE_CHECKING:  # these take a second to import, which a mistake in a key need not cost
     from cherry_vllm.engines.settings import EngineSettings
     from cherry_vllm.prompts.prompt import Prompt
+    from cherry_vllm.selection.choice import Choice
     from cherry_vllm.workers.settings import ExecutorSettings
 
 CONF = str(Path(__file__).parent / "conf")  # in a checkout, a link to the top-level folder
@@ -63,6 +65,8 @@ PATHS = Each(PATH, "a path, a glob, an hf:// path, or a list of these", one_will
 COLUMN = Text("the name of a column")
 DELIMITER = Text("one character, or tab", r"[^\0\r\n\"]|tab")
 DAY = Text("a day, as in 2026-01-31", r"\d{4}-\d{2}-\d{2}")
+SQL = Text("a SQL expression")
+SQLS = Each(SQL, "SQL expressions, as in [cluster]", one_will_do=True)
 NAMED = Named("names and values, as in '{enable_thinking: false}'")
 FILE_NAME = Text("a name without slashes", r"[^\0/.][^\0/]*")
 PHRASES = Each(TEXT, "texts that are not empty")
@@ -194,6 +198,7 @@ class ShareConfig:
 class ScoreConfig:
     turns: Turns = MISSING
     keep_logprobs: bool = MISSING
+    s_ifd_percent: float = setting(number(above=0, at_most=100))
 
 
 @dataclass(kw_only=True, slots=True)
@@ -238,16 +243,37 @@ class TrainConfig:
 
 @dataclass(kw_only=True, slots=True)
 class SelectConfig:
-    strategy: Strategy = Strategy.cherry
+    """Settings of every selection strategy; ``conf/select/`` picks one."""
+
+    name: str = setting(TEXT)
+    pool: Pool = Pool.usable
+    where: str | None = setting(SQL, None)
+    rank: str = setting(SQL)
+    threshold: float | None = setting(number(), None)
     fraction: float | None = setting(FRACTION, None)
     count: int | None = setting(whole(1), None)
     num_tokens: int | None = setting(whole(1, MOST_LONG), None)
+    strata: Any = setting(SQLS, factory=list)  # str or list of str
+    bins: int = setting(whole(2))
+    quota: Any = setting(Quota(), "proportional")  # a word or a mapping
+    max_per_group: int | None = setting(whole(1), None)
+    group: str = setting(SQL)
+    join: Any = setting(PATHS, factory=list)  # str or list of str
+    ratings: str = setting(PATH)
+    num_clusters: int = setting(whole(1))
     order: Order = Order.input
     rule: Rule = Rule.exact
-    ratings: str = setting(PATH)
-    threshold: float | None = setting(number(), None)
+    with_scores: bool = MISSING
     output: str = setting(PATH)
     num_examples: int = setting(whole(0))
+
+
+@dataclass(kw_only=True, slots=True)
+class FitConfig:
+    table: str | None = setting(PATH, None)
+    loss: str = setting(COLUMN)
+    indicators: Any = setting(SQLS, factory=list)  # str or list of str
+    output: str = setting(Text("a file select/NAME.yaml", r"([^\0]*/)?select/[^\0/.]+\.yaml"))
 
 
 @dataclass(kw_only=True, slots=True)
@@ -345,6 +371,7 @@ class Config:
     pre_experience: TrainConfig = field(default_factory=TrainConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     select: SelectConfig = field(default_factory=SelectConfig)
+    fit: FitConfig = field(default_factory=FitConfig)
     testset: TestsetConfig = field(default_factory=TestsetConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
@@ -430,6 +457,31 @@ def prompt_of(config: Config) -> "Prompt":
 
     settings = asdict(config.prompt)
     return Prompt(**settings | {"template_kwargs": settings["template_kwargs"] or {}})
+
+
+def as_list(value: str | list[str]) -> list[str]:
+    """The items of a setting that also takes a lone item."""
+    return [value] if isinstance(value, str) else list(value)
+
+
+def choice_of(config: Config) -> "Choice":
+    """The settings of a selection, as components take them.
+
+    Raises:
+        UserError: two settings contradict each other.
+    """
+    from cherry_vllm.selection.choice import Choice
+
+    settings = {item.name: getattr(config.select, item.name) for item in fields(config.select)}
+    shared = settings.keys() & {item.name for item in fields(Choice)}
+    quota = settings["quota"]
+    is_mapping = isinstance(quota, dict)
+    texts = {
+        "strategy": settings["name"],
+        "strata": tuple(as_list(settings["strata"])),
+        "quota": {str(name): share for name, share in quota.items()} if is_mapping else quota,
+    }
+    return Choice(**{name: settings[name] for name in shared} | texts, seed=config.seed)
 
 
 def compose(*overrides: str) -> Config:

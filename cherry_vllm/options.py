@@ -29,15 +29,11 @@ class Sampling(Enum):
     none = "none"  # no experience: the base model itself scores
 
 
-class Strategy(Enum):
-    """Which usable rows come first."""
+class Pool(Enum):
+    """Which rows a selection chooses from."""
 
-    cherry = "cherry"  # highest IFD
-    low_ifd = "low_ifd"  # lowest IFD
-    high_conditioned = "high_conditioned"  # highest conditioned score, the paper's "high CA"
-    longest = "longest"  # most answer tokens: the baseline for high IFD
-    rating = "rating"  # highest rating by a judge, as AlpaGasus chooses
-    random = "random"
+    usable = "usable"  # those without a drop reason
+    scored = "scored"  # also those with an IFD above 1
 
 
 class Order(Enum):

@@ -77,6 +77,7 @@ SUMS: Schema = {
     "conditioned_sum": pl.List(pl.Float64),  # of their log-probs, given all that precedes them
     "num_direct_tokens": pl.List(pl.UInt32),  # differs if an answer merges with what precedes it
     "direct_sum": pl.List(pl.Float64),  # of their log-probs, given the marker
+    "num_helped_tokens": pl.UInt32,  # of all turns: likelier given what precedes them; may be null
     "truncated": pl.Boolean,
     "drop_reason": REASON,
 }
@@ -91,6 +92,11 @@ SCORES: Schema = {
     "ifd": pl.Float64,  # s(A|Q) / s(A)
     "turn_ifd": pl.List(pl.Float64),  # of each scored turn; null where it is not a finite number
     "ifd_ppl": pl.Float64,  # exp(s(A|Q)) / exp(s(A))
+    # See scoring.gains; null where a row has no gains:
+    "share_helped": pl.Float64,  # of the answer tokens, those that the instruction makes likelier
+    "nats_saved": pl.Float64,  # by the instruction, in all
+    "s_ifd": pl.Float64,  # of the tokens that the instruction changes most
     "truncated": pl.Boolean,
     "drop_reason": REASON,
 }
+GAINS = ("share_helped", "nats_saved", "s_ifd")  # earlier runs have scores without these columns

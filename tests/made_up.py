@@ -1,14 +1,19 @@
 """Scores made up without a model, for all that comes after scoring."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
+from cherry_vllm.config import choice_of, compose
 from cherry_vllm.schema import LOGPROBS, SCHEMA_VERSION, SCORES
 from cherry_vllm.scoring.run import aggregate
+from cherry_vllm.selection.choice import Choice
 from cherry_vllm.sources import Columns, read_rows
 from cherry_vllm.store.files import file_sha256
 from cherry_vllm.store.shards import Shards
@@ -16,6 +21,16 @@ from cherry_vllm.store.shards import Shards
 SHIPPED = Path(__file__).parent / "data" / "rows.jsonl"  # 26 rows, all usable until scored
 SHARD_ROWS = 5
 COLUMNS = Columns("instruction", "input", "output")
+
+
+def named(strategy: str, **changes: Any) -> Choice:
+    """The choice of a strategy by its file, but of no number of rows unless one is given."""
+    return replace(_choice(strategy), **({"fraction": None} | changes))
+
+
+@cache
+def _choice(strategy: str) -> Choice:
+    return choice_of(compose(f"select={strategy}"))
 
 
 def scores_of(
@@ -43,6 +58,9 @@ def scores(*ifds: float | None, reason: str | None = None) -> pl.DataFrame:
             "direct_score": None if ifd is None else 2.0,
             "ifd": ifd,
             "ifd_ppl": ifd,
+            "share_helped": None,
+            "nats_saved": None,
+            "s_ifd": None,
             "num_turns": None if ifd is None else 1,
             "turn_ifd": None if ifd is None else [ifd],
             "truncated": None if ifd is None else False,
@@ -119,3 +137,49 @@ def score(run_dir: Path, data: Path = SHIPPED, first: float = 0.1, step: float =
     rows = write_rows(run_dir, data)
     aggregate(run_dir, rows, write_logprobs(run_dir, rows, first, step))
     return rows
+
+
+def made_up_frame(number: int = 400) -> pl.DataFrame:
+    """Scores with every outcome, many ties and ratings, by arithmetic alone."""
+    rows: list[dict[str, Any]] = []
+    for row in range(number):
+        ifd, direct = (row * 7919 % 97 + 1) / 80, (row * 31 % 13 + 1) / 4
+        reason = "malformed" if row % 17 == 0 else "refusal" if row % 23 == 0 else None
+        is_scored = reason is None
+        rating = (row * 13 % 11) / 2 if row % 7 else None
+        line = {"row": row, "drop_reason": reason, "rating": rating, "rating_reason": None}
+        scored = {
+            "num_turns": 1,
+            "num_answer_tokens": row * 37 % 211 + 1,
+            "conditioned_score": ifd * direct,
+            "direct_score": direct,
+            "ifd": ifd,
+            "turn_ifd": [ifd],
+            "ifd_ppl": round(math.exp(ifd * direct - direct), 3),
+            "truncated": False,
+            "drop_reason": "ifd_above_one" if ifd > 1 else None,
+        }
+        rows.append(line | scored if is_scored else line)
+    schema = {**SCORES, "rating": pl.Float64, "rating_reason": pl.String}
+    return pl.DataFrame(rows, schema=schema)
+
+
+def made_up_logprobs(number: int) -> pl.DataFrame:
+    """Log-probs of one to three turns a row; some rows are not scored, or differ in tokens."""
+    generator = np.random.default_rng(0)
+    rows: list[dict[str, Any]] = []
+    for row in range(number):
+        lengths = generator.integers(1, 9, row % 3 + 1)
+        both = [[(-generator.gamma(2, 1, n)).tolist() for n in lengths] for _ in range(2)]
+        both[0][0] = both[0][0][:-1] + [-0.5] * (row % 10 == 1) + both[0][0][-1:]
+        is_scored = row % 7 > 0
+        rows.append(
+            {
+                "row": row,
+                "conditioned_logprobs": both[0] if is_scored else None,
+                "direct_logprobs": both[1] if is_scored else None,
+                "truncated": False if is_scored else None,
+                "drop_reason": None if is_scored else "refusal",
+            }
+        )
+    return pl.DataFrame(rows, schema=LOGPROBS)

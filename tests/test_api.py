@@ -47,7 +47,10 @@ def test_a_selection_holds_the_highest_ifd(scores: pl.DataFrame) -> None:
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"strategy": "best", "count": 1}, "choose from cherry"), ({}, "select.fraction: not given")],
+    [
+        ({"strategy": "best", "count": 1}, "choose from balanced, cherry"),
+        ({}, "select.fraction: not given"),
+    ],
 )
 def test_a_mistake_is_one_line(
     scores: pl.DataFrame, settings: dict[str, object], message: str

@@ -15,6 +15,7 @@ GROUPS = (
     "executor",
     "sample",
     "train",
+    "select",
     "testset",
     "judge",
 )
@@ -51,7 +52,7 @@ def test_every_experiment_composes_and_yields_to_the_command_line(file: Path) ->
     [
         "max_lenght=3",
         "max_length=long",
-        "select.strategy=best",
+        "select=best",
         "engine.batch=3",
     ],
 )

@@ -81,10 +81,22 @@ STAGES = {
         "Selects rows of a scored run.",
         "cherry-vllm select run_dir=runs/alpaca select.fraction=0.05",
         {
-            "select.strategy": "cherry, low_ifd, high_conditioned, longest, random or rating",
-            "select.fraction": "share of the usable rows (0.1)",
+            "select": "strategy: cherry (default), random, rating, superfilter, ...",
+            "select.where": "condition, as in 'num_answer_tokens between 20 and 400'",
+            "select.rank": "what comes first, as in '0.7 * ifd + 0.3 * rating'",
+            "select.fraction": "share of the rows that meet it (0.1)",
             "select.count": "a number of rows; takes precedence over the fraction",
             "select.output": "cherry.json, or .jsonl, .parquet, or a folder",
+        }
+        | RUN,
+    ),
+    "fit": Stage(
+        "Fits a linear rule to the losses of trained subsets.",
+        "cherry-vllm fit fit.table=subsets.csv run_dir=runs/alpaca",
+        {
+            "fit.table": "a line for each trained subset: loss, mean of each indicator",
+            "fit.loss": "the column of the losses (loss)",
+            "fit.output": "the strategy (strategies/select/fitted.yaml)",
         }
         | RUN,
     ),

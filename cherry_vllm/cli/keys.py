@@ -11,11 +11,13 @@ from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from cherry_vllm.checks import LIMIT, Limit, Named
+from cherry_vllm.checks import LIMIT, Limit, Named, Quota
 from cherry_vllm.config import CONF, Config, register
 
 SCHEMA = "_schema"  # the end of names that only conf/ refers to
 MAX_SUGGESTIONS = 3
+# Settings that have become the options of a group.
+BECAME_OPTIONS = {"select.strategy": "select"}
 
 
 class Key(NamedTuple):
@@ -72,6 +74,8 @@ def list_groups() -> dict[str, list[str]]:
 
 def suggest(key: str) -> str:
     """A suggestion of keys that a key that does not exist may have meant."""
+    if key in BECAME_OPTIONS:
+        return f"write {BECAME_OPTIONS[key]}=NAME"
     known = [*known_keys(), *list_groups()]
     last = key.rsplit(".", 1)[-1]
     same = [name for name in known if name.rsplit(".", 1)[-1] == last]
@@ -113,4 +117,4 @@ def is_open(key: str) -> bool:
     found = known_keys().get(parent)
     if found is None:
         return bool(parent) and is_open(parent)
-    return get_origin(found.kind) is dict or isinstance(found.limit, Named)
+    return get_origin(found.kind) is dict or isinstance(found.limit, Named | Quota)

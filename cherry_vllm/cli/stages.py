@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from cherry_vllm.commands import pipeline
 from cherry_vllm.commands.demo import fetch_demo
+from cherry_vllm.commands.fit import fit
 from cherry_vllm.commands.generate import generate
 from cherry_vllm.commands.inputs import Job
 from cherry_vllm.commands.judge import judge
@@ -22,6 +23,7 @@ STAGES: dict[str, Callable[[Config, Job], object]] = {
     "train": train,
     "score": score,
     "select": select,
+    "fit": fit,
     "generate": generate,
     "judge": judge,
     "report": report,

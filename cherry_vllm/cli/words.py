@@ -17,7 +17,7 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString, Valu
 from hydra.errors import HydraException
 
 from cherry_vllm.checks import Each
-from cherry_vllm.cli.keys import SCHEMA, is_open, known_keys, list_groups, suggest
+from cherry_vllm.cli.keys import BECAME_OPTIONS, SCHEMA, is_open, known_keys, list_groups, suggest
 from cherry_vllm.errors import UserError
 
 # Old names, refused with the new one.
@@ -98,6 +98,9 @@ def _refuse_old_names(word: Word) -> None:
     if new and group not in list_groups() and not any(_is_of(key, group) for key in known_keys()):
         now = word._replace(key=f"{new}{dot}{rest}")
         raise UserError(f"{word.key}: has a new name; write {now}")
+    if became := BECAME_OPTIONS.get(word.key):
+        value = word.value or "NAME"
+        raise UserError(f"{word.key}: no longer a setting; write {became}={value}")
     if option := RENAMED_OPTIONS.get(f"{word.key}={word.value}"):
         key, _, value = option.partition("=")
         if value in list_groups().get(key, ()):

@@ -93,7 +93,8 @@ def score_files(
                 )
             return None
         with changing_scores(scores_dir):
-            scores = aggregate(scores_dir, rows, logprobs)
+            percent = config.score.s_ifd_percent
+            scores = aggregate(scores_dir, rows, logprobs, s_ifd_percent=percent)
             draw(scores)
     return scores
 

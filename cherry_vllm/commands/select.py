@@ -1,15 +1,15 @@
 """``cherry-vllm select``: chooses cherry data by its scores."""
 
+from functools import partial
 from pathlib import Path
 
 from cherry_vllm.commands.inputs import Job, Outcome, find_output
-from cherry_vllm.commands.summary import describe, show_extremes, summarize
-from cherry_vllm.config import Config
+from cherry_vllm.commands.summary import describe, show_choice, show_extremes, summarize
+from cherry_vllm.config import Config, as_list, choice_of
 from cherry_vllm.errors import UserError
-from cherry_vllm.options import Strategy
+from cherry_vllm.experience.rows import find_clusters
 from cherry_vllm.runtime.text import printable
-from cherry_vllm.selection.choice import Choice
-from cherry_vllm.selection.run import SelectedRows, select_records
+from cherry_vllm.selection.run import Extras, SelectedRows, select_records
 from cherry_vllm.store.marks import read_mark
 
 
@@ -23,10 +23,10 @@ def select_from(config: Config, job: Job, scores_dir: Path, scores: str | None =
 
     ``scores`` is their fingerprint, if another stage made them.
     """
-    by_rating = config.select.strategy is Strategy.rating
-    output, choice = find_output(job, "select.output", config.select.output), _choice(config)
+    output, choice = find_output(job, "select.output", config.select.output), choice_of(config)
     held = read_mark(output) if job.is_sweep else None
-    if held and not choice.to_json().items() <= held.items():
+    asked = {**choice.to_json(), "with_scores": config.select.with_scores}
+    if held and not asked.items() <= held.items():
         raise UserError(
             f"{output}: holds another selection, which this sweep would replace; give each job a "
             "folder of its own, or delete it"
@@ -36,7 +36,7 @@ def select_from(config: Config, job: Job, scores_dir: Path, scores: str | None =
         output,
         choice,
         run_dirs=(Path(config.run_dir), job.output_dir),
-        ratings=Path(config.select.ratings) if by_rating else None,
+        extras=extras_of(config),
         command=job.command,
         wanted=scores,
     )
@@ -45,25 +45,29 @@ def select_from(config: Config, job: Job, scores_dir: Path, scores: str | None =
     return Outcome(selected.path, facts)
 
 
-def _choice(config: Config) -> Choice:
+def extras_of(config: Config) -> Extras:
+    """What a selection reads and writes beside the scores and the rows."""
     settings = config.select
-    return Choice(
-        strategy=settings.strategy,
-        fraction=settings.fraction,
-        count=settings.count,
-        num_tokens=settings.num_tokens,
-        threshold=settings.threshold if settings.strategy is Strategy.rating else None,
-        order=settings.order,
-        rule=settings.rule,
-        seed=config.seed,
+    return Extras(
+        tables=[Path(table) for table in as_list(settings.join)],
+        ratings=Path(settings.ratings),
+        find_clusters=partial(
+            find_clusters,
+            Path(config.run_dir),
+            num_clusters=settings.num_clusters,
+            seed=config.seed,
+        ),
+        with_scores=settings.with_scores,
+        s_ifd_percent=config.score.s_ifd_percent,
     )
 
 
 def _print(selected: SelectedRows, num_examples: int) -> None:
+    facts = selected.facts
     print(summarize(selected.scores, selected.count))
-    if "without_rating" in selected.facts:
-        print(describe("usable rows without a rating", selected.facts["without_rating"]))
+    if "without_rating" in facts:
+        print(describe("rows without a rating", facts["without_rating"]))
+    print(show_choice(facts))
     if num_examples:
         print(show_extremes(selected.scores, selected.rows, num_examples))
-    strategy = selected.facts["strategy"]
-    print(printable(f"{strategy}: {selected.count:,} rows in {selected.output}"))
+    print(printable(f"{facts['strategy']}: {selected.count:,} rows in {selected.output}"))

@@ -8,9 +8,13 @@ from cherry_vllm.conversation import show_conversations
 from cherry_vllm.runtime.text import printable
 from cherry_vllm.schema import DropReason
 from cherry_vllm.scoring.ifd import count_outcomes
+from cherry_vllm.selection.explanation import SHARES
 from cherry_vllm.selection.extremes import Side, label_sides
 
 MAX_SHOWN_CHARS = 100
+FEWEST_STEPS = 3  # of a selection, which the table above shows: read, pool, selected
+MAX_SHOWN_STRATA = 20
+MAX_SHOWN_NAMES = 3
 MISFIT_SHARE = 1 / 3
 
 
@@ -51,6 +55,38 @@ def describe(title: str, facts: dict[str, Any]) -> str:
         else:
             lines.append(f"{name:<40}{_show(value):>10}")
     return "\n".join(lines)
+
+
+def show_choice(facts: dict[str, Any]) -> str:
+    """How many rows each step took, and the pool beside the choice, from a selection's mark."""
+    steps = list(facts["steps"].items())
+    lines = [f"  {name:<38}{count:>10,}" for name, count in steps[1:]]
+    lines = ["rows left after each step", *lines] if len(steps) > FEWEST_STEPS else []
+    lines.append(f"{'':<40}{'rows':>10}{'tokens':>12}  quartiles of a row's answer tokens")
+    for name, held in facts["lengths"].items():
+        quartiles = "  ".join(f"{value:,.0f}" for value in held["quartiles"])
+        counts = f"{held['rows']:>10,}{held['answer_tokens']:>12,}"
+        lines.append(f"  {name:<38}{counts}  {quartiles}")
+    shares = facts.get(SHARES)
+    lines += _show_shares(shares) if shares else []
+    return "\n".join(map(printable, lines))
+
+
+def _show_shares(shares: dict[str, dict[str, Any]]) -> list[str]:
+    totals = {key: sum(held[key] for held in shares.values()) for key in ("pool", "selected")}
+    lines = [f"{'stratum':<40}{'pool':>18}{'selected':>18}"]
+    for name, held in list(shares.items())[:MAX_SHOWN_STRATA]:
+        counts = (f"{held[key]:>10,}{_share(held[key], totals[key]):>8}" for key in totals)
+        lines.append(f"  {name[:37]:<38}" + "".join(counts))
+    if len(shares) > MAX_SHOWN_STRATA:
+        lines.append(f"  and {len(shares) - MAX_SHOWN_STRATA:,} more, in the .meta.json")
+    short = [name for name, held in shares.items() if held["is_short"]]
+    if short:
+        lines.append(
+            f"  {len(short)} of {len(shares)} strata are too small, and gave their places to the "
+            f"others: {', '.join(short[:MAX_SHOWN_NAMES])}"
+        )
+    return lines
 
 
 def _show(value: Any) -> str:

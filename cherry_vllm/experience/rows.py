@@ -9,6 +9,7 @@ run_dir/experience/STRATEGY-FINGERPRINT/
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,13 @@ from cherry_vllm.selection.export import find_records, write_records
 from cherry_vllm.store.files import fingerprint
 from cherry_vllm.store.marks import MADE_BY, marked_file, read_mark
 from cherry_vllm.store.run_folder import Folder, Inner
-from cherry_vllm.store.scores import SCORES, open_scores
+from cherry_vllm.store.scores import SCORES, Scores, open_scores
 from cherry_vllm.store.shards import Shards
 from cherry_vllm.workers.run import WHOLE, ModelRun, ModelUse, Share
 
 log = logging.getLogger(__name__)
+
+N_INIT, MINIBATCH_ROWS = 10, 100_000  # of clusters for a selection, as in conf/sample/kmeans.yaml
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +100,37 @@ def measure_perplexity(
     return ModelRun(run_dir / Folder.PERPLEXITIES, rows, checkpoint, use).run(
         "perplexity", build_engine, "logprobs", measure_shard, done="measured", share=share
     )
+
+
+def find_clusters(run_dir: Path, scores: Scores, *, num_clusters: int, seed: int) -> pl.DataFrame:
+    """Columns ``row`` and ``cluster`` (K-Means) of the rows that have an embedding.
+
+    Raises:
+        UserError: neither the run nor a folder above it has embeddings of the rows of ``scores``.
+    """
+    for folder in (run_dir, *run_dir.resolve().parents[:2]):
+        for summary in sorted((folder / Folder.EMBEDDINGS).glob(f"*/{Inner.COMPLETE}")):
+            with suppress(UserError):
+                embeddings = Shards.open(summary.parent)
+                if embeddings.settings["rows"] == scores.rows_fingerprint:
+                    return _cluster(embeddings, num_clusters, seed)
+    raise UserError(
+        f"{run_dir}: no embeddings of these rows, which the column cluster needs; run "
+        "`cherry-vllm embed` with this run_dir first"
+    )
+
+
+def _cluster(embeddings: Shards, num_clusters: int, seed: int) -> pl.DataFrame:
+    held = [embeddings.read(index) for index in range(embeddings.num_shards)]
+    rows = pl.concat(held).filter(pl.col("embedding").is_not_null())
+    clustering = cluster_embeddings(
+        rows["embedding"].to_numpy(),
+        num_clusters=num_clusters,
+        n_init=N_INIT,
+        minibatch_rows=MINIBATCH_ROWS,
+        seed=seed,
+    )
+    return rows.select("row", cluster=pl.Series(clustering.labels))
 
 
 def sample_diverse(

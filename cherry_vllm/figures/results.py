@@ -4,8 +4,6 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from cherry_vllm.options import Strategy
-
 SIZE_KEYS = ("select.fraction=", "select.count=", "select.num_tokens=")
 
 
@@ -18,7 +16,7 @@ class Selection(NamedTuple):
     @property
     def cut(self) -> float | None:
         """The lowest IFD chosen; None if the rows were not chosen by IFD."""
-        by_ifd = self.mark["strategy"] == Strategy.cherry.value
+        by_ifd = self.mark["rank"] == "ifd" and not self.mark["strata"]
         return float(self.rows["ifd"].min()) if by_ifd else None  # type: ignore[arg-type]
 
 
@@ -34,6 +32,6 @@ class JobResult(NamedTuple):
         """What distinguishes the job from others, apart from the number of its rows."""
         strategy = str(self.selection["strategy"]) if self.selection else "no selection"
         folder, _, own = self.name.rpartition("/")
-        shared = (*SIZE_KEYS, "select.strategy=")
+        shared = (*SIZE_KEYS, "select=")
         others = [part for part in own.split(",") if "=" in part and not part.startswith(shared)]
         return ", ".join([strategy, *others, *([folder] if folder else [])])

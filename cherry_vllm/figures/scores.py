@@ -77,10 +77,10 @@ def _with_status(scores: pl.DataFrame, selection: Selection | None) -> pl.DataFr
     """The scored rows with a ``status``: selected, usable or dropped."""
     chosen = selection.rows["row"].to_list() if selection else []
     status = (
-        pl.when(pl.col("drop_reason").is_not_null())
-        .then(pl.lit(DROPPED))
-        .when(pl.col("row").is_in(chosen))
+        pl.when(pl.col("row").is_in(chosen))
         .then(pl.lit(SELECTED))
+        .when(pl.col("drop_reason").is_not_null())
+        .then(pl.lit(DROPPED))
         .otherwise(pl.lit(USABLE))
     )
     return scores.filter(pl.col("ifd").is_not_null()).with_columns(status=status)

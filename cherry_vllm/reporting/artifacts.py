@@ -11,10 +11,10 @@ import polars as pl
 from cherry_vllm.errors import UserError
 from cherry_vllm.figures.results import JobResult, Selection
 from cherry_vllm.selection.choice import Choice
+from cherry_vllm.selection.explanation import decode_rows
 from cherry_vllm.selection.extremes import Side
-from cherry_vllm.selection.ranking import select_rows
-from cherry_vllm.selection.ratings import add_ratings, read_ratings
-from cherry_vllm.store.files import file_sha256, read_json
+from cherry_vllm.selection.run import ROWS
+from cherry_vllm.store.files import read_json
 from cherry_vllm.store.marks import SUFFIX as MARK_SUFFIX
 from cherry_vllm.store.marks import is_ours
 from cherry_vllm.store.run_folder import File, Folder, Inner
@@ -118,8 +118,7 @@ def find_scores(run_dir: Path, scores_dir: Path) -> list[Path]:
 def find_selection(mark: Path, scores: Scores) -> Selection | None:
     """The selection that a mark describes; None if it was not made from these scores.
 
-    One that was edited or deleted since is left out, with a warning. A selection by rating needs
-    its ``ratings.parquet``, in the same folder or above.
+    One that was edited or deleted since is left out, with a warning.
     """
     if not mark.is_file():
         return None
@@ -134,15 +133,11 @@ def _parse_selection(mark: Path, scores: Scores) -> Selection | None:
     if not is_ours(output):
         log.warning("%s: edited or deleted since `select` wrote it; not in the report", output)
         return None
-    frame = scores.frame
-    if "ratings" in facts:
-        near = (folder / File.RATINGS for folder in mark.parents)
-        ratings = {file_sha256(path): path for path in near if path.is_file()}
-        found = ratings.get(facts["ratings"])
-        if found is None:
-            return None
-        frame = add_ratings(frame, read_ratings(found))
-    rows = select_rows(frame, Choice.from_json(facts))
+    Choice.from_json(facts)
+    chosen = pl.DataFrame({"row": decode_rows(facts[ROWS])}, schema={"row": pl.Int64})
+    rows = scores.frame.join(chosen, on="row", how="semi", maintain_order="left")
+    if rows.height != facts["num_selected"]:
+        raise ValueError("its rows are not those that it counts")
     return Selection(facts, rows)
 
 

@@ -4,13 +4,18 @@ import logging
 from contextlib import suppress
 from pathlib import Path
 
+import polars as pl
+
 from cherry_vllm.engines import build_engine
 from cherry_vllm.engines.checkpoint import Checkpoint
 from cherry_vllm.errors import UserError
+from cherry_vllm.schema import GAINS, SCORES, SUMS
+from cherry_vllm.scoring.gains import find_threshold
 from cherry_vllm.scoring.ifd import aggregate_logprobs, count_outcomes
 from cherry_vllm.scoring.shard import score_shard, sum_shard
-from cherry_vllm.store.run_folder import Folder
+from cherry_vllm.store.run_folder import File, Folder
 from cherry_vllm.store.scores import (
+    S_IFD,
     Scores,
     check_scores_dir,
     open_scores,
@@ -62,7 +67,9 @@ def score_rows(
     )
 
 
-def aggregate(scores_dir: Path, rows: Shards, logprobs: Shards) -> Scores:
+def aggregate(
+    scores_dir: Path, rows: Shards, logprobs: Shards, *, s_ifd_percent: float = 75
+) -> Scores:
     """Log-prob shards to ``scores.parquet`` and ``score.json``, unless these exist already.
 
     The caller must be inside :func:`changing_scores`.
@@ -72,11 +79,12 @@ def aggregate(scores_dir: Path, rows: Shards, logprobs: Shards) -> Scores:
     """
     with suppress(UserError):
         scores = open_scores(scores_dir)
-        if scores.manifest["score"] == logprobs.summary:
+        is_same = scores.manifest["score"] == logprobs.summary
+        if is_same and scores.s_ifd_percent == s_ifd_percent:
             return scores
         if scores.fingerprint != logprobs.fingerprint:
             log.warning("%s: scores of other settings are replaced; their shards stay", scores_dir)
-    frame = aggregate_logprobs(logprobs.scan()).collect(engine="streaming")
+    frame, threshold = _make_scores(logprobs, s_ifd_percent)
     num_rows = rows.summary["num_rows"]
     if frame.height != num_rows:
         raise RuntimeError(f"{scores_dir}: {frame.height} lines for {num_rows} input rows")
@@ -86,5 +94,38 @@ def aggregate(scores_dir: Path, rows: Shards, logprobs: Shards) -> Scores:
         "outcomes": count_outcomes(frame),
         "read": rows.summary,
         "score": logprobs.summary,
+        S_IFD: {"percent": s_ifd_percent, "threshold": threshold},
     }
     return write_scores(scores_dir, frame, rows.folder, manifest)
+
+
+def with_gains(scores: Scores, *, s_ifd_percent: float) -> pl.DataFrame:
+    """The frame of scores; if an earlier release made it, with the columns that it lacks.
+
+    Raises:
+        UserError: the log-probs that these columns need are gone.
+    """
+    if scores.frame.columns == list(SCORES):
+        return scores.frame
+    try:
+        found, _ = _make_scores(Shards.open(scores.logprobs_folder), s_ifd_percent)
+    except UserError:
+        raise UserError(
+            f"{scores.folder / File.SCORES}: made by an earlier cherry-vllm, without "
+            f"{', '.join(GAINS)}; run `cherry-vllm score` again, which adds them"
+        ) from None
+    added = scores.frame.join(found.select("row", *GAINS), on="row", maintain_order="left")
+    return added.select(list(SCORES))
+
+
+def _make_scores(logprobs: Shards, s_ifd_percent: float) -> tuple[pl.DataFrame, float | None]:
+    """The scores, and the threshold of ``s_ifd``; None if there are sums in place of log-probs."""
+    if logprobs.settings.get("keep_logprobs", True):
+        scan = logprobs.scan()
+        threshold = find_threshold(scan, s_ifd_percent)
+    else:
+        scan, threshold = logprobs.scan(SUMS), None
+        log.info(
+            "s_ifd: null in all rows, since score.keep_logprobs=false keeps no token's log-prob"
+        )
+    return aggregate_logprobs(scan, threshold).collect(engine="streaming"), threshold

@@ -57,7 +57,7 @@ def write_card(
         "Source": _describe_source(manifest["read"]),
         "Scores": _describe_scores(manifest),
         "Choice": choice.items(),
-        "Every row": _count_rows(manifest, choice["num_selected"]).items(),
+        "Every row": _count_rows(manifest, choice["num_selected"], choice["num_above_one"]).items(),
         "Versions": manifest["score"]["versions"].items(),
     }
     parts = [
@@ -95,15 +95,22 @@ def _describe_scores(manifest: Mapping[str, Any]) -> list[tuple[str, Any]]:
     ]
 
 
-def _count_rows(manifest: Mapping[str, Any], num_selected: int) -> dict[str, int]:
-    """Counts of the rows read, selected, not selected and dropped; the last three add up."""
-    outcomes = manifest["outcomes"]
+def _count_rows(
+    manifest: Mapping[str, Any], num_selected: int, num_above_one: int
+) -> dict[str, int]:
+    """Counts of the rows read, selected, not selected and dropped; the last three add up.
+
+    ``num_above_one`` of the selected rows have an IFD above 1.
+    """
+    outcomes = dict(manifest["outcomes"])
+    outcomes[DropReason.IFD_ABOVE_ONE.value] -= num_above_one
+    num_unselected = outcomes["usable"] - num_selected + num_above_one
     dropped = {
         f"dropped: {reason.value}": outcomes[reason.value]
         for reason in DropReason
         if outcomes.get(reason.value)  # a run of an earlier release has fewer reasons
     }
-    kept = {"selected": num_selected, "usable, not selected": outcomes["usable"] - num_selected}
+    kept = {"selected": num_selected, "usable, not selected": num_unselected}
     return {"rows read": manifest["num_rows"], **kept, **dropped}
 
 

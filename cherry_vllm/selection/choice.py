@@ -1,28 +1,37 @@
 """How rows are chosen: the settings, each within its range."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from enum import Enum
 from typing import Any
 
-from cherry_vllm.checks import FRACTION, LIMIT, MOST_LONG, check, number, whole
+from cherry_vllm.checks import FRACTION, LIMIT, MOST_LONG, Quota, check, number, whole
 from cherry_vllm.errors import UserError
-from cherry_vllm.options import Order, Rule, Strategy
+from cherry_vllm.options import Order, Pool, Rule
+
+RANDOM = "random"  # the rank of rows in random order
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """Which usable rows come first, how many are chosen, and in which order they are written.
+    """Which rows may be chosen, which come first, how many are chosen, and in which order.
 
-    ``fraction`` chooses floor(fraction x N) of N usable rows, computed exactly: 0.07 of 100 is 7.
-    ``count`` takes precedence and chooses that many. ``num_tokens`` takes precedence over both and
-    chooses as many rows as fit into that many answer tokens. Of equal scores the earlier row comes
-    first.
+    The steps, in this order:
 
-    The strategy ``rating`` never chooses a row without a rating, or with one below ``threshold``.
-    Without ``fraction``, ``count`` and ``num_tokens`` it chooses all others.
+    - ``pool``: the usable rows, or all that were scored;
+    - ``where``: a SQL condition that they must meet (:mod:`selection.expressions`);
+    - ``rank``: a SQL expression, highest first, of equals the earlier row; or "random", by
+      ``seed``. A row without a finite value is not chosen;
+    - ``threshold``: the rank that a row must reach;
+    - ``max_per_group``: so many rows of each ``group`` (a SQL expression), the highest first;
+    - the number: ``fraction`` is a share of the rows that meet ``where``, rounded down, computed
+      exactly: 0.07 of 100 is 7. ``count`` takes precedence, and ``num_tokens`` over both: as many
+      rows as fit into that many answer tokens. Without any of them all rows are chosen;
+    - ``strata``: SQL expressions whose values divide that number, by ``quota``: "proportional" to
+      the pool, "equal", or a mapping of weights (:mod:`selection.quotas`).
 
-    The reference's rules are for ``cherry``, and set the output order. ``data_by_ifd`` takes
+    The reference's rules are for ``rank="ifd"``, and set the output order. ``data_by_ifd`` takes
     int(fraction * N) in floating point, the later of equal rows first, in input order;
     ``select_from_ifd_json`` takes int(fraction * all rows) of those with IFD <= 1, by IFD.
 
@@ -30,24 +39,39 @@ class Choice:
         UserError: a value is out of range, or two values contradict each other.
     """
 
-    strategy: Strategy = Strategy.cherry
+    strategy: str = "cherry"  # a name for people
+    pool: Pool = Pool.usable
+    where: str | None = None
+    rank: str = "ifd"
+    threshold: float | None = field(default=None, metadata={LIMIT: number()})
     fraction: float | None = field(default=None, metadata={LIMIT: FRACTION})
     count: int | None = field(default=None, metadata={LIMIT: whole(1)})
     num_tokens: int | None = field(default=None, metadata={LIMIT: whole(1, MOST_LONG)})
-    threshold: float | None = field(default=None, metadata={LIMIT: number()})  # of ratings
+    max_per_group: int | None = field(default=None, metadata={LIMIT: whole(1)})
+    group: str = "instruction"
+    strata: tuple[str, ...] = ()
+    bins: int = field(default=10, metadata={LIMIT: whole(2)})
+    quota: str | Mapping[str, float] = field(default="proportional", metadata={LIMIT: Quota()})
     order: Order = Order.input
     rule: Rule = Rule.exact
-    seed: int = field(default=0, metadata={LIMIT: whole(0)})  # for the strategy random
+    seed: int = field(default=0, metadata={LIMIT: whole(0)})
 
     def __post_init__(self) -> None:
         check(self, "select.")
-        if self.rule is not Rule.exact and self.strategy is not Strategy.cherry:
+        is_plain = self.rank == "ifd" and not self.strata
+        if self.rule is not Rule.exact and not is_plain:
             raise UserError(
-                f"select.rule={self.rule.value}: a rule of the reference, only for "
-                f"select.strategy=cherry; use select.rule=exact with {self.strategy.value}"
+                f"select.rule={self.rule.value}: a rule of the reference, only for select=cherry; "
+                f"use select.rule=exact with {self.strategy}"
             )
-        has_size = any(size is not None for size in (self.fraction, self.count, self.num_tokens))
-        if not has_size and self.strategy is not Strategy.rating:
+        if self.rank == RANDOM and self.threshold is not None:
+            raise UserError(
+                f"select.threshold={self.threshold:g}: rows in random order have no rank that "
+                "could reach it; give null"
+            )
+        limits = (self.fraction, self.count, self.num_tokens, self.threshold, self.max_per_group)
+        is_limited = any(limit is not None for limit in limits)
+        if not (is_limited or self.where or re.search(r"\brating\b", self.rank)):
             raise UserError(
                 "select.fraction: not given, and neither are select.count and select.num_tokens; "
                 "give one of them"
@@ -55,10 +79,11 @@ class Choice:
 
     def to_json(self) -> dict[str, Any]:
         """The settings as values that JSON can hold."""
-        return {
+        values = {
             name: value.value if isinstance(value, Enum) else value
             for name, value in asdict(self).items()
         }
+        return values | {"strata": list(self.strata)}
 
     @classmethod
     def from_json(cls, facts: Mapping[str, Any]) -> "Choice":
@@ -68,9 +93,10 @@ class Choice:
             KeyError, TypeError, ValueError, UserError: the facts do not describe a choice.
         """
         values = {item.name: facts[item.name] for item in fields(cls)}
-        enums = {
-            "strategy": Strategy(values["strategy"]),
+        typed = {
+            "pool": Pool(values["pool"]),
             "order": Order(values["order"]),
             "rule": Rule(values["rule"]),
+            "strata": tuple(values["strata"]),
         }
-        return cls(**(values | enums))
+        return cls(**(values | typed))

@@ -1,6 +1,6 @@
 """Scores to chosen rows in files, with a mark that records the choice."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,16 +9,22 @@ from typing import Any
 import polars as pl
 
 from cherry_vllm.scoring.ifd import count_outcomes
+from cherry_vllm.scoring.run import with_gains
 from cherry_vllm.selection.card import write_card
 from cherry_vllm.selection.choice import Choice
+from cherry_vllm.selection.columns import RATING, Sources
+from cherry_vllm.selection.explanation import SHARES, add_scores, encode_rows, explain
 from cherry_vllm.selection.export import export, find_records
 from cherry_vllm.selection.outputs import COMMAND, check_format, check_output
-from cherry_vllm.selection.ranking import select_rows
-from cherry_vllm.selection.ratings import add_ratings, count_unrated, read_ratings
+from cherry_vllm.selection.ranking import choose
+from cherry_vllm.selection.ratings import count_unrated
 from cherry_vllm.store.files import file_sha256, fingerprint
 from cherry_vllm.store.marks import MADE_BY
 from cherry_vllm.store.run_folder import name_data
-from cherry_vllm.store.scores import open_scores
+from cherry_vllm.store.scores import Scores, open_scores
+
+ROWS = "rows"  # a key of the mark: the row numbers that were chosen, as `encode_rows` writes them
+FindClusters = Callable[[Scores], pl.DataFrame]
 
 
 @dataclass(frozen=True)
@@ -38,22 +44,35 @@ class SelectedRows:
         return int(self.facts["num_selected"])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Extras:
+    """What a selection reads and writes beside the scores and the rows."""
+
+    tables: Sequence[Path] = ()  # joined by row
+    ratings: Path | None = None
+    find_clusters: FindClusters | None = None  # columns row and cluster
+    with_scores: bool = False  # written into the rows
+    s_ifd_percent: float = 75  # for scores of an earlier release, which lack s_ifd
+
+
+NO_EXTRAS = Extras()
+
+
 def select_records(
     scores_dir: Path,
     output: Path,
     choice: Choice,
     *,
     run_dirs: Sequence[Path] = (),
-    ratings: Path | None = None,
+    extras: Extras = NO_EXTRAS,
     command: str = "",
     wanted: str | None = None,
 ) -> SelectedRows:
     """Chooses rows by ``scores_dir/scores.parquet`` and writes them, with all their fields.
 
     The suffix of ``output`` names its format; without a suffix it becomes a data set folder, whose
-    card names the ``command``. ``ratings`` are added to the scores. ``run_dirs`` are folders, in
-    addition to ``scores_dir``, in which a run keeps its own files. ``wanted`` is the fingerprint
-    that the scores must have.
+    card names the ``command``. ``run_dirs`` are folders, in addition to ``scores_dir``, in which a
+    run keeps its own files. ``wanted`` is the fingerprint that the scores must have.
 
     Raises:
         UserError: there are no scores yet, the choice is empty or impossible, the rows are damaged,
@@ -62,26 +81,49 @@ def select_records(
     check_format(output)
     scored = open_scores(scores_dir, wanted)
     check_output(output, scored, run_dirs)
-    shards = scored.open_rows()
-    rows = shards.scan()
-    scores, rated = scored.frame, dict[str, Any]()
-    if ratings is not None:
-        origin = name_data(shards.summary["settings"])
-        scores = add_ratings(scores, read_ratings(ratings, origin))
-        rated = {"ratings": file_sha256(ratings), "without_rating": count_unrated(scores)}
-    chosen = select_rows(scores, choice)
+    scores, rows, sources = open_columns(scored, extras)
+    chosen = choose(scores, choice, sources)
     facts = {
         MADE_BY: COMMAND,
         "scores": scored.fingerprint,
         "contents": scored.contents,
-        "num_selected": chosen.height,
-        "num_answer_tokens": int(chosen["num_answer_tokens"].sum()),
+        "num_selected": chosen.rows.height,
+        "num_answer_tokens": int(chosen.rows["num_answer_tokens"].sum()),
         "num_usable": count_outcomes(scores)["usable"],
+        "num_above_one": chosen.rows["drop_reason"].count(),  # of the selected rows
         **choice.to_json(),
-        **rated,
+        "with_scores": extras.with_scores,
+        "tables": {name: file_sha256(table) for name, table in sources.used.items()},
+        **explain(chosen),
     }
+    if RATING in sources.used:
+        facts["without_rating"] = count_unrated(chosen.pool)
+    shown = {key: value for key, value in facts.items() if key != SHARES}
     card = partial(
-        write_card, title=output.name, manifest=scored.manifest, choice=facts, command=command
+        write_card, title=output.name, manifest=scored.manifest, choice=shown, command=command
     )
-    path = export(find_records(rows, chosen["row"]), output, facts, card)
-    return SelectedRows(output, path, fingerprint(facts), facts, scores, rows)
+    records = find_records(rows, chosen.rows["row"])
+    if extras.with_scores:
+        records = add_scores(records, chosen.rows)
+    mark = {**facts, ROWS: encode_rows(chosen.rows["row"])}
+    path = export(records, output, mark, card)
+    return SelectedRows(output, path, fingerprint(mark), mark, scores, rows)
+
+
+def open_columns(scored: Scores, extras: Extras) -> tuple[pl.DataFrame, pl.LazyFrame, Sources]:
+    """The scores, the rows that were scored, and the sources of further columns.
+
+    Raises:
+        UserError: the rows are damaged, or log-probs that an earlier release's scores need.
+    """
+    shards = scored.open_rows()
+    rows, scores = shards.scan(), with_gains(scored, s_ifd_percent=extras.s_ifd_percent)
+    sources = Sources(
+        rows=rows,
+        num_rows=scores.height,
+        tables=extras.tables,
+        ratings=extras.ratings,
+        find_clusters=partial(extras.find_clusters, scored) if extras.find_clusters else None,
+        origin=name_data(shards.summary["settings"]),
+    )
+    return scores, rows, sources

@@ -18,7 +18,7 @@ from typing import Any
 import polars as pl
 
 from cherry_vllm.errors import UserError
-from cherry_vllm.schema import SCHEMA_VERSION
+from cherry_vllm.schema import GAINS, SCHEMA_VERSION
 from cherry_vllm.schema import SCORES as SCHEMA
 from cherry_vllm.store.files import ROW_GROUP_ROWS, atomic_path, file_sha256, read_json, write_json
 from cherry_vllm.store.locks import changing
@@ -37,6 +37,8 @@ KEYS = OF_FILE | {
     "schema_version",
     "rows",
 }
+S_IFD = "s_ifd"  # a key that later releases add: its share of the tokens, and their threshold
+OPTIONAL = {"previous", S_IFD}
 MAX_TRIES = 5  # to read a matching pair while a run writes
 
 
@@ -57,6 +59,17 @@ class Scores:
     def contents(self) -> str:
         """Names what the scores hold: rows that failed, once retried, have other scores."""
         return str(self.manifest["score"].get("contents"))
+
+    @property
+    def s_ifd_percent(self) -> float | None:
+        """The share of the tokens that ``s_ifd`` counts; None if an earlier release scored."""
+        found = self.manifest.get(S_IFD)
+        return float(found["percent"]) if found else None
+
+    @property
+    def logprobs_folder(self) -> Path:
+        """The folder of the log-prob shards, beside that of the row shards."""
+        return self.rows_folder.parents[1] / Folder.LOGPROBS / self.fingerprint
 
     @property
     def rows_fingerprint(self) -> str:
@@ -212,7 +225,9 @@ def _is_edited(scores_dir: Path) -> bool:
             return False
         if file_sha256(scores) in _known_contents(scores_dir):
             return False
-        return pl.read_parquet_schema(scores) != SCHEMA or not _is_signed(scores)
+        found = pl.read_parquet_schema(scores)
+        earlier = {name: SCHEMA[name] for name in SCHEMA if name not in GAINS}
+        return found not in (SCHEMA, earlier) or not _is_signed(scores)
     except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException):
         return False
 
@@ -225,7 +240,7 @@ def _has_other_keys(scores_dir: Path) -> bool:
     shown = _read_manifest(scores_dir)
     if shown.get("schema_version") != SCHEMA_VERSION:
         return bool(shown) and "fingerprint" not in shown  # else it is of another release
-    return len(shown.keys() - KEYS - {"previous"}) > len(KEYS - shown.keys())
+    return len(shown.keys() - KEYS - OPTIONAL) > len(KEYS - shown.keys())
 
 
 def _read_manifest(scores_dir: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import polars as pl
 
 from cherry_vllm.errors import UserError
 from cherry_vllm.runtime.versions import installed_versions
+from cherry_vllm.schema import Schema
 from cherry_vllm.store.files import (
     ROW_GROUP_ROWS,
     atomic_path,
@@ -144,8 +145,10 @@ class Shards:
             raise _damaged(path)
         return pl.read_parquet(io.BytesIO(content))
 
-    def scan(self) -> pl.LazyFrame:
+    def scan(self, schema: Schema | None = None) -> pl.LazyFrame:
         """All shards of a closed folder as one lazy frame, in order.
+
+        Columns of ``schema`` that a shard of an earlier release lacks are null.
 
         Raises:
             UserError: a shard is missing or damaged.
@@ -154,7 +157,12 @@ class Shards:
         for index in indices:
             if not self.is_done(index):
                 raise _damaged(self.path(index))
-        return pl.scan_parquet([self.path(index) for index in indices], glob=False)
+        return pl.scan_parquet(
+            [self.path(index) for index in indices],
+            glob=False,
+            schema=schema,
+            missing_columns="raise" if schema is None else "insert",
+        )
 
     @contextmanager
     def changing(self) -> Iterator[None]:

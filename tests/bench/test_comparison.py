@@ -86,7 +86,7 @@ def test_no_loss_of_another_model_prompt_or_set_is_reused(
             {"stage": "select", "artifact": "cherry.json", "facts": {}},
             {"stage": "train cherry", "artifact": str(tuned.parent), "facts": {}},
         ]
-        config = {"select": {"strategy": "cherry", "num_tokens": None}}
+        config = {"select": {"name": "cherry", "num_tokens": None}}
         (folder / "pipeline.json").write_text(json.dumps({"config": config, "stages": stages}))
     tables = [evaluate(tmp_path / "run", variant, seed=0) for variant in variants]
     bases = [table[0]["held-out"] for table in tables]

@@ -69,8 +69,8 @@ def test_a_position_that_is_no_number_is_the_end_of_the_line(
     [
         ("cherry-vllm sco", ["score "]),
         ("cherry-vllm score max_le", ["max_length="]),
-        ("cherry-vllm score select.strategy=ch", ["cherry "]),
-        ("cherry-vllm score -m select.strategy=cherry,lo", ["cherry,low_ifd ", "cherry,longest "]),
+        ("cherry-vllm score select=ch", ["cherry "]),
+        ("cherry-vllm score -m select=cherry,lo", ["cherry,longest ", "cherry,low_ifd "]),
         ("cherry-vllm score data.path=al", []),  # then readline completes names of files
     ],
 )

@@ -46,7 +46,22 @@ Refused = Callable[..., str]
         (["score", "executor.num_workers=0"], "executor.num_workers=0: give a whole number of at"),
         (["sample", "sample.n_init=0"], "sample.n_init=0: give a whole number of at least 1"),
         (["score", "run_dir="], "run_dir=: give a path that is not empty"),
-        (["select", "select.strategy=best"], "select.strategy=best: choose from cherry, low_ifd, "),
+        (["select", "select=best"], "select=best: no such option; choose from balanced, cherry, "),
+        (
+            ["select", "select.strategy=best"],
+            "select.strategy: no longer a setting; write select=be",
+        ),
+        (["select", "select.pool=all"], "select.pool=all: choose from usable, scored"),
+        (["select", "select.quota=some"], "select.quota=some: give proportional, equal, or a mapp"),
+        (
+            ["select", "select.quota={a: -1}"],
+            "select.quota={'a': -1}: give proportional, equal, or",
+        ),
+        (["select", "select.where="], "select.where=: give a SQL expression"),
+        (
+            ["select", "select.strata=[]", "select.bins=1"],
+            "select.bins=1: give a whole number of at",
+        ),
         (["select", "select.fraction=0,1"], "select.fraction=0,1: several values; add -m to run t"),
         (["select", "engine=hf,vllm"], "engine=hf,vllm: several values; add -m to run them all"),
         (["select", "engine=glob(*)"], "engine=glob(*): several values; add -m to run them all"),

@@ -97,7 +97,7 @@ def test_select_writes_the_format_that_the_suffix_names(
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["select.strategy=rating"], ["ratings.parquet", "judge=rating", "select.ratings"]),
+        (["select=rating"], ["ratings.parquet", "judge=rating", "select.ratings"]),
         (["select.count=99"], ["select.count=99", "usable"]),
         (["select.fraction=0.0001"], ["select.fraction"]),
         (["select.output=c.txt"], ["c.txt", ".jsonl"]),

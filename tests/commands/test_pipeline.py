@@ -155,8 +155,7 @@ def test_the_jobs_of_a_sweep_train_from_one_scoring_run(
     pipeline: Callable[..., Any], run_dir: Path
 ) -> None:
     jobs = [
-        pipeline(f"strategy={name}", *KMEANS, f"select.strategy={name}")
-        for name in ("cherry", "random")
+        pipeline(f"strategy={name}", *KMEANS, f"select={name}") for name in ("cherry", "random")
     ]
     assert len(list(run_dir.glob("models/pre_experience-*"))) == 1
     assert len(list(run_dir.glob("logprobs/*"))) == 1

@@ -6,12 +6,17 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from cherry_vllm.cli import main
+from cherry_vllm.cli.keys import list_groups
 from cherry_vllm.commands.inputs import Job, Outcome, find_input
 from cherry_vllm.commands.select import select
 from cherry_vllm.config import compose
 from cherry_vllm.errors import UserError
-from cherry_vllm.schema import DropReason
+from cherry_vllm.schema import GAINS, DropReason
+from cherry_vllm.selection.explanation import decode_rows
 from cherry_vllm.store.files import file_sha256
+from cherry_vllm.store.scores import changing_scores, open_scores, write_scores
+from cherry_vllm.store.shards import Shards
 from tests.made_up import SHIPPED, score
 
 
@@ -71,10 +76,10 @@ def test_the_reasons_of_rows_without_a_rating_are_shown(
         {"row": [0, 1, 2], "rating": [5.0, 4.6, None], "reason": [None, None, "\x1b[31mfailed"]}
     )
     frame.write_parquet(run_dir / "ratings.parquet")
-    outcome = run(run_dir, "select.strategy=rating", "select.fraction=null")
+    outcome = run(run_dir, "select=rating", "select.fraction=null")
     assert outcome.facts["num_selected"] == 2
     shown = capsys.readouterr().out
-    assert "usable rows without a rating" in shown
+    assert "rows without a rating" in shown
     assert r"\x1b[31mfailed" in shown
     assert "\x1b" not in shown
 
@@ -119,3 +124,144 @@ def test_a_run_folder_for_the_scores_of_another_keeps_its_own_files(
         overrides = (f"scores_dir={run_dir}", "select.count=1", f"select.output={output}")
         with pytest.raises(UserError, match="a name that the run keeps for its own files"):
             run(own, *overrides)
+
+
+# --- where, rank, join, strata -----------------------------------------------------------------
+
+
+def chosen(run_dir: Path, *words: str) -> list[int]:
+    """The rows that the command line chooses."""
+    assert main(["select", f"run_dir={run_dir}", "select.num_examples=0", *words]) == 0
+    mark = json.loads((run_dir / "cherry.json.meta.json").read_text(encoding="utf-8"))
+    lines = SHIPPED.read_text(encoding="utf-8").splitlines()
+    held = (run_dir / "cherry.json").read_text(encoding="utf-8").splitlines()[1:-1]
+    rows = [lines.index(line.removesuffix(",")) for line in held]
+    assert sorted(rows) == decode_rows(mark["rows"])
+    assert len(rows) == mark["num_selected"] == mark["steps"]["selected"]
+    return rows
+
+
+def texts(field: str) -> list[str]:
+    lines = SHIPPED.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)[field] for line in lines]
+
+
+def test_the_command_line_takes_sql(run_dir: Path) -> None:
+    # Row n has an IFD of 0.1 + n / 20; rows 0 to 18 are usable.
+    assert chosen(run_dir, "select.rank=-ifd", "select.count=2") == [0, 1]
+    words = ("select.where=ifd <= 0.44 and row > 2", "select.fraction=1")
+    assert chosen(run_dir, *words) == [3, 4, 5, 6]
+    words = ("select.where='row in (3, 5, 20)'", "select.fraction=null")
+    assert chosen(run_dir, *words) == [3, 5]
+    words = ("select.pool=scored", "select.rank=abs(ifd - 0.6)")
+    assert chosen(run_dir, *words, "select.count=2") == [24, 25]
+    words = ("select.rank=0.7 * ifd", "select.threshold=0.6")
+    assert chosen(run_dir, *words, "select.fraction=null") == [16, 17, 18]
+
+
+def test_fields_of_the_records_can_be_named(run_dir: Path) -> None:
+    with_input = [row for row in range(19) if texts("input")[row]]
+    words = ("select.where=record.input <> ''", "select.fraction=null")
+    assert chosen(run_dir, *words) == with_input
+    lengths = {row: len(texts("output")[row]) for row in range(19)}
+    longest = sorted(lengths, key=lambda row: (-lengths[row], row))[:3]
+    assert chosen(run_dir, "select.rank=length(record.output)", "select.count=3") == sorted(longest)
+    words = ("select.strata=record.input = ''", "select.quota={true: 1, false: 1}")
+    half = chosen(run_dir, *words, "select.count=4")
+    assert sum(row in with_input for row in half) == 2
+
+
+def test_tables_join_by_row_and_are_in_the_mark(run_dir: Path) -> None:
+    table = run_dir / "my table.parquet"
+    frame = pl.DataFrame({"row": range(26), "reward": [row % 5 for row in range(26)]})
+    frame.write_parquet(table)
+    words = (f"select.join={table}", "select.rank=reward", "select.count=3")
+    assert chosen(run_dir, *words) == [4, 9, 14]
+    mark = json.loads((run_dir / "cherry.json.meta.json").read_text(encoding="utf-8"))
+    assert mark["tables"] == {str(table): file_sha256(table)}
+    words = (f"select.join=['{table}']", "select.strata=[reward]", "select.quota=equal")
+    assert chosen(run_dir, *words, "select.count=5") == [14, 15, 16, 17, 18]
+
+
+@pytest.mark.parametrize("strategy", list_groups()["select"])
+def test_every_strategy_works_from_the_command_line(run_dir: Path, strategy: str) -> None:
+    frame = pl.DataFrame({"row": range(26), "rating": [5.0] * 26, "cluster": [1, 2] * 13})
+    columns = {name: pl.col("row") % 3 for name in ("reward", "understandability")}
+    columns |= {name: pl.col("row") % 4 for name in ("naturalness", "coherence")}
+    frame.with_columns(**columns).write_parquet(run_dir / "table.parquet")
+    words = (f"select={strategy}", f"select.join=[{run_dir}/table.parquet]", "select.count=4")
+    assert len(chosen(run_dir, *words)) == 4
+
+
+def test_a_sweep_over_strategies_gives_each_its_folder(run_dir: Path) -> None:
+    argv = ["select", "-m", f"run_dir={run_dir}", "select=cherry,low_ifd,random"]
+    assert main([*argv, "select.fraction=0.2,0.4"]) == 0
+    found = sorted(path.parent.name for path in run_dir.glob("*/cherry.json"))
+    assert found == [
+        f"select.fraction={fraction},select={name}"
+        for fraction in ("0.2", "0.4")
+        for name in ("cherry", "low_ifd", "random")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["select.rank=idf"], "select.rank=idf: no column idf; there are row, num_turns"),
+        (["select.where=ifd <"], "select.where=ifd <: "),
+        (["select=balanced"], ": no embeddings of these rows, which the column cluster needs; run"),
+        (
+            ["select.join=no.parquet", "select.rank=x"],
+            "no.parquet: no such file; check select.j",
+        ),
+        (
+            ["select.rank=rating"],
+            "ratings.parquet: no such file; run `cherry-vllm judge judge=",
+        ),
+        (["select.strata=[row]", "select.quota={x: 1}"], "select.quota: no stratum x; there are"),
+        (["select.where=1 in (select 1)"], "select is not understood, since no tables are read"),
+    ],
+)
+def test_what_cannot_be_chosen_costs_one_line(
+    run_dir: Path, capsys: pytest.CaptureFixture[str], words: list[str], line: str
+) -> None:
+    assert main(["select", f"run_dir={run_dir}", *words]) == 2
+    (shown,) = capsys.readouterr().err.splitlines()
+    assert line in shown
+
+
+def test_clusters_come_from_the_embeddings_of_the_run(run_dir: Path) -> None:
+    rows = open_scores(run_dir).open_rows()
+    embeddings = Shards(run_dir / "embeddings", {"rows": rows.fingerprint})
+    for index in range(rows.num_shards):
+        shard = rows.read(index).select("row", "drop_reason")
+        vectors = [[float(row % 3), 1.0] for row in shard["row"]]
+        column = pl.Series("embedding", vectors, pl.Array(pl.Float32, 2))
+        embeddings.write(index, shard.with_columns(column))
+    embeddings.close(rows.num_shards)
+    words = ("select=balanced", "select.num_clusters=3", "select.count=6")
+    assert chosen(run_dir, *words) == [13, 14, 15, 16, 17, 18]
+    one = ("select.group=cluster", "select.max_per_group=1", "select.num_clusters=3")
+    assert chosen(run_dir, *one, "select.fraction=null") == [16, 17, 18]
+
+
+def test_the_card_counts_rows_above_one_once(run_dir: Path) -> None:
+    run(run_dir, "select.pool=scored", "select.count=9", "select.output=cherry")
+    text = (run_dir / "cherry" / "README.md").read_text(encoding="utf-8")
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    table = {key: value for key, *values in rows for value in values}
+    # Of rows 0 to 25, rows 19 to 25 have an IFD above 1; rows 17 to 25 are selected.
+    assert [table[key] for key in ("selected", "usable, not selected", "rows read")] == [
+        *("9", "17", "26"),
+    ]
+    assert "dropped: ifd_above_one" not in table
+
+
+def test_columns_that_an_earlier_release_left_out_are_found_for_the_choice(run_dir: Path) -> None:
+    held = open_scores(run_dir)
+    manifest = {key: held.manifest[key] for key in held.manifest if key != "s_ifd"}
+    with changing_scores(run_dir):
+        write_scores(run_dir, held.frame.drop(GAINS), held.rows_folder, manifest)
+    before = (run_dir / "scores.parquet").read_bytes()
+    assert chosen(run_dir, "select.rank=-nats_saved", "select.count=2") == [17, 18]
+    assert (run_dir / "scores.parquet").read_bytes() == before

@@ -71,7 +71,9 @@ def test_a_damaged_file_is_left_out_with_one_line_that_names_it(
     assert not any("\n" in message for message in caplog.messages)
 
 
-@pytest.mark.parametrize("change", [{"count": 1_000_000}, {"strategy": "luck"}, {"rule": None}])
+@pytest.mark.parametrize(
+    "change", [{"num_selected": 3}, {"rows": "0-x"}, {"pool": "all"}, {"rule": None}]
+)
 def test_a_mark_that_describes_no_possible_selection_is_left_out(
     change: dict[str, object], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

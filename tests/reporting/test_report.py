@@ -28,16 +28,14 @@ from cherry_vllm.figures.figure import save_png
 from cherry_vllm.figures.instructions import draw_landscape
 from cherry_vllm.figures.models import draw_losses, find_points
 from cherry_vllm.figures.scores import draw_ifd, draw_ledger, draw_length, draw_scores
-from cherry_vllm.options import Strategy
 from cherry_vllm.reporting.artifacts import find_aspects, find_jobs, find_losses, find_selection
 from cherry_vllm.reporting.extremes import count_first_words, find_samples
 from cherry_vllm.reporting.landscape import find_dominated, survey
 from cherry_vllm.reporting.page import Page, render
 from cherry_vllm.schema import LOGPROBS, ROWS
 from cherry_vllm.scoring.run import aggregate
-from cherry_vllm.selection.choice import Choice
 from cherry_vllm.selection.extremes import Side, label_sides
-from cherry_vllm.selection.run import select_records
+from cherry_vllm.selection.run import Extras, select_records
 from cherry_vllm.store.files import read_json, write_json
 from cherry_vllm.store.scores import open_scores
 from cherry_vllm.store.shards import Shards
@@ -45,6 +43,7 @@ from tests.browser import PHONE_WIDTH, Tab, find_browser, open_tab
 from tests.conftest import ROWS as SHIPPED
 from tests.conftest import Cli
 from tests.judging import REVIEWS
+from tests.made_up import named
 from tests.made_up import scores as scores_of
 
 HOSTILE = [
@@ -121,8 +120,8 @@ def write_embeddings(run_dir: Path, rows: Shards, vectors: np.ndarray[Any, Any])
     embeddings.close(1)
 
 
-def write_selection(run_dir: Path, folder: Path, strategy: Strategy, fraction: float) -> None:
-    choice = Choice(strategy=strategy, fraction=fraction)
+def write_selection(run_dir: Path, folder: Path, strategy: str, fraction: float) -> None:
+    choice = named(strategy, fraction=fraction)
     select_records(run_dir, folder / "cherry.json", choice)
 
 
@@ -172,9 +171,9 @@ def write_everything(run_dir: Path) -> None:
     ifds: list[float | None] = [*generator.uniform(0.1, 1.2, 118).tolist(), None, None]
     rows = write_scores(run_dir, instructions, ifds)
     write_embeddings(run_dir, rows, generator.normal(size=(120, 8)))
-    for strategy in (Strategy.cherry, Strategy.random):
+    for strategy in ("cherry", "random"):
         for fraction in (0.05, 0.1, 0.2):
-            name = f"select.fraction={fraction},select.strategy={strategy.value}"
+            name = f"select.fraction={fraction},select={strategy}"
             write_selection(run_dir, run_dir / name, strategy, fraction)
             write_verdicts(run_dir / name)
     write_aspects(run_dir, run_dir / "rated")
@@ -320,7 +319,7 @@ def test_pictures_are_written_beside_the_page(run_dir: Path) -> None:
 def test_the_ledger_and_the_histogram_account_for_every_row(tmp_path: Path) -> None:
     ifds = [0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 1.0, 1.5, 40.0, None]
     write_scores(tmp_path, [f"do {row}" for row in range(10)], ifds)
-    write_selection(tmp_path, tmp_path, Strategy.cherry, 0.3)
+    write_selection(tmp_path, tmp_path, "cherry", 0.3)
     scores = pl.read_parquet(tmp_path / "scores.parquet")
     (job,) = find_jobs(tmp_path, "cherry.json.meta.json")
     assert job.selection is not None
@@ -466,20 +465,20 @@ def test_a_sweep_joins_verdicts_to_selections(run_dir: Path) -> None:
     assert draw_losses(losses).key.keys() == set(losses["model"])
 
 
-def test_a_selection_by_rating_is_found_with_its_ratings_alone(tmp_path: Path) -> None:
+def test_a_selection_by_rating_is_found_without_its_ratings(tmp_path: Path) -> None:
     write_scores(tmp_path, ["a", "b", "c", "d"], [0.1, 0.5, 0.9, 0.3])
     ratings = tmp_path / "ratings.parquet"
     pl.DataFrame({"row": [0, 1, 2, 3], "rating": [5.0, 2.0, 4.5, None]}).write_parquet(ratings)
     job = tmp_path / "job"
-    choice = Choice(strategy=Strategy.rating, threshold=4.5)
-    select_records(tmp_path, job / "cherry.json", choice, ratings=ratings)
+    extras = Extras(ratings=ratings)
+    select_records(tmp_path, job / "cherry.json", named("rating", fraction=None), extras=extras)
     meta, scores = job / "cherry.json.meta.json", open_scores(tmp_path)
     found = find_selection(meta, scores)
     assert found
     assert found.rows["row"].to_list() == [0, 2]
     assert found.cut is None
     ratings.unlink()
-    assert find_selection(meta, scores) is None
+    assert find_selection(meta, scores)
 
 
 @pytest.mark.parametrize("harm", ["edited", "deleted"])
@@ -487,7 +486,7 @@ def test_a_selection_that_was_changed_is_left_out(
     tmp_path: Path, harm: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_scores(tmp_path, ["a", "b", "c", "d"], [0.1, 0.5, 0.9, 0.3])
-    write_selection(tmp_path, tmp_path, Strategy.cherry, 0.5)
+    write_selection(tmp_path, tmp_path, "cherry", 0.5)
     output = tmp_path / "cherry.json"
     output.unlink()
     if harm == "edited":
@@ -532,7 +531,7 @@ def test_aspects_of_other_scores_are_not_shown(run_dir: Path) -> None:
     ("name", "series"),
     [
         (".", "cherry"),
-        ("select.fraction=0.05,select.strategy=cherry", "cherry"),
+        ("select=cherry,select.fraction=0.05", "cherry"),
         ("sample=none,seed=1,select.count=7", "cherry, sample=none, seed=1"),
         ("7b/select.num_tokens=9", "cherry, 7b"),
     ],

@@ -182,7 +182,7 @@ def test_a_turn_without_a_number_has_no_ifd_and_the_others_have_theirs() -> None
 def test_a_row_dropped_before_keeps_its_reason_and_has_no_score(reason: str) -> None:
     scores = aggregate(None, ([-1.0], [-2.0]), reasons=[reason, None])
     assert scores["drop_reason"].to_list() == [reason, None]
-    assert scores.drop("row", "drop_reason").row(0) == (None,) * 8
+    assert scores.drop("row", "drop_reason").row(0) == (None,) * 11
 
 
 def test_order_schema_and_truncation_are_kept() -> None:

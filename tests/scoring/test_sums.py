@@ -5,6 +5,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from cherry_vllm.schema import GAINS
 from tests.conftest import Cli
 from tests.runs import NUM_ROWS, command, logprob_files
 
@@ -18,16 +19,20 @@ def test_sums_alone_give_the_same_scores_on_less_disk(
     assert done.returncode == 0, done.stderr
     sums, scores = logprob_files(tmp_path), pl.read_parquet(tmp_path / "scores.parquet")
     full = pl.read_parquet(undisturbed / "scores.parquet")
-    inexact = ("ifd", "ifd_ppl", "conditioned_score", "direct_score", "turn_ifd")
+    inexact = ("ifd", "ifd_ppl", "conditioned_score", "direct_score", "turn_ifd", *GAINS)
     assert scores.drop(inexact).equals(full.drop(inexact))
     # Shards of another size are other batches.
     assert scores["ifd"].to_list() == pytest.approx(full["ifd"].to_list(), abs=1e-6)
+    assert scores["nats_saved"].to_list() == pytest.approx(full["nats_saved"].to_list(), abs=1e-3)
+    assert scores["share_helped"].null_count() == full["share_helped"].null_count()
+    assert scores["s_ifd"].null_count() == scores.height
     assert set(pl.read_parquet(*tmp_path.glob("logprobs/*/*.parquet")).columns) == {
         "row",
         "num_answer_tokens",
         "conditioned_sum",
         "num_direct_tokens",
         "direct_sum",
+        "num_helped_tokens",
         "truncated",
         "drop_reason",
     }

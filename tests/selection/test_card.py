@@ -44,7 +44,7 @@ def card(folder: Path, title: str = "cherry", command: str = "c", **changes: Any
         "data/train-0.parquet",
         title=title,
         manifest=MANIFEST | changes,
-        choice={"num_selected": 5, "strategy": "cherry"},
+        choice={"num_selected": 5, "num_above_one": 0, "strategy": "cherry"},
         command=command,
     )
     return (folder / "README.md").read_text(encoding="utf-8")

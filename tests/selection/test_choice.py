@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from cherry_vllm.errors import UserError
-from cherry_vllm.options import Order, Rule, Strategy
+from cherry_vllm.options import Order, Pool, Rule
 from cherry_vllm.selection.choice import Choice
 
 
@@ -23,16 +23,31 @@ def test_a_number_is_at_least_1(key: str, number: int) -> None:
         Choice(**{key: number})  # type: ignore[arg-type]
 
 
+def test_a_quota_is_a_word_or_weights() -> None:
+    for quota in ("some", {"a": -1}, {"a": 0}, {}):
+        with pytest.raises(
+            UserError, match=r"select\.quota=.*: give proportional, equal, or a map"
+        ):
+            Choice(count=1, quota=quota)
+    assert Choice(count=1, quota={"a": 1, "b": 0}).quota == {"a": 1, "b": 0}
+
+
 def test_a_threshold_is_a_finite_number() -> None:
     with pytest.raises(UserError, match=r"select\.threshold=nan: give a number"):
-        Choice(strategy=Strategy.rating, threshold=math.nan)
+        Choice(rank="rating", threshold=math.nan)
 
 
-@pytest.mark.parametrize("strategy", [each for each in Strategy if each is not Strategy.rating])
-def test_a_size_is_needed_but_for_ratings(strategy: Strategy) -> None:
+@pytest.mark.parametrize("rank", ["ifd", "random", "-conditioned_score"])
+def test_a_size_is_needed_unless_something_else_limits_the_choice(rank: str) -> None:
     with pytest.raises(UserError, match=r"select\.fraction: not given"):
-        Choice(strategy=strategy)
-    assert Choice(strategy=Strategy.rating).count is None
+        Choice(rank=rank)
+    for limit in ({"where": "ifd < 0.5"}, {"max_per_group": 1}, {"rank": "rating"}):
+        assert Choice(**({"rank": rank} | limit)).count is None
+
+
+def test_random_rows_reach_no_threshold() -> None:
+    with pytest.raises(UserError, match=r"select\.threshold=1: rows in random order have no rank"):
+        Choice(rank="random", threshold=1, count=1)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +55,8 @@ def test_a_size_is_needed_but_for_ratings(strategy: Strategy) -> None:
     [
         {"fraction": 0.1},
         {"count": 5, "order": Order.ifd, "rule": Rule.data_by_ifd, "seed": 3},
-        {"strategy": Strategy.rating, "threshold": 4.5, "num_tokens": 100},
+        {"rank": "rating", "threshold": 4.5, "num_tokens": 100, "pool": Pool.scored},
+        {"fraction": 1, "strata": ("cluster", "ifd"), "quota": {"1": 2.5}, "max_per_group": 2},
     ],
 )
 def test_what_a_mark_says_of_a_choice_is_the_choice(choice: dict[str, Any]) -> None:

@@ -9,15 +9,15 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from cherry_vllm.errors import UserError
-from cherry_vllm.options import Order, Rule, Strategy
+from cherry_vllm.options import Order, Rule
 from cherry_vllm.schema import SCORES
-from cherry_vllm.selection.choice import Choice
 from cherry_vllm.selection.ranking import select_rows
 from cherry_vllm.selection.ratings import add_ratings, count_unrated
-from tests.made_up import SEVEN, distinct, scores_of
+from tests.made_up import SEVEN, distinct, named, scores_of
 
 Lines = list[tuple[int, float, bool]]
-RATED = SEVEN.with_columns(rating=pl.lit(5.0))
+STRATEGIES = ("cherry", "low_ifd", "high_conditioned", "longest", "rating", "random")
+RATED = SEVEN.with_columns(rating=pl.lit(5.0), num_answer_tokens=pl.lit(3, pl.UInt32))
 
 
 def choose(
@@ -28,8 +28,8 @@ def choose(
     rule: Any = "exact",
     **choice: Any,
 ) -> pl.DataFrame:
-    choice |= {"strategy": Strategy(strategy), "order": Order(order), "rule": Rule(rule)}
-    return select_rows(scores, Choice(**choice))
+    choice = {"threshold": None, **choice, "order": Order(order), "rule": Rule(rule)}
+    return select_rows(scores, named(strategy, **choice))
 
 
 def chosen_rows(*arguments: Any, **options: Any) -> list[int]:
@@ -64,10 +64,10 @@ def test_the_first_row_of_each_strategy(strategy: Any, expected: Any) -> None:
     assert chosen_rows(SEVEN, strategy, count=1) == expected
 
 
-@pytest.mark.parametrize("strategy", list(Strategy))
+@pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("asked", [{"count": 5}, {"fraction": 1.0}])
 def test_all_usable_rows_can_be_chosen_and_no_other(strategy: Any, asked: Any) -> None:
-    assert chosen_rows(RATED, strategy.value, **asked) == [0, 1, 2, 4, 5]
+    assert chosen_rows(RATED, strategy, **asked) == [0, 1, 2, 4, 5]
 
 
 def test_chosen_lines_are_lines_of_the_scores() -> None:
@@ -134,17 +134,17 @@ def test_a_count_goes_before_a_fraction() -> None:
     assert choose(SEVEN, fraction=0.2, count=4).height == 4
 
 
-@pytest.mark.parametrize("strategy", list(Strategy))
+@pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("fraction", [0.19, 1e-9])
 def test_choosing_no_row_is_a_user_error(strategy: Any, fraction: float) -> None:
     words = f"select.fraction={fraction}: chooses none of 5 usable rows"
     with pytest.raises(UserError, match=words):
-        choose(RATED, strategy.value, fraction=fraction)
+        choose(RATED, strategy, fraction=fraction)
 
 
 @pytest.mark.parametrize("rule", ["exact", "data_by_ifd", "select_from_ifd_json"])
 def test_choosing_more_than_is_usable_is_a_user_error(rule: Any) -> None:
-    with pytest.raises(UserError, match=r"select\.count=6: only 5 rows are usable"):
+    with pytest.raises(UserError, match=r"select\.count=6: there are only 5 usable rows"):
         choose(SEVEN, count=6, rule=rule)
 
 
@@ -235,8 +235,8 @@ def test_a_row_without_a_rating_is_never_chosen_and_always_counted() -> None:
             {"fraction": 0.6, "threshold": 4.5},
             "asks for 3 rows, but only 2 usable rows have a rating of at least 4.5",
         ),
-        ({"threshold": 5.1}, "no usable row has a rating of at least 5.1"),
-        ({"count": 6}, "only 5 rows are usable"),
+        ({"threshold": 5.1}, "none of 5 usable rows have a rating of at least 5.1"),
+        ({"count": 6}, "there are only 5 usable rows"),
         ({"fraction": 2.0}, "select.fraction=2.0"),
         ({"rule": "data_by_ifd", "fraction": 0.5}, "select.rule=data_by_ifd"),
     ],

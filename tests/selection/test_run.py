@@ -12,14 +12,14 @@ import polars as pl
 import pytest
 
 from cherry_vllm.errors import UserError
-from cherry_vllm.options import Order, Strategy
+from cherry_vllm.options import Order
 from cherry_vllm.selection import run
 from cherry_vllm.selection.choice import Choice
-from cherry_vllm.selection.run import SelectedRows, select_records
+from cherry_vllm.selection.run import Extras, SelectedRows, select_records
 from cherry_vllm.store.files import file_sha256
 from cherry_vllm.store.run_folder import name_data
 from cherry_vllm.store.scores import Scores, open_scores
-from tests.made_up import SHIPPED, score
+from tests.made_up import SHIPPED, named, score
 
 LINES = SHIPPED.read_text(encoding="utf-8").splitlines()
 HALF = Choice(fraction=0.5, order=Order.ifd)
@@ -316,8 +316,8 @@ def test_rows_that_fit_in_no_columns_leave_the_old_table(tmp_path: Path) -> None
 
 
 def select_rated(run_dir: Path, ratings: Path) -> SelectedRows:
-    choice = Choice(strategy=Strategy.rating, threshold=4.5)
-    return select_records(run_dir, run_dir / "best.jsonl", choice, ratings=ratings)
+    choice = named("rating", fraction=None)
+    return select_records(run_dir, run_dir / "best.jsonl", choice, extras=Extras(ratings=ratings))
 
 
 def chosen_rows(selected: SelectedRows) -> list[int]:

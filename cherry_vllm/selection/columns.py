@@ -1,0 +1,157 @@
+"""Columns that expressions may name beside the scores; each is made only if one names it.
+
+``record.NAME``   a field of the row's record, also nested, as in ``record.meta.source``
+``instruction``   the text of all that precedes the row's last answer
+``rating``        of the judge's ratings
+``cluster``       of the embeddings, by K-Means
+any other         of the tables that are joined by ``row``
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import polars as pl
+
+from cherry_vllm.errors import UserError
+from cherry_vllm.selection.ratings import add_ratings, read_ratings
+
+RECORD = "record."
+INSTRUCTION, RATING, CLUSTER = "instruction", "rating", "cluster"
+BOOLEANS = {"true": True, "false": False}
+PART_END = "\x1e"  # between the parts of a message
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """Where columns come from. ``origin`` names the data whose rows tables must be about."""
+
+    rows: pl.LazyFrame | None = None  # of schema.ROWS
+    num_rows: int = 0
+    tables: Sequence[Path] = ()  # Parquet files with a column `row`
+    ratings: Path | None = None
+    find_clusters: Callable[[], pl.DataFrame] | None = None  # columns row and cluster
+    origin: str | None = None
+    used: dict[str, Path] = field(default_factory=dict, init=False)  # tables that were read
+
+    @cached_property
+    def known(self) -> list[str]:
+        """The names that :meth:`add` could add, for people."""
+        held = {
+            CLUSTER: self.find_clusters,
+            RATING: self.ratings,
+            INSTRUCTION: self.rows,
+            f"{RECORD}NAME": self.rows,
+        }
+        names = [name for names in self._columns.values() for name in names]
+        return names + [name for name, source in held.items() if source is not None]
+
+    def add(self, frame: pl.DataFrame, names: Iterable[str]) -> pl.DataFrame:
+        """``frame``, which has a column ``row``, with those of the ``names`` that exist anywhere.
+
+        Raises:
+            UserError: a table is none, or is about other rows; or two tables have such a column.
+        """
+        wanted = [name for name in dict.fromkeys(names) if name not in frame.columns]
+        texts = [name for name in wanted if name == INSTRUCTION or name.startswith(RECORD)]
+        if texts and self.rows is not None:
+            frame = _join(frame, read_texts(self.rows, texts))
+        for name in wanted:
+            tables = [table for table, columns in self._columns.items() if name in columns]
+            if len(tables) > 1:
+                raise UserError(
+                    f"select.join: both {tables[0]} and {tables[1]} have a column {name}; rename "
+                    "it in one of them"
+                )
+            if tables:
+                frame = _join(frame, self._read(tables[0], name))
+            elif name == RATING and self.ratings is not None:
+                self.used[RATING] = self.ratings
+                frame = add_ratings(frame, read_ratings(self.ratings, self.origin))
+            elif name == CLUSTER and self.find_clusters is not None:
+                frame = _join(frame, self.find_clusters())
+        return frame
+
+    @cached_property
+    def _columns(self) -> dict[Path, list[str]]:
+        return {table: _read_names(table, self.origin) for table in self.tables}
+
+    def _read(self, table: Path, name: str) -> pl.DataFrame:
+        self.used[str(table)] = table
+        frame = pl.read_parquet(table, columns=["row", name], glob=False)
+        number = pl.col("row").cast(pl.Int64, strict=False)
+        is_fault = (
+            number.is_null() | number.is_duplicated() | ~number.is_between(0, self.num_rows - 1)
+        )
+        for (row,) in frame.filter(is_fault).select("row").head(1).iter_rows():
+            raise UserError(
+                f"{table}: row {row}; each row may occur once, from 0 to {self.num_rows - 1}"
+            )
+        return frame.with_columns(number.alias("row"))
+
+
+def read_texts(rows: pl.LazyFrame, names: Sequence[str]) -> pl.DataFrame:
+    """Columns ``row`` and ``names`` (``instruction``, ``record.NAME``) of a frame of ROWS.
+
+    A field is a number if each of its values is one or reads as one, or true or false if each is
+    that; else it is text. A field that a record lacks is null.
+    """
+    texts = {
+        name: _instruction() if name == INSTRUCTION else _field(name.removeprefix(RECORD))
+        for name in names
+    }
+    found = rows.select("row", **texts).collect(engine="streaming")
+    return found.with_columns(_typed(found[name]) for name in names if name.startswith(RECORD))
+
+
+def _field(path: str) -> pl.Expr:
+    keys = "".join(
+        f"['{key}']" for key in path.replace("\\", "\\\\").replace("'", "\\'").split(".")
+    )
+    return pl.col("record").str.json_path_match(f"${keys}")
+
+
+def _instruction() -> pl.Expr:
+    message = pl.element().struct
+    is_last = pl.col("messages").list.eval(message.field("is_answer").arg_true().max()).list.first()
+    parts = [message.field(name).fill_null("") for name in ("role", "content", "input", "extra")]
+    before = pl.col("messages").list.head(is_last)
+    return before.list.eval(pl.concat_str(parts, separator=PART_END)).list.join(2 * PART_END)
+
+
+def _typed(texts: pl.Series) -> pl.Series:
+    if texts.null_count() == len(texts):
+        return texts
+    if texts.drop_nulls().is_in(list(BOOLEANS)).all():
+        return texts.replace_strict(BOOLEANS, return_dtype=pl.Boolean)
+    numbers = texts.cast(pl.Float64, strict=False)
+    return numbers if numbers.null_count() == texts.null_count() else texts
+
+
+def _read_names(table: Path, origin: str | None) -> list[str]:
+    """The columns of a table but ``row``.
+
+    Raises:
+        UserError: it is no Parquet file with whole numbers in a column ``row``, or of other data.
+    """
+    try:
+        schema = pl.read_parquet_schema(table)
+        made_of = pl.read_parquet_metadata(table).get("origin")
+    except FileNotFoundError:
+        raise UserError(f"{table}: no such file; check select.join") from None
+    except (pl.exceptions.PolarsError, OSError) as error:
+        fault = str(error).strip().splitlines()[0]
+        raise UserError(f"{table}: not a Parquet file ({fault}); check select.join") from None
+    if not schema.get("row", pl.Null()).is_integer():
+        raise UserError(f"{table}: no column row of whole numbers, by which it could be joined")
+    if made_of and origin and made_of != origin:
+        raise UserError(
+            f"{table}: about other data than this run scored; make it of the same data.path with "
+            "the same data.columns, score.turns and settings of the format"
+        )
+    return [name for name in schema if name != "row"]
+
+
+def _join(frame: pl.DataFrame, found: pl.DataFrame) -> pl.DataFrame:
+    return frame.join(found, on="row", how="left", maintain_order="left")

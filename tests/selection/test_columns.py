@@ -1,0 +1,147 @@
+"""Columns from records, messages and tables, made only if an expression names them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from cherry_vllm.conversation import ASSISTANT, USER, Message, frame_messages, single_turn
+from cherry_vllm.errors import UserError
+from cherry_vllm.schema import ROWS
+from cherry_vllm.selection.columns import Sources, read_texts
+
+RECORDS: list[dict[str, Any]] = [
+    {"source": "a", "stars": 4, "meta": {"lang": "en", "id's": "x"}, "ok": True, "zip": "007"},
+    {"source": "it's", "stars": 2.5, "meta": {"lang": None}, "ok": False, "zip": "08"},
+    {"source": 'say "hi"\u00e9', "stars": "3", "meta": {}, "ok": True, "zip": "x"},
+    {"stars": None},
+]
+
+
+def rows_of(records: list[dict[str, Any]], conversations: Any = None) -> pl.LazyFrame:
+    said = conversations or [single_turn("Q", "", "A").messages] * len(records)
+    columns = {
+        "row": range(len(records)),
+        "record": [json.dumps(record) for record in records],
+        "messages": frame_messages(said),
+        "tools": None,
+        "drop_reason": None,
+    }
+    return pl.DataFrame(columns, schema=ROWS).lazy()
+
+
+def field(name: str) -> list[Any]:
+    return read_texts(rows_of(RECORDS), [f"record.{name}"])[f"record.{name}"].to_list()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("source", ["a", "it's", 'say "hi"\u00e9', None]),
+        ("stars", [4.0, 2.5, 3.0, None]),
+        ("meta.lang", ["en", None, None, None]),
+        ("meta.id's", ["x", None, None, None]),
+        ("ok", [True, False, True, None]),
+        ("zip", ["007", "08", "x", None]),
+        ("nosuch", [None] * 4),
+        ("source.deeper", [None] * 4),
+    ],
+)
+def test_a_field_is_typed_by_all_its_values(name: str, expected: list[Any]) -> None:
+    assert field(name) == expected
+
+
+def test_the_instruction_is_all_that_precedes_the_last_answer() -> None:
+    talk = [Message(USER, "Q"), Message(ASSISTANT, "A", "", is_answer=True)]
+    more = [Message(USER, "Q"), Message(ASSISTANT, "B", "", is_answer=True)]
+    longer = [*talk, Message(USER, "R"), Message(ASSISTANT, "C", "", is_answer=True)]
+    other = [*more, Message(USER, "R"), Message(ASSISTANT, "C", "", is_answer=True)]
+    with_input = list(single_turn("Q", "x", "A").messages)
+    said = [talk, more, longer, other, with_input, [Message(USER, "Q")], talk]
+    found = read_texts(rows_of([{}] * 7, said), ["instruction"])["instruction"].to_list()
+    assert found[0] == found[1] == found[6]
+    assert len({found[row] for row in (0, 2, 3, 4)}) == 4
+    assert "Q" in found[0]
+    assert "A" not in found[0]
+
+
+SCORES = pl.DataFrame({"row": [0, 1, 2, 3], "ifd": [0.1, 0.2, 0.3, 0.4]})
+
+
+def write(path: Path, frame: pl.DataFrame, **metadata: str) -> Path:
+    frame.write_parquet(path, metadata=metadata)
+    return path
+
+
+def sources(*tables: Path, **more: Any) -> Sources:
+    return Sources(rows=rows_of(RECORDS), num_rows=4, tables=tables, **more)
+
+
+def test_columns_of_tables_join_by_row_whatever_their_order(tmp_path: Path) -> None:
+    table = write(tmp_path / "a.parquet", pl.DataFrame({"row": [3, 0], "reward": [1, 2]}))
+    found = sources(table).add(SCORES, ["reward", "ifd", "record.source", "nosuch"])
+    assert found.columns == ["row", "ifd", "record.source", "reward"]
+    assert found["reward"].to_list() == [2, None, None, 1]
+    assert found["row"].to_list() == [0, 1, 2, 3]
+
+
+def test_what_no_expression_names_is_not_read(tmp_path: Path) -> None:
+    table = write(tmp_path / "a.parquet", pl.DataFrame({"row": [9, 9], "reward": [1, 2]}))
+
+    def find_clusters() -> pl.DataFrame:
+        raise AssertionError("nobody asked")
+
+    asked = sources(table, find_clusters=find_clusters, ratings=tmp_path / "none.parquet")
+    assert asked.add(SCORES, ["ifd"]).equals(SCORES)
+    assert asked.used == {}
+    assert asked.known == ["reward", "cluster", "rating", "instruction", "record.NAME"]
+
+
+def test_ratings_and_clusters_come_from_their_own_places(tmp_path: Path) -> None:
+    ratings = write(tmp_path / "r.parquet", pl.DataFrame({"row": [1], "rating": [5.0]}))
+    clusters = pl.DataFrame({"row": [2], "cluster": [7]})
+    asked = sources(ratings=ratings, find_clusters=lambda: clusters)
+    found = asked.add(SCORES, ["rating", "cluster"])
+    assert found["rating"].to_list() == [None, 5.0, None, None]
+    assert found["cluster"].to_list() == [None, None, 7, None]
+    assert asked.used == {"rating": ratings}
+
+
+@pytest.mark.parametrize(
+    ("frame", "metadata", "words"),
+    [
+        (None, {}, "no such file; check select.join"),
+        (pl.DataFrame({"row": ["1"], "x": [1]}), {}, "no column row of whole numbers"),
+        (pl.DataFrame({"x": [1]}), {}, "no column row of whole numbers"),
+        (pl.DataFrame({"row": [1, 1], "x": [1, 2]}), {}, "row 1; each row may occur once"),
+        (pl.DataFrame({"row": [None, 1], "x": [1, 2]}), {}, "row None; each row may"),
+        (pl.DataFrame({"row": [4], "x": [1]}), {}, "row 4; each row may occur once, from 0 to 3"),
+        (pl.DataFrame({"row": [-1], "x": [1]}), {}, "row -1; each row may"),
+        (pl.DataFrame({"row": [1], "x": [1]}), {"origin": "other"}, "about other data than this"),
+    ],
+)
+def test_a_table_that_does_not_fit_costs_one_line(
+    tmp_path: Path, frame: pl.DataFrame | None, metadata: dict[str, str], words: str
+) -> None:
+    table = tmp_path / "a.parquet"
+    if frame is not None:
+        write(table, frame, **metadata)
+    with pytest.raises(UserError, match=words) as error:
+        sources(table, origin="mine").add(SCORES, ["x"])
+    assert str(error.value).startswith(f"{table}: ")
+    assert "\n" not in str(error.value)
+
+
+def test_a_name_in_two_tables_is_refused_only_if_it_is_used(tmp_path: Path) -> None:
+    frame = pl.DataFrame({"row": [1], "x": [1], "reason": [2]})
+    one = write(tmp_path / "one.parquet", frame)
+    two = write(tmp_path / "two.parquet", frame.rename({"x": "y"}))
+    found = sources(one, two).add(SCORES, ["x", "y"])
+    assert found.columns == ["row", "ifd", "x", "y"]
+    with pytest.raises(UserError, match=r"both .*one\.parquet and .*two\.parquet have a column re"):
+        sources(one, two).add(SCORES, ["reason"])
+    (tmp_path / "text.parquet").write_text("row,x", encoding="utf-8")
+    with pytest.raises(UserError, match="not a Parquet file"):
+        sources(tmp_path / "text.parquet").add(SCORES, ["x"])
