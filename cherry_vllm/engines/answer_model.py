@@ -2,12 +2,13 @@
 
 Row p of the hidden states, made from the tokens up to p, predicts token p + 1:
 
-    prompt          p0 p1 a0 a1 p2 p3 b0         ranges = (2, 4), (6, 8), last = b1
+    prompt          p0 p1 a0 a1 p2 p3 b0         ranges = (2, 4), (6, 8), targets = a0 a1 b0 b1
     rows used          ^  ^        ^  ^
     log-probs          a0 a1       b0 b1
 
 The LM head sees only these rows, some at a time, and one float per answer token leaves the device.
-The prompt ends before the last answer's last token, which predicts nothing.
+The prompt ends before the last answer's last token, which predicts nothing. A step copies to the
+device once, and back once: between two copies a GPU would wait for the host.
 vLLM looks a class up as ``MODULE:NAME``; here NAME is the path of the class to be wrapped, as in
 ``cherry_vllm.engines.answer_model:vllm.model_executor.models.llama.LlamaForCausalLM``.
 """
@@ -21,16 +22,22 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
+from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.layers.pooler import PoolingParamsUpdate
 from vllm.model_executor.layers.pooler.abstract import Pooler
+from vllm.model_executor.layers.vocab_parallel_embedding import (
+    ParallelLMHead,
+    UnquantizedEmbeddingMethod,
+)
 from vllm.platforms import current_platform
 from vllm.tasks import PoolingTask
+from vllm.utils.torch_utils import PIN_MEMORY
 from vllm.v1.pool.metadata import PoolingMetadata
 
 from cherry_vllm.errors import UserError
 
 TASK: PoolingTask = "token_classify"
-RANGES, LAST = "ranges", "last"  # in a request's extra_kwargs: its answers' places, its end
+RANGES, TARGETS = "ranges", "targets"  # in a request's extra_kwargs: its answers' places, tokens
 HEAD_ROWS = 1024  # enough for a fast product, few enough that their logits take little memory
 UNSCORED = float("inf")  # stands for a log-prob that no step has computed
 
@@ -51,9 +58,9 @@ def answer_model(causal_lm: type[Any]) -> type[Any]:
         def __init__(self, *, vllm_config: Any, prefix: str = "", **kwargs: Any) -> None:
             super().__init__(vllm_config=vllm_config, prefix=prefix, **kwargs)
             self._is_quantized = vllm_config.quant_config is not None
-            is_eager = vllm_config.model_config.enforce_eager
-            in_one_pass = slice_by_slice if is_eager else compiled_one_pass
-            self.pooler = AnswerPooler(self.compute_logits, partial(target_logprobs, in_one_pass))
+            to_logprobs = choose_log_softmax(is_eager=vllm_config.model_config.enforce_eager)
+            self.pooler = AnswerPooler(self.compute_logits, to_logprobs)
+            spare_quantized_head(self)
             if current_platform.is_cpu() and torch.cpu.get_capabilities().get("amx_bf16"):
                 for module in self.modules():
                     if type(getattr(module, "quant_method", None)) is UnquantizedLinearMethod:
@@ -82,6 +89,20 @@ def refuse_unloaded(names: Set[str]) -> None:
         )
 
 
+def spare_quantized_head(model: torch.nn.Module) -> None:
+    """Lets a quantized head make logits in the model's type.
+
+    vLLM gives pooling models logits in fp32, which it refuses to make with a quantized head.
+    """
+    plain = (UnquantizedEmbeddingMethod, UnquantizedLinearMethod)
+    modules = list(model.modules())
+    heads = [module for module in modules if isinstance(module, ParallelLMHead)]
+    if any(not isinstance(head.quant_method, plain) for head in heads):
+        for module in modules:
+            if isinstance(module, LogitsProcessor):
+                module.head_dtype = None
+
+
 class TorchLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc]
     """Uses torch's own product instead of vLLM's packed weights.
 
@@ -98,8 +119,8 @@ class TorchLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc]
 class Part(NamedTuple):
     """What one step computes of one prompt."""
 
-    rows: Tensor  # of the step's hidden states
-    targets: Tensor  # the token ids that these rows predict
+    rows: list[int]  # of the step's hidden states
+    targets: list[int]  # the token ids that these rows predict
     first: int  # the position among the answers' tokens of the first of them
     num_answer_tokens: int
     is_last: bool
@@ -120,7 +141,7 @@ class AnswerPooler(Pooler):  # type: ignore[misc]
         return {TASK}
 
     def get_pooling_updates(self, task: PoolingTask) -> PoolingParamsUpdate:  # noqa: ARG002
-        return PoolingParamsUpdate(requires_token_ids=True)
+        return PoolingParamsUpdate()
 
     def forward(
         self, hidden_states: Tensor, pooling_metadata: PoolingMetadata
@@ -131,10 +152,13 @@ class AnswerPooler(Pooler):  # type: ignore[misc]
         come in parts, and starts again after a preemption; its state keeps the log-probs so far.
         """
         parts = list(split_step(pooling_metadata))
-        device = hidden_states.device
-        rows = torch.cat([part.rows for part in parts])
-        targets = torch.cat([part.targets for part in parts])
-        found = self._logprobs(hidden_states, rows.to(device), targets.to(device, torch.long))
+        both = [
+            [row for it in parts for row in it.rows],
+            [one for it in parts for one in it.targets],
+        ]
+        on_host = torch.tensor(both, dtype=torch.long, pin_memory=PIN_MEMORY)
+        rows, targets = on_host.to(hidden_states.device, non_blocking=True)
+        found = self._logprobs(hidden_states, rows, targets).cpu()
         found_of_part = torch.split(found, [len(part.rows) for part in parts])
         states = pooling_metadata.pooling_states
         return [
@@ -157,29 +181,26 @@ class AnswerPooler(Pooler):  # type: ignore[misc]
 def split_step(metadata: PoolingMetadata) -> Iterator[Part]:
     """The parts of prompts that a step computes, in the order of its rows."""
     cursor = metadata.get_pooling_cursor()
-    token_ids = metadata.get_prompt_token_ids_cpu()
     first_row = 0
-    for line, (num_tokens, end, length) in enumerate(
-        zip(
-            cursor.num_scheduled_tokens_cpu.tolist(),
-            cursor.seq_lens_cpu.tolist(),
-            metadata.prompt_lens.tolist(),
-            strict=True,
-        )
+    for params, num_tokens, end, length in zip(
+        metadata.pooling_params,
+        cursor.num_scheduled_tokens_cpu.tolist(),
+        cursor.seq_lens_cpu.tolist(),
+        metadata.prompt_lens.tolist(),
+        strict=True,
     ):
-        # The warm-up run has neither, and its last prompt is longer than its token ids.
-        ranges, last = itemgetter(RANGES, LAST)(
-            metadata.pooling_params[line].extra_kwargs or {RANGES: ((1, length + 1),), LAST: 0}
+        # The warm-up run has neither.
+        ranges, targets = itemgetter(RANGES, TARGETS)(
+            params.extra_kwargs or {RANGES: ((1, length + 1),), TARGETS: [0] * length}
         )
-        tokens = torch.cat([token_ids[line], token_ids[line].new_tensor([last])])
         step = range(end - num_tokens, end)
-        yield cut_part(ranges, tokens, step, first_row, is_last=end == length)
+        yield cut_part(ranges, targets, step, first_row, is_last=end == length)
         first_row += num_tokens
 
 
 def cut_part(
     ranges: Sequence[tuple[int, int]],
-    tokens: Tensor,
+    targets: list[int],
     step: range,
     first_row: int,
     *,
@@ -187,24 +208,34 @@ def cut_part(
 ) -> Part:
     """The part of a prompt whose positions ``step`` are computed, from the row ``first_row`` on.
 
-    ``tokens`` are the prompt's and the one after it.
+    ``targets`` are the answers' tokens.
     """
-    predicting: list[int] = []  # positions of the prompt
+    rows: list[int] = []
     first = num_before = 0
     for start, stop in ranges:
-        low, high = max(step.start, start - 1), min(step.stop, stop - 1, len(tokens) - 1)
-        if low < high and not predicting:
-            first = num_before + low - (start - 1)
-        predicting += range(low, high)
+        low, high = max(step.start, start - 1), min(step.stop, stop - 1)
+        if low < high:
+            if not rows:
+                first = num_before + low - (start - 1)
+            rows += range(low - step.start + first_row, high - step.start + first_row)
         num_before += stop - start
-    places = torch.tensor(predicting, dtype=torch.long)
     return Part(
-        rows=places + (first_row - step.start),
-        targets=tokens[places + 1],
+        rows=rows,
+        targets=targets[first : first + len(rows)],
         first=first,
         num_answer_tokens=num_before,
         is_last=is_last,
     )
+
+
+def choose_log_softmax(*, is_eager: bool) -> Callable[[Tensor, Tensor], Tensor]:
+    """What turns logits and targets into log-probs fastest on this machine."""
+    if current_platform.is_cuda():
+        from vllm.v1.worker.gpu.sample.logprob import compute_token_logprobs
+
+        # One kernel, in float32, which the host need not wait for.
+        return lambda logits, targets: compute_token_logprobs(logits, targets[:, None])[:, 0]
+    return partial(target_logprobs, slice_by_slice if is_eager else compiled_one_pass)
 
 
 def target_logprobs(

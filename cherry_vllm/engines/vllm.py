@@ -103,12 +103,13 @@ class FusedVllmEngine:
         from vllm import PoolingParams
         from vllm.inputs.engine import tokens_input
 
-        from cherry_vllm.engines.answer_model import LAST, RANGES, TASK
+        from cherry_vllm.engines.answer_model import RANGES, TARGETS, TASK
 
         for index, span in enumerate(spans):
+            targets = [token for start, stop in span.ranges for token in span.token_ids[start:stop]]
             params = PoolingParams(
                 task=TASK,
-                extra_kwargs={RANGES: span.ranges, LAST: span.token_ids[-1]},
+                extra_kwargs={RANGES: span.ranges, TARGETS: targets},
                 skip_reading_prefix_cache=not use_cache,
             )
             # The last token is predicted, but predicts nothing.
@@ -232,6 +233,8 @@ def _load(
         language_model_only=True,  # no processor of images, which would need a tokenizer
         use_tqdm_on_load=is_verbose(),
         tensor_parallel_size=settings.tensor_parallel_size,
+        # In a Ray actor vLLM would ask Ray for the GPUs that the actor already has.
+        distributed_executor_backend="mp" if settings.tensor_parallel_size > 1 else None,
         gpu_memory_utilization=settings.gpu_memory_utilization,
         kv_cache_memory_bytes=int(settings.cpu_kv_cache_gib * 2**30) if is_on_cpu else None,
         max_num_batched_tokens=settings.max_num_batched_tokens,

@@ -1,5 +1,7 @@
 """The pooler's arithmetic, and that no parameter of the wrapped model stays without weights."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -31,3 +33,39 @@ def test_parameters_that_vllm_left_out_are_named() -> None:
     refuse_unloaded(set())
     with pytest.raises(UserError, match=r"^vLLM found no weights for a, b, c and more; use"):
         refuse_unloaded(set("dabc"))
+
+
+def test_parts_of_a_prompt_with_several_answers() -> None:
+    from cherry_vllm.engines.answer_model import cut_part
+
+    ranges, targets = ((2, 4), (6, 8)), [10, 11, 12, 13]
+    whole = cut_part(ranges, targets, range(7), 100, is_last=True)
+    assert whole == ([101, 102, 105, 106], targets, 0, 4, True)
+    first = cut_part(ranges, targets, range(2), 0, is_last=False)
+    assert first == ([1], [10], 0, 4, False)
+    between = cut_part(ranges, targets, range(3, 5), 0, is_last=False)
+    assert between[:2] == ([], [])
+    last = cut_part(ranges, targets, range(2, 7), 50, is_last=True)
+    assert last == ([50, 53, 54], [11, 12, 13], 1, 4, True)
+
+
+@pytest.mark.parametrize("is_quantized", [False, True])
+def test_only_a_quantized_head_makes_logits_in_the_models_type(*, is_quantized: bool) -> None:
+    from vllm.model_executor.layers.logits_processor import LogitsProcessor
+    from vllm.model_executor.layers.vocab_parallel_embedding import (
+        ParallelLMHead,
+        UnquantizedEmbeddingMethod,
+    )
+
+    from cherry_vllm.engines.answer_model import spare_quantized_head
+
+    model: Any = torch.nn.Module()
+    for name, kind in (("logits", LogitsProcessor), ("head", ParallelLMHead)):
+        module = kind.__new__(kind)
+        torch.nn.Module.__init__(module)
+        setattr(model, name, module)
+    plain = UnquantizedEmbeddingMethod.__new__(UnquantizedEmbeddingMethod)
+    model.head.quant_method = object() if is_quantized else plain
+    model.logits.head_dtype = torch.float32
+    spare_quantized_head(model)
+    assert model.logits.head_dtype is (None if is_quantized else torch.float32)
