@@ -37,10 +37,12 @@ def to_grid(vectors: Matrix) -> Matrix:
 
     No length exceeds the root of :data:`ONE`, so no sum of products exceeds :data:`ONE`.
     """
-    exact = vectors.astype(np.float64)
+    exact: Vector = vectors.astype(np.float64)
     lengths = np.sqrt(np.square(exact).sum(axis=1, keepdims=True))
     longest = np.sqrt(ONE) - np.sqrt(vectors.shape[1]) / 2  # rounding adds no more than the rest
-    return np.rint(exact * (longest / np.where(lengths > 0, lengths, 1))).astype(np.float32)
+    exact *= longest / np.where(lengths > 0, lengths, 1)
+    grid: Matrix = np.rint(exact).astype(np.float32)
+    return grid
 
 
 def facility_location(grid: Matrix) -> Iterator[Pick]:
@@ -145,7 +147,8 @@ def _first_gains(grid: Matrix) -> Vector:
     """The gains while there is no pick: sums of cosine + 1."""
     total = grid.sum(axis=0, dtype=np.float64)
     sums = [grid[block].astype(np.float64) @ total for block in _blocks(grid)]
-    return np.concatenate(sums) + float(ONE) * len(grid)
+    gains: Vector = np.concatenate(sums) + float(ONE) * len(grid)
+    return gains
 
 
 def _gains(grid: Matrix, covered: Matrix) -> Vector:
@@ -161,7 +164,8 @@ def _gains(grid: Matrix, covered: Matrix) -> Vector:
             if one != other:
                 np.maximum(tile, covered[other], out=out)
                 sums[one] += out.sum(axis=1, dtype=np.float64)
-    return sums - covered.sum(dtype=np.float64)
+    gains: Vector = sums - covered.sum(dtype=np.float64)
+    return gains
 
 
 def _blocks(grid: Matrix) -> Iterator[slice]:
