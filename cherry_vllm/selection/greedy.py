@@ -21,7 +21,7 @@ Vector = NDArray[np.float64]
 ONE = 2**24  # a cosine of 1; float32 holds every whole number up to here
 TILE = 1024  # points at each side of a block of similarities
 AHEAD = 64  # points that are compared with all others together
-CACHE_BYTES = 2**28  # for similarities that may be needed again
+ROW_BYTES, LIST_BYTES = 2**28, 2**30  # for similarities that may be needed again
 NEAR = 4096  # points that k-center compares with each pick
 
 
@@ -54,20 +54,19 @@ def facility_location(grid: Matrix) -> Iterator[Pick]:
     It is lazy (Minoux 1978): as a gain never increases, an earlier one is a bound, and only the
     points with the highest bounds are computed again, :data:`AHEAD` at a time.
     """
-    held, num_points = _Similarities(grid), len(grid)
+    near, num_points = _Similarities(grid), len(grid)
     covered = np.full(num_points, -ONE, np.float32)  # the similarity to the nearest pick
     bounds = _first_gains(grid)
     num_picked = np.zeros(num_points, np.int64)  # when a bound was computed
     for step in range(num_points):
-        total = covered.sum(dtype=np.float64)
+        total = float(covered.sum(dtype=np.float64))
         while num_picked[best := int(bounds.argmax())] < step:
-            for place in held.load(best, bounds):
-                nearer = np.maximum(held.row(place), covered)
-                bounds[place] = nearer.sum(dtype=np.float64) - total
+            for place in near.load(best, bounds, covered):
+                bounds[place] = near.gain(place, covered, total)
                 num_picked[place] = step
         yield Pick(best, float(bounds[best]) / ONE)
-        held.load(best, bounds)
-        np.maximum(covered, held.row(best), out=covered)
+        near.load(best, bounds, covered)
+        near.cover(best, covered)
         bounds[best] = -np.inf
         if step == 0:  # the first gains say little of the next ones
             bounds = np.where(bounds == -np.inf, bounds, _gains(grid, covered))
@@ -107,40 +106,73 @@ def k_center(grid: Matrix) -> Iterator[Pick]:
 
 
 class _Similarities:
-    """The similarities of some points to all; the latest are kept."""
+    """The similarities of points to others, as far as they were computed and may matter again.
+
+    A point's similarities that do not exceed those to the picks never will. So if the others are
+    few, they are all that is kept of it, and nothing is computed twice. Of other points the latest
+    are kept.
+    """
 
     def __init__(self, grid: Matrix) -> None:
         self._grid = grid
-        number = min(len(grid), max(2 * AHEAD, CACHE_BYTES // (4 * len(grid))))
-        self._rows = np.empty((number, len(grid)), np.float32)
+        self._most = LIST_BYTES // (8 * len(grid))  # similarities in a list
+        self._lists: dict[int, tuple[NDArray[np.int32], Matrix]] = {}  # of each point: to which
+        number = min(len(grid), max(2 * AHEAD, ROW_BYTES // (4 * len(grid))))
+        self._rows = np.empty((number, len(grid)), np.float32)  # to all points
         self._places = np.full(number, -1)  # the point of each row
         self._slots = np.full(len(grid), -1)  # the row of each point
+        self._is_known = np.zeros(len(grid), bool)
         self._next = 0
 
-    def row(self, place: int) -> Matrix:
-        """The similarities of a point that :meth:`load` gave, to all points."""
-        row: Matrix = self._rows[self._slots[place]]
-        return row
+    def gain(self, place: int, covered: Matrix, total: float) -> float:
+        """What the point, which is known, would add to the sum ``total`` of ``covered``."""
+        if place in self._lists:
+            others, found = self._lists[place]
+            below = covered[others]
+            nearer = np.maximum(found, below)
+            return float(nearer.sum(dtype=np.float64) - below.sum(dtype=np.float64))
+        nearer = np.maximum(self._rows[self._slots[place]], covered)
+        return float(nearer.sum(dtype=np.float64)) - total
 
-    def load(self, wanted: int, bounds: Vector) -> list[int]:
-        """Makes :meth:`row` know the point ``wanted``; returns the points that this made known.
+    def cover(self, place: int, covered: Matrix) -> None:
+        """Raises ``covered`` to the similarities of the point, which is known."""
+        if place in self._lists:
+            others, found = self._lists[place]
+            covered[others] = np.maximum(found, covered[others])
+        else:
+            np.maximum(covered, self._rows[self._slots[place]], out=covered)
 
-        If it was not known, these are also others, with the highest bounds.
+    def load(self, wanted: int, bounds: Vector, covered: Matrix) -> list[int]:
+        """Makes the point ``wanted`` known, and others with high bounds if it was not.
+
+        Returns these points.
         """
-        if self._slots[wanted] >= 0:
+        if self._is_known[wanted]:
             return [wanted]
         number = min(AHEAD, len(self._places))
-        ranks = np.where(self._slots < 0, bounds, -np.inf)
+        ranks = np.where(self._is_known, -np.inf, bounds)
         ranks[wanted] = np.inf
         places = np.argpartition(-ranks, number - 1)[:number]
         places = places[ranks[places] > -np.inf]
+        found = self._grid[places] @ self._grid.T
+        is_list = np.zeros(len(places), bool)
+        for number, place in enumerate(places.tolist()):
+            others = np.flatnonzero(found[number] > covered)
+            if is_short := len(others) <= self._most:
+                self._lists[place] = others.astype(np.int32), found[number, others]
+            is_list[number] = is_short
+        self._keep(places[~is_list], found[~is_list])
+        self._is_known[places] = True
+        loaded: list[int] = places.tolist()
+        return loaded
+
+    def _keep(self, places: NDArray[np.int64], rows: Matrix) -> None:
         slots = (self._next + np.arange(len(places))) % len(self._places)
-        self._next = int(slots[-1] + 1)
+        self._next += len(places)
         lost = self._places[slots]
-        self._slots[lost[lost >= 0]] = -1
-        self._rows[slots] = self._grid[places] @ self._grid.T
+        self._is_known[lost[lost >= 0]] = False
+        self._rows[slots] = rows
         self._places[slots], self._slots[places] = places, slots
-        return [int(place) for place in places]
 
 
 def _first_gains(grid: Matrix) -> Vector:
