@@ -20,8 +20,10 @@ Vector = NDArray[np.float64]
 
 ONE = 2**24  # a cosine of 1; float32 holds every whole number up to here
 TILE = 1024  # points at each side of a block of similarities
-AHEAD = 64  # points that are compared with all others together
+AHEAD = 256  # points that facility location compares with all others together
+BEHIND = 64  # picks that k-center compares with all points together
 ROW_BYTES, LIST_BYTES = 2**28, 2**30  # for similarities that may be needed again
+LONGEST = 0.1  # of all points, in a list
 NEAR = 4096  # points that k-center compares with each pick
 
 
@@ -80,7 +82,7 @@ def k_center(grid: Matrix) -> Iterator[Pick]:
     twice the least possible (Gonzalez 1985).
 
     The :data:`NEAR` points that are farthest from all picks are compared with each pick, all others
-    with :data:`AHEAD` picks together: until then they are known to be no farther.
+    with :data:`BEHIND` picks together: until then they are known to be no farther.
     """
     nearest = np.full(len(grid), -ONE, np.float32)  # similarity to the nearest pick
     left = len(grid)
@@ -89,7 +91,7 @@ def k_center(grid: Matrix) -> Iterator[Pick]:
         front = np.sort(order[:NEAR])
         rest = [(float(nearest[place]), int(place)) for place in order[NEAR : NEAR + 1]]
         vectors, similarity, picks = grid[front], nearest[front], list[int]()
-        while left and len(picks) < AHEAD:
+        while left and len(picks) < BEHIND:
             place = int(similarity.argmin())
             found = (float(similarity[place]), int(front[place]))
             if rest and found > rest[0]:
@@ -115,9 +117,12 @@ class _Similarities:
 
     def __init__(self, grid: Matrix) -> None:
         self._grid = grid
-        self._most = LIST_BYTES // (8 * len(grid))  # similarities in a list
-        self._lists: dict[int, tuple[NDArray[np.int32], Matrix]] = {}  # of each point: to which
-        number = min(len(grid), max(2 * AHEAD, ROW_BYTES // (4 * len(grid))))
+        self._lists: dict[
+            int, tuple[NDArray[np.int32], Matrix]
+        ] = {}  # to some points, and to which
+        self._room = LIST_BYTES // 8  # for similarities in lists
+        number = min(len(grid), max(2, ROW_BYTES // (4 * len(grid))))
+        self._ahead = min(AHEAD, (number + 1) // 2)
         self._rows = np.empty((number, len(grid)), np.float32)  # to all points
         self._places = np.full(number, -1)  # the point of each row
         self._slots = np.full(len(grid), -1)  # the row of each point
@@ -129,8 +134,11 @@ class _Similarities:
         if place in self._lists:
             others, found = self._lists[place]
             below = covered[others]
-            nearer = np.maximum(found, below)
-            return float(nearer.sum(dtype=np.float64) - below.sum(dtype=np.float64))
+            is_nearer = found > below
+            self._lists[place] = others[is_nearer], found[is_nearer]
+            self._room += len(others) - len(self._lists[place][0])
+            gains = found[is_nearer].astype(np.float64) - below[is_nearer]
+            return float(gains.sum())
         nearer = np.maximum(self._rows[self._slots[place]], covered)
         return float(nearer.sum(dtype=np.float64)) - total
 
@@ -149,22 +157,25 @@ class _Similarities:
         """
         if self._is_known[wanted]:
             return [wanted]
-        number = min(AHEAD, len(self._places))
         ranks = np.where(self._is_known, -np.inf, bounds)
         ranks[wanted] = np.inf
-        places = np.argpartition(-ranks, number - 1)[:number]
+        places = np.argpartition(-ranks, self._ahead - 1)[: self._ahead]
         places = places[ranks[places] > -np.inf]
         found = self._grid[places] @ self._grid.T
-        is_list = np.zeros(len(places), bool)
-        for number, place in enumerate(places.tolist()):
-            others = np.flatnonzero(found[number] > covered)
-            if is_short := len(others) <= self._most:
-                self._lists[place] = others.astype(np.int32), found[number, others]
-            is_list[number] = is_short
-        self._keep(places[~is_list], found[~is_list])
+        listed = [self._list(int(place), row, covered) for place, row in zip(places, found)]
+        self._keep(places[~np.array(listed)], found[~np.array(listed)])
         self._is_known[places] = True
         loaded: list[int] = places.tolist()
         return loaded
+
+    def _list(self, place: int, row: Matrix, covered: Matrix) -> bool:
+        """Keeps a point's similarities to others as a list, if there is room."""
+        others = np.flatnonzero(row > covered)
+        if len(others) > min(self._room, LONGEST * len(row)):
+            return False
+        self._lists[place] = others.astype(np.int32), row[others]
+        self._room -= len(others)
+        return True
 
     def _keep(self, places: NDArray[np.int64], rows: Matrix) -> None:
         slots = (self._next + np.arange(len(places))) % len(self._places)
