@@ -143,9 +143,10 @@ class _Similarities:
         return float(nearer.sum(dtype=np.float64)) - total
 
     def cover(self, place: int, covered: Matrix) -> None:
-        """Raises ``covered`` to the similarities of the point, which is known."""
+        """Raises ``covered`` to the similarities of a known point, for the last time."""
         if place in self._lists:
-            others, found = self._lists[place]
+            others, found = self._lists.pop(place)
+            self._room += len(others)
             covered[others] = np.maximum(found, covered[others])
         else:
             np.maximum(covered, self._rows[self._slots[place]], out=covered)
@@ -162,8 +163,8 @@ class _Similarities:
         places = np.argpartition(-ranks, self._ahead - 1)[: self._ahead]
         places = places[ranks[places] > -np.inf]
         found = self._grid[places] @ self._grid.T
-        listed = [self._list(int(place), row, covered) for place, row in zip(places, found)]
-        self._keep(places[~np.array(listed)], found[~np.array(listed)])
+        kept = [self._list(place, row, covered) for place, row in zip(places, found, strict=True)]
+        self._keep(places[~np.array(kept)], found[~np.array(kept)])
         self._is_known[places] = True
         loaded: list[int] = places.tolist()
         return loaded
@@ -173,7 +174,7 @@ class _Similarities:
         others = np.flatnonzero(row > covered)
         if len(others) > min(self._room, LONGEST * len(row)):
             return False
-        self._lists[place] = others.astype(np.int32), row[others]
+        self._lists[int(place)] = others.astype(np.int32), row[others]
         self._room -= len(others)
         return True
 
