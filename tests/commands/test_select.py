@@ -249,8 +249,7 @@ def test_clusters_come_from_the_embeddings_of_the_run(run_dir: Path) -> None:
     words = ("select=balanced", "select.where=row < 18", "select.num_clusters=3")
     assert chosen(run_dir, *words, "select.count=6") == [12, 13, 14, 15, 16, 17]
     one = ("select.where=row < 18", "select.group=cluster", "select.max_per_group=1")
-    words = ("select.num_clusters=3", "select.fraction=null")
-    assert chosen(run_dir, *one, *words) == [15, 16, 17]
+    assert chosen(run_dir, *one, "select.num_clusters=3", "select.fraction=null") == [15, 16, 17]
 
 
 def test_diverse_rows_come_from_the_embeddings_of_the_run(
