@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 Matrix = NDArray[np.float32]
 Vector = NDArray[np.float64]
+Places = NDArray[np.int32]
 
 ONE = 2**24  # a cosine of 1; float32 holds every whole number up to here
 TILE = 1024  # points at each side of a block of similarities
@@ -54,7 +55,8 @@ def facility_location(grid: Matrix) -> Iterator[Pick]:
     best f + number of points (Nemhauser, Wolsey and Fisher 1978). The cosine to no point is -1.
 
     It is lazy (Minoux 1978): as a gain never increases, an earlier one is a bound, and only the
-    points with the highest bounds are computed again, :data:`AHEAD` at a time.
+    points with the highest bounds are computed again, :data:`AHEAD` at a time. In memory are
+    :data:`ROW_BYTES`, :data:`LIST_BYTES`, and half of :data:`ROW_BYTES` for products.
     """
     near, num_points = _Similarities(grid), len(grid)
     covered = np.full(num_points, -ONE, np.float32)  # the similarity to the nearest pick
@@ -117,9 +119,7 @@ class _Similarities:
 
     def __init__(self, grid: Matrix) -> None:
         self._grid = grid
-        self._lists: dict[
-            int, tuple[NDArray[np.int32], Matrix]
-        ] = {}  # to some points, and to which
+        self._lists: dict[int, tuple[Places, Matrix]] = {}  # some other points, similarities
         self._room = LIST_BYTES // 8  # for similarities in lists
         number = min(len(grid), max(2, ROW_BYTES // (4 * len(grid))))
         self._ahead = min(AHEAD, (number + 1) // 2)
