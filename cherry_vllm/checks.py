@@ -219,6 +219,7 @@ def seconds() -> Number:
 
 
 FRACTION = number(above=0, at_most=1)
+SIMILARITY = number(at_least=0.3, at_most=0.95)  # where 128 MinHash values tell sets apart
 HALF = number(above=0, at_most=0.5)  # a fraction of the rows, taken at both ends
 
 

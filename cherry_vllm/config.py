@@ -24,6 +24,7 @@ from cherry_vllm.checks import (
     LIMIT,
     MOST,
     MOST_LONG,
+    SIMILARITY,
     Each,
     Free,
     Interval,
@@ -40,6 +41,9 @@ from cherry_vllm.checks import (
 from cherry_vllm.errors import UserError
 from cherry_vllm.options import (
     DataFormat,
+    Dedup,
+    DedupOn,
+    Diversify,
     Dtype,
     Mode,
     Order,
@@ -250,6 +254,9 @@ class SelectConfig:
     where: str | None = setting(SQL, None)
     rank: str = setting(SQL)
     threshold: float | None = setting(number(), None)
+    dedup: Dedup | None = None
+    dedup_on: DedupOn = DedupOn.instruction
+    dedup_threshold: float = setting(SIMILARITY)
     fraction: float | None = setting(FRACTION, None)
     count: int | None = setting(whole(1), None)
     num_tokens: int | None = setting(whole(1, MOST_LONG), None)
@@ -258,6 +265,9 @@ class SelectConfig:
     quota: Any = setting(Quota(), "proportional")  # a word or a mapping
     max_per_group: int | None = setting(whole(1), None)
     group: str = setting(SQL)
+    diversify: Diversify | None = None
+    candidates: float | None = setting(number(at_least=1), None)
+    embeddings: str | None = setting(PATH, None)
     join: Any = setting(PATHS, factory=list)  # str or list of str
     ratings: str = setting(PATH)
     num_clusters: int = setting(whole(1))

@@ -36,6 +36,27 @@ class Pool(Enum):
     scored = "scored"  # also those with an IFD above 1
 
 
+class Dedup(Enum):
+    """When two rows are duplicates."""
+
+    exact = "exact"  # their texts are equal but for case and spaces
+    minhash = "minhash"  # their texts share most of their short runs of words
+
+
+class DedupOn(Enum):
+    """The part of a row that duplicates have in common."""
+
+    instruction = "instruction"
+    answer = "answer"
+
+
+class Diversify(Enum):
+    """How diverse rows are chosen among the best."""
+
+    facility_location = "facility_location"  # so that all candidates have a similar row
+    k_center = "k_center"  # so that no candidate is far from all
+
+
 class Order(Enum):
     """The order of the chosen rows in the output."""
 

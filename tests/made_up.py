@@ -139,6 +139,25 @@ def score(run_dir: Path, data: Path = SHIPPED, first: float = 0.1, step: float =
     return rows
 
 
+def write_embeddings(folder: Path, frame: pl.DataFrame, rows: str, model: str = "") -> Shards:
+    """Embeddings of the rows with the fingerprint ``rows``, as `embed` leaves them, in one shard.
+
+    ``frame`` has the columns row and embedding.
+    """
+    embeddings = Shards(folder, {"rows": rows, "model": model})
+    embeddings.write(0, frame)
+    embeddings.close(1)
+    return embeddings
+
+
+def embed(rows: Sequence[int], width: int = 6, seed: int = 0) -> pl.DataFrame:
+    """A random embedding for each row; a third are repeated."""
+    vectors = np.random.default_rng(seed).normal(size=(len(rows), width)).astype(np.float32)
+    vectors[len(rows) // 3 : 2 * (len(rows) // 3)] = vectors[: len(rows) // 3]
+    kind = pl.Array(pl.Float32, width)
+    return pl.DataFrame({"row": rows, "embedding": pl.Series(vectors.tolist(), dtype=kind)})
+
+
 def made_up_frame(number: int = 400) -> pl.DataFrame:
     """Scores with every outcome, many ties and ratings, by arithmetic alone."""
     rows: list[dict[str, Any]] = []

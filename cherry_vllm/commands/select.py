@@ -7,7 +7,7 @@ from cherry_vllm.commands.inputs import Job, Outcome, find_output
 from cherry_vllm.commands.summary import describe, show_choice, show_extremes, summarize
 from cherry_vllm.config import Config, as_list, choice_of
 from cherry_vllm.errors import UserError
-from cherry_vllm.experience.rows import find_clusters
+from cherry_vllm.experience.rows import find_clusters, find_embeddings
 from cherry_vllm.runtime.text import printable
 from cherry_vllm.selection.run import Extras, SelectedRows, select_records
 from cherry_vllm.store.marks import read_mark
@@ -48,15 +48,18 @@ def select_from(config: Config, job: Job, scores_dir: Path, scores: str | None =
 def extras_of(config: Config) -> Extras:
     """What a selection reads and writes beside the scores and the rows."""
     settings = config.select
+    embeddings = Path(settings.embeddings) if settings.embeddings else None
     return Extras(
         tables=[Path(table) for table in as_list(settings.join)],
         ratings=Path(settings.ratings),
         find_clusters=partial(
             find_clusters,
             Path(config.run_dir),
+            folder=embeddings,
             num_clusters=settings.num_clusters,
             seed=config.seed,
         ),
+        find_embeddings=partial(find_embeddings, Path(config.run_dir), folder=embeddings),
         with_scores=settings.with_scores,
         s_ifd_percent=config.score.s_ifd_percent,
     )

@@ -62,6 +62,8 @@ def show_choice(facts: dict[str, Any]) -> str:
     steps = list(facts["steps"].items())
     lines = [f"  {name:<38}{count:>10,}" for name, count in steps[1:]]
     lines = ["rows left after each step", *lines] if len(steps) > FEWEST_STEPS else []
+    dropped = {name: count for name, count in facts["dropped"].items() if count}
+    lines += [f"  {f'dropped: {name}':<38}{count:>10,}" for name, count in dropped.items()]
     lines.append(f"{'':<40}{'rows':>10}{'tokens':>12}  quartiles of a row's answer tokens")
     for name, held in facts["lengths"].items():
         quartiles = "  ".join(f"{value:,.0f}" for value in held["quartiles"])

@@ -102,21 +102,54 @@ def measure_perplexity(
     )
 
 
-def find_clusters(run_dir: Path, scores: Scores, *, num_clusters: int, seed: int) -> pl.DataFrame:
+def find_clusters(
+    run_dir: Path, scores: Scores, *, folder: Path | None = None, num_clusters: int, seed: int
+) -> pl.DataFrame:
     """Columns ``row`` and ``cluster`` (K-Means) of the rows that have an embedding.
 
-    Raises:
-        UserError: neither the run nor a folder above it has embeddings of the rows of ``scores``.
+    See :func:`find_embeddings`.
     """
-    for folder in (run_dir, *run_dir.resolve().parents[:2]):
-        for summary in sorted((folder / Folder.EMBEDDINGS).glob(f"*/{Inner.COMPLETE}")):
+    found = find_embeddings(run_dir, scores, folder=folder, user="the column cluster")
+    return _cluster(found, num_clusters, seed)
+
+
+def find_embeddings(
+    run_dir: Path, scores: Scores, *, folder: Path | None = None, user: str = "select.diversify"
+) -> Shards:
+    """The embeddings of the rows of ``scores``: in ``folder``, or else the only ones of the run.
+
+    Errors name the ``user``, which needs them.
+
+    Raises:
+        UserError: neither the run nor a folder above it has any, several models embedded the rows,
+            or those in ``folder`` are of other rows.
+    """
+    if folder is not None:
+        named = Shards.open(folder.absolute())
+        if named.settings.get("rows") != scores.rows_fingerprint:
+            raise UserError(
+                f"select.embeddings={folder}: not the embeddings of these rows; give the folder "
+                "that `cherry-vllm embed` printed"
+            )
+        return named
+    for place in (run_dir, *run_dir.resolve().parents[:2]):
+        found = []
+        for summary in sorted((place / Folder.EMBEDDINGS).glob(f"*/{Inner.COMPLETE}")):
             with suppress(UserError):
                 embeddings = Shards.open(summary.parent)
                 if embeddings.settings["rows"] == scores.rows_fingerprint:
-                    return _cluster(embeddings, num_clusters, seed)
+                    found.append(embeddings)
+        if len(found) > 1:
+            raise UserError(
+                f"{place / Folder.EMBEDDINGS}: embeddings of these rows by several models "
+                f"({', '.join(shards.fingerprint for shards in found)}); give one of the folders "
+                "as select.embeddings"
+            )
+        if found:
+            return found[0]
     raise UserError(
-        f"{run_dir}: no embeddings of these rows, which the column cluster needs; run "
-        "`cherry-vllm embed` with this run_dir first"
+        f"{run_dir}: no embeddings of these rows, which {user} needs; run `cherry-vllm embed` with "
+        "this run_dir first"
     )
 
 

@@ -16,9 +16,11 @@ import polars as pl
 
 from cherry_vllm.errors import UserError
 from cherry_vllm.selection.ratings import add_ratings, read_ratings
+from cherry_vllm.store.shards import COMPLETE, Shards
 
 RECORD = "record."
 INSTRUCTION, RATING, CLUSTER = "instruction", "rating", "cluster"
+EMBEDDINGS = "embeddings"  # among the tables that were read
 BOOLEANS = {"true": True, "false": False}
 PART_END = "\x1e"  # between the parts of a message
 
@@ -32,6 +34,7 @@ class Sources:
     tables: Sequence[Path] = ()  # Parquet files with a column `row`
     ratings: Path | None = None
     find_clusters: Callable[[], pl.DataFrame] | None = None  # columns row and cluster
+    find_embeddings: Callable[[], Shards] | None = None  # of schema.EMBEDDINGS
     origin: str | None = None
     used: dict[str, Path] = field(default_factory=dict, init=False)  # tables that were read
 
@@ -72,6 +75,31 @@ class Sources:
             elif name == CLUSTER and self.find_clusters is not None:
                 frame = _join(frame, self.find_clusters())
         return frame
+
+    def open_rows(self, setting: str) -> pl.LazyFrame:
+        """The rows, for their texts; a UserError that names the ``setting`` if there are none."""
+        if self.rows is None:
+            raise UserError(
+                f"{setting}: needs the texts of the rows, which only `cherry-vllm select` reads; "
+                "use that"
+            )
+        return self.rows
+
+    @cached_property
+    def embeddings(self) -> pl.LazyFrame:
+        """The embeddings: columns row and embedding, which may be null.
+
+        Raises:
+            UserError: there are none.
+        """
+        if self.find_embeddings is None:
+            raise UserError(
+                "select.diversify: needs the embeddings of the rows, which only "
+                "`cherry-vllm select` reads; use that"
+            )
+        shards = self.find_embeddings()
+        self.used[EMBEDDINGS] = shards.folder / COMPLETE
+        return shards.scan()
 
     @cached_property
     def _columns(self) -> dict[Path, list[str]]:

@@ -19,12 +19,14 @@ QUARTILES = (0.25, 0.5, 0.75)
 def explain(chosen: Chosen) -> dict[str, Any]:
     """What goes into the mark.
 
-    ``steps`` counts the rows that each step left, ``lengths`` the rows and answer tokens of pool
+    ``steps`` counts the rows that each step left, ``dropped`` those that could not be chosen by
+    reason, ``lengths`` the rows and answer tokens of pool
     and choice with quartiles of a row's, and ``shares`` the rows of each stratum in both, if there
     are several strata.
     """
     facts: dict[str, Any] = {
         "steps": chosen.steps,
+        "dropped": chosen.dropped,
         "lengths": {"pool": _measure(chosen.pool), "selected": _measure(chosen.rows)},
     }
     if chosen.strata.height > 1:

@@ -1,7 +1,6 @@
-"""Scores to chosen rows: where, rank, balance.
+"""Scores to chosen rows: where, rank, duplicates, caps, balance, diversity.
 
-A step takes the rows that the last one left, best first, and leaves some of them. Further steps
-(near-duplicates before the caps, diversity in place of the plain numbers) belong between them.
+A step takes the rows that the last one left, best first, and leaves some of them.
 """
 
 from collections.abc import Sequence
@@ -16,6 +15,8 @@ from cherry_vllm.options import Order, Pool, Rule
 from cherry_vllm.schema import DropReason
 from cherry_vllm.selection.choice import RANDOM, Choice
 from cherry_vllm.selection.columns import Sources
+from cherry_vllm.selection.diversity import keep_embedded, pick_diverse
+from cherry_vllm.selection.duplicates import drop_duplicates
 from cherry_vllm.selection.expressions import Expression, evaluate, parse
 from cherry_vllm.selection.quotas import Strata, allocate, apportion, divide, weigh
 
@@ -29,6 +30,7 @@ class Chosen(NamedTuple):
     rows: pl.DataFrame  # in output order; the scores, the columns that were added, and the rank
     pool: pl.DataFrame  # the rows that met ``where``, by row
     steps: dict[str, int]  # how many rows each step left
+    dropped: dict[str, int]  # ranked rows that cannot be chosen: "duplicate", "no_embedding"
     strata: pl.DataFrame  # stratum, pool, selected (rows), is_short (has less than its part)
 
 
@@ -66,14 +68,15 @@ def choose(scores: pl.DataFrame, choice: Choice, sources: Sources = NO_SOURCES) 
             f"none of {pool.height} {_rows(choice)} have {_what(choice)}; change select.rank or "
             "select.threshold"
         )
+    ranked, dropped = _drop(ranked, choice, sources, steps)
     if expressions.group:
         ranked = _cap(ranked, choice.max_per_group or 1, expressions.group)
         steps["max_per_group"] = ranked.height
     budget = _budget(ranked, pool.height, scores.height, choice)
     parts = divide(pool, expressions.strata, choice.bins)
-    rows, strata = _take(ranked, pool, choice, budget, parts)
+    rows, strata = _take(ranked, pool, choice, budget, parts, sources=sources)
     steps["selected"] = rows.height
-    return Chosen(_order(rows, choice), pool, steps, strata)
+    return Chosen(_order(rows, choice), pool, steps, dropped, strata)
 
 
 def take_share(number: int, fraction: float) -> int:
@@ -140,6 +143,30 @@ def _rank(pool: pl.DataFrame, choice: Choice, rank: Expression | None) -> pl.Dat
     )
 
 
+def _drop(
+    ranked: pl.DataFrame, choice: Choice, sources: Sources, steps: dict[str, int]
+) -> tuple[pl.DataFrame, dict[str, int]]:
+    """The rows without duplicates, and with an embedding if one is needed; and how many go.
+
+    Raises:
+        UserError: the texts or embeddings that this takes are not there.
+    """
+    dropped, before = {}, ranked.height
+    if choice.diversify:
+        ranked = keep_embedded(ranked, sources.embeddings)
+        steps["with an embedding"] = ranked.height
+        dropped["no_embedding"] = before - ranked.height
+        before = ranked.height
+    if choice.dedup:
+        texts = sources.open_rows(f"select.dedup={choice.dedup.value}")
+        ranked = drop_duplicates(
+            ranked, texts, choice.dedup, choice.dedup_on, choice.dedup_threshold
+        )
+        steps["dedup"] = ranked.height
+        dropped["duplicate"] = before - ranked.height
+    return ranked, dropped
+
+
 def _cap(ranked: pl.DataFrame, most: int, group: Expression) -> pl.DataFrame:
     """The first ``most`` rows of each group; a row without a value is a group of its own."""
     groups = evaluate(group, ranked).rename("group")
@@ -167,7 +194,9 @@ def _budget(ranked: pl.DataFrame, in_pool: int, rows: int, choice: Choice) -> in
     if number > in_pool:
         raise UserError(f"select.{asked}: there are only {in_pool} {_rows(choice)}; ask for fewer")
     if number > ranked.height:
-        within = "" if choice.max_per_group is None else " within select.max_per_group"
+        within = " and an embedding" if choice.diversify else ""
+        within += " without duplicates" if choice.dedup else ""
+        within += "" if choice.max_per_group is None else " within select.max_per_group"
         raise UserError(
             f"select.{asked}: asks for {number} rows, but only {ranked.height} {_rows(choice)} "
             f"have {_what(choice)}{within}; ask for fewer"
@@ -185,9 +214,17 @@ def _share(usable: int, rows: int, fraction: float, rule: Rule) -> int:
 
 
 def _take(
-    ranked: pl.DataFrame, pool: pl.DataFrame, choice: Choice, budget: int, strata: Strata
+    ranked: pl.DataFrame,
+    pool: pl.DataFrame,
+    choice: Choice,
+    budget: int,
+    strata: Strata,
+    *,
+    sources: Sources,
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The first rows of each stratum, as many as fit into its part of the budget; and the strata.
+    """The first rows of each stratum, or diverse ones, as many as fit into its part of the budget.
+
+    Also returns the strata.
 
     ``strata`` are those of the pool. The budget is a number of rows, or of answer tokens if
     ``num_tokens`` is given, and so are the sizes by which it is divided.
@@ -204,8 +241,14 @@ def _take(
         raise UserError(
             f"select.quota: its strata have only {sum(parts)} of {budget} rows; name more of them"
         )
-    spent = placed.select(pl.col("cost").cum_sum().over("stratum")).to_series()
-    fits = spent <= pl.Series(parts, dtype=pl.Int64).gather(placed["stratum"])
+    if choice.diversify:
+        embeddings = sources.embeddings
+        fits = pick_diverse(
+            placed, parts, embeddings, method=choice.diversify, times=choice.candidates
+        )
+    else:
+        spent = placed.select(pl.col("cost").cum_sum().over("stratum")).to_series()
+        fits = spent <= pl.Series(parts, dtype=pl.Int64).gather(placed["stratum"])
     if not fits.any():
         raise UserError(
             f"select.num_tokens={choice.num_tokens}: chooses none of {pool.height} "

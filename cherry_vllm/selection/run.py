@@ -22,9 +22,11 @@ from cherry_vllm.store.files import file_sha256, fingerprint
 from cherry_vllm.store.marks import MADE_BY
 from cherry_vllm.store.run_folder import name_data
 from cherry_vllm.store.scores import Scores, open_scores
+from cherry_vllm.store.shards import Shards
 
 ROWS = "rows"  # a key of the mark: the row numbers that were chosen, as `encode_rows` writes them
 FindClusters = Callable[[Scores], pl.DataFrame]
+FindEmbeddings = Callable[[Scores], Shards]
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Extras:
     tables: Sequence[Path] = ()  # joined by row
     ratings: Path | None = None
     find_clusters: FindClusters | None = None  # columns row and cluster
+    find_embeddings: FindEmbeddings | None = None  # of schema.EMBEDDINGS
     with_scores: bool = False  # written into the rows
     s_ifd_percent: float = 75  # for scores of an earlier release, which lack s_ifd
 
@@ -124,6 +127,7 @@ def open_columns(scored: Scores, extras: Extras) -> tuple[pl.DataFrame, pl.LazyF
         tables=extras.tables,
         ratings=extras.ratings,
         find_clusters=partial(extras.find_clusters, scored) if extras.find_clusters else None,
+        find_embeddings=partial(extras.find_embeddings, scored) if extras.find_embeddings else None,
         origin=name_data(shards.summary["settings"]),
     )
     return scores, rows, sources

@@ -16,8 +16,7 @@ from cherry_vllm.schema import GAINS, DropReason
 from cherry_vllm.selection.explanation import decode_rows
 from cherry_vllm.store.files import file_sha256
 from cherry_vllm.store.scores import changing_scores, open_scores, write_scores
-from cherry_vllm.store.shards import Shards
-from tests.made_up import SHIPPED, score
+from tests.made_up import SHIPPED, score, write_embeddings
 
 
 @pytest.fixture
@@ -189,6 +188,7 @@ def test_every_strategy_works_from_the_command_line(run_dir: Path, strategy: str
     columns = {name: pl.col("row") % 3 for name in ("reward", "understandability")}
     columns |= {name: pl.col("row") % 4 for name in ("naturalness", "coherence")}
     frame.with_columns(**columns).write_parquet(run_dir / "table.parquet")
+    embed_rows(run_dir)
     words = (f"select={strategy}", f"select.join=[{run_dir}/table.parquet]", "select.count=4")
     assert len(chosen(run_dir, *words)) == 4
 
@@ -209,6 +209,11 @@ def test_a_sweep_over_strategies_gives_each_its_folder(run_dir: Path) -> None:
     [
         (["select.rank=idf"], "select.rank=idf: no column idf; there are row, num_turns"),
         (["select.where=ifd <"], "select.where=ifd <: "),
+        (
+            ["select=superfilter_d"],
+            ": no embeddings of these rows, which select.diversify needs; r",
+        ),
+        (["select.dedup=fuzzy"], "select.dedup=fuzzy"),
         (["select=balanced"], ": no embeddings of these rows, which the column cluster needs; run"),
         (
             ["select.join=no.parquet", "select.rank=x"],
@@ -230,19 +235,75 @@ def test_what_cannot_be_chosen_costs_one_line(
     assert line in shown
 
 
+def embed_rows(run_dir: Path, model: str = "") -> Path:
+    """Embeddings in three directions, by row; row 18 has none."""
+    vectors = [[float(row % 3), 1.0] if row != 18 else None for row in range(26)]
+    column = pl.Series("embedding", vectors, pl.Array(pl.Float32, 2))
+    frame = pl.DataFrame({"row": range(26)}).with_columns(column)
+    rows = open_scores(run_dir).rows_fingerprint
+    return write_embeddings(run_dir / "embeddings", frame, rows, model).folder
+
+
 def test_clusters_come_from_the_embeddings_of_the_run(run_dir: Path) -> None:
-    rows = open_scores(run_dir).open_rows()
-    embeddings = Shards(run_dir / "embeddings", {"rows": rows.fingerprint})
-    for index in range(rows.num_shards):
-        shard = rows.read(index).select("row", "drop_reason")
-        vectors = [[float(row % 3), 1.0] for row in shard["row"]]
-        column = pl.Series("embedding", vectors, pl.Array(pl.Float32, 2))
-        embeddings.write(index, shard.with_columns(column))
-    embeddings.close(rows.num_shards)
-    words = ("select=balanced", "select.num_clusters=3", "select.count=6")
-    assert chosen(run_dir, *words) == [13, 14, 15, 16, 17, 18]
-    one = ("select.group=cluster", "select.max_per_group=1", "select.num_clusters=3")
-    assert chosen(run_dir, *one, "select.fraction=null") == [16, 17, 18]
+    embed_rows(run_dir)
+    words = ("select=balanced", "select.where=row < 18", "select.num_clusters=3")
+    assert chosen(run_dir, *words, "select.count=6") == [12, 13, 14, 15, 16, 17]
+    one = ("select.where=row < 18", "select.group=cluster", "select.max_per_group=1")
+    assert chosen(run_dir, *one, "select.num_clusters=3", "select.fraction=null") == [15, 16, 17]
+
+
+def test_diverse_rows_come_from_the_embeddings_of_the_run(
+    run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = embed_rows(run_dir)
+    words = ("select.diversify=facility_location", "select.count=3")
+    assert sorted(row % 3 for row in chosen(run_dir, *words)) == [0, 1, 2]
+    assert chosen(run_dir, *words, "select.candidates=1") == [15, 16, 17]
+    shown = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "dropped: no_embedding 1" in shown
+    assert "with an embedding 18" in shown
+    mark = json.loads((run_dir / "cherry.json.meta.json").read_text(encoding="utf-8"))
+    assert mark["dropped"] == {"no_embedding": 1}
+    assert mark["tables"] == {"embeddings": file_sha256(folder / "complete.json")}
+    assert mark["diversify"] == "facility_location"
+
+
+def test_embeddings_of_several_models_need_a_name(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, other = embed_rows(run_dir, "one"), embed_rows(run_dir, "other")
+    words = ["select", f"run_dir={run_dir}", "select.count=3", "select.diversify=k_center"]
+    assert main(words) == 2
+    (shown,) = capsys.readouterr().err.splitlines()
+    assert "embeddings of these rows by several models" in shown
+    assert one.name in shown
+    assert other.name in shown
+    assert main([*words, f"select.embeddings={other}"]) == 0
+    frame = pl.DataFrame({"row": [0]})
+    foreign = write_embeddings(tmp_path / "embeddings", frame, "other rows").folder
+    for folder, fault in ((foreign, "not the embeddings of these rows"), (run_dir, "no complete")):
+        assert main([*words, f"select.embeddings={folder}"]) == 2
+        (shown,) = capsys.readouterr().err.splitlines()
+        assert fault in shown
+
+
+@pytest.mark.parametrize("dedup", ["exact", "minhash"])
+def test_duplicates_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], dedup: str
+) -> None:
+    lines = SHIPPED.read_text(encoding="utf-8").splitlines()
+    data = tmp_path / "data.jsonl"
+    data.write_text("\n".join([*lines[:8], *lines[:4]]), encoding="utf-8")
+    run_dir = tmp_path / "run"
+    score(run_dir, data)
+    words = [f"select.dedup={dedup}", "select.fraction=null", "select.num_examples=0"]
+    assert main(["select", f"run_dir={run_dir}", *words]) == 0
+    shown = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "dropped: duplicate 4" in shown
+    mark = json.loads((run_dir / "cherry.json.meta.json").read_text(encoding="utf-8"))
+    assert mark["rows"] == "4-11"  # the later ones have the higher IFD
+    assert mark["dropped"] == {"duplicate": 4}
+    assert mark["steps"]["dedup"] == 8
 
 
 def test_the_card_counts_rows_above_one_once(run_dir: Path) -> None:

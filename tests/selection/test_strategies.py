@@ -11,11 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cherry_vllm.cli.keys import list_groups
+from cherry_vllm.conversation import frame_messages, single_turn
 from cherry_vllm.errors import UserError
-from cherry_vllm.options import Pool
+from cherry_vllm.options import Dedup, Diversify, Pool
 from cherry_vllm.selection.choice import Choice
+from cherry_vllm.selection.columns import Sources
 from cherry_vllm.selection.ranking import choose, select_rows
-from tests.made_up import made_up_frame, named
+from tests.made_up import embed, made_up_frame, named, write_embeddings
 
 Line = dict[str, Any]
 INDICATORS = ("reward", "understandability", "naturalness", "coherence")
@@ -146,6 +148,9 @@ CHOICES = st.fixed_dictionaries(
         ),
         "quota": st.sampled_from(["proportional", "equal"]),
         "max_per_group": st.one_of(st.none(), st.integers(1, 3)),
+        "dedup": st.sampled_from([None, None, *Dedup]),
+        "diversify": st.sampled_from([None, None, *Diversify]),
+        "candidates": st.sampled_from([None, 1, 2.5]),
         "where": st.sampled_from([None, "num_answer_tokens > 30", "ifd > 0.2 or cluster = 3"]),
         "pool": st.sampled_from(list(Pool)),
         "seed": st.integers(0, 3),
@@ -153,18 +158,28 @@ CHOICES = st.fixed_dictionaries(
 )
 
 
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
+    """Texts, of which some repeat, and embeddings, which some rows lack."""
+    said = [single_turn(f"Question {row * 3 % 250}?", "", "A").messages for row in FRAME["row"]]
+    rows = pl.DataFrame({"row": FRAME["row"], "messages": frame_messages(said)})
+    vectors = embed(range(FRAME.height)).filter(pl.col("row") % 9 > 0)
+    embeddings = write_embeddings(tmp_path_factory.mktemp("run"), vectors, "rows")
+    return Sources(rows=rows.lazy(), find_embeddings=lambda: embeddings)
+
+
 @settings(max_examples=150, deadline=None)
-@given(CHOICES)
+@given(given_=CHOICES)
 def test_numbers_add_up_caps_hold_and_the_order_of_the_input_does_not_matter(
-    given_: dict[str, Any],
+    sources: Sources, given_: dict[str, Any]
 ) -> None:
     changes = {**given_, "strata": tuple(given_["strata"])}
     size, amount = changes.pop("size")
     choice = named(changes.pop("strategy"), threshold=None, **{size: amount}, **changes)
     try:
-        found = choose(FRAME, choice)
+        found = choose(FRAME, choice, sources)
     except UserError:  # fewer rows than asked for
-        assert size == "count" or choice.max_per_group or choice.where or choice.strata
+        assert size != "fraction" or choice.max_per_group or choice.where or choice.strata
         return
     rows = found.rows
     assert rows["row"].is_unique().all()
@@ -180,7 +195,11 @@ def test_numbers_add_up_caps_hold_and_the_order_of_the_input_does_not_matter(
     if choice.where:
         assert rows.filter(pl.sql_expr(choice.where)).height == rows.height
     shuffled = FRAME.sample(fraction=1, shuffle=True, seed=7)
-    assert choose(shuffled, choice).rows["row"].to_list() == rows["row"].to_list()
+    assert choose(shuffled, choice, sources).rows["row"].to_list() == rows["row"].to_list()
+    if choice.dedup:
+        assert (rows["row"] * 3 % 250).is_unique().all()
+    if choice.diversify:
+        assert (rows["row"] % 9 > 0).all()
     steps = list(found.steps.values())
     assert steps == sorted(steps, reverse=True)
 
