@@ -59,12 +59,8 @@ CONF = str(Path(__file__).parent / "conf")  # in a checkout, a link to the top-l
 
 TEXT = Text("a text that is not empty")
 PATH = Text("a path that is not empty")
-URLS = Each(
-    Text("a URL such as http://localhost:8000"),
-    "a URL, or a list of URLs",
-    one_will_do=True,
-    min_items=1,
-)
+URL = Text("a URL such as http://localhost:8000")
+URLS = Each(URL, "a URL, or a list of URLs", one_will_do=True, min_items=1)
 PATHS = Each(PATH, "a path, a glob, an hf:// path, or a list of these", one_will_do=True)
 COLUMN = Text("the name of a column")
 DELIMITER = Text("one character, or tab", r"[^\0\r\n\"]|tab")

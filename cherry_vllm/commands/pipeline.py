@@ -61,7 +61,8 @@ def run(config: Config, job: Job) -> Outcome:
 
     Raises:
         UserError: only a share of the shards was asked for, which is not enough for later stages;
-            servers are to score, which hold none of the models made here; the settings of the sample contradict each other; or a stage met a mistake.
+            the engine asks servers, which hold none of the models made here; the settings of the
+            sample contradict each other; or a stage met a mistake.
     """
     if "WORLD_SIZE" in os.environ:
         raise UserError("pipeline: torchrun is only for `train`; run the pipeline without it")

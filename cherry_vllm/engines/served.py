@@ -40,7 +40,7 @@ RECORD = "served.json"  # beside the shards
 PROBE = (
     "The river rose in the night, and by morning the lower fields were under water. "
     "Der Zug nach Wien fährt um 17:45 Uhr ab. La réponse est simple, mais elle demande du temps. "
-    "今天天气很好，我们去公园散步。 Сегодня я читал книгу о море. "
+    "今天天气很好，我们去公园散步。 Сегодня я читал книгу о море. "  # noqa: RUF001
     "def area(r):\n    return 3.14159 * r ** 2\n\n"
     "1. Mix the flour with 250 ml of milk. 2. Add two eggs. 3. Bake for 40 minutes at 180 °C. "
     'She asked: "Which of the three roads leads to the harbour?" Nobody knew.'
@@ -51,9 +51,7 @@ PROBE = (
 class ServedModel(Checkpoint):
     """The tokenizer and configuration in a folder, and the probe's log-probs in nats."""
 
-    patterns: ClassVar[Sequence[str]] = tuple(
-        pattern for pattern in SCORED_BY if pattern != WEIGHTS
-    )
+    patterns: ClassVar[Sequence[str]] = [name for name in SCORED_BY if name != WEIGHTS]
 
     probe: tuple[int, ...] = ()  # token ids
     logprobs: tuple[float, ...] = ()  # of all but the first

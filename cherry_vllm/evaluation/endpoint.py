@@ -1,8 +1,8 @@
 """An OpenAI-compatible chat endpoint, asked through the ``openai`` client.
 
 The library retries, backs off and obeys Retry-After. This module and the two that use it add what
-it lacks: a deadline for a whole try (:mod:`runtime.deadline`), the end of a run that an endpoint refuses or
-that meets only failures, and the end of all requests on a signal (:mod:`requests`).
+it lacks: a deadline for a whole try (:mod:`runtime.deadline`), the end of a run that an endpoint
+refuses or that meets only failures, and the end of all requests on a signal (:mod:`requests`).
 """
 
 import json
