@@ -59,8 +59,9 @@ class Server:
         self.url = check_url(url, "engine").removesuffix("/v1").rstrip("/")
         self.configurations: set[str] = set()  # as the answers name them
         self.is_ready = False  # it answers, and holds the right model
+        self.is_down = False  # it was checked, and does not
         self.way: str | None = None  # "prompt" or "chosen"
-        self.checking = asyncio.Lock()
+        self.checking, self.waiting = asyncio.Lock(), asyncio.Lock()
         self._settings, self._num_tokens = settings, num_tokens
         self._api_key = read_api_key(settings.api_key_env, "engine")
 

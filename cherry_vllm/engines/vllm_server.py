@@ -10,6 +10,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -154,33 +155,52 @@ class _Call(Generic[Item, Found]):
     async def _wait_for(self, server: Server) -> None:
         """Returns once the server answers and proves to hold the right model."""
         pause = FIRST_PAUSE_S
-        async with server.checking:
+        async with server.waiting:
             while not server.is_ready:
                 try:
-                    await self._check(server)
+                    await self._meet(server)
                 except ServerDownError as fault:
                     if pause == FIRST_PAUSE_S:
                         log.warning("%s: %s; its work goes to the others", server.url, fault)
                     self._give_up_in_time(server, fault)
                     await asyncio.sleep(pause)
                     pause = min(2 * pause, LAST_PAUSE_S)
-                else:
-                    server.is_ready, self._down_since = True, None
 
     async def _answer(self, server: Server, item: Item) -> Found:
-        """The server's answer, or another's if it refuses the item."""
-        others = [other for other in self._servers if other is not server and other.is_ready]
-        refusal = ""
-        for asked in (server, *others):
-            try:
-                return await self._ask(asked, item)
-            except ServerRefusedError as reason:
-                await self._check(asked)  # if this fails, the item is not the cause
-                refusal = f"{asked.url} refuses a sequence: {reason}"
-            except ServerDownError:
-                asked.is_ready = False
-                raise
+        """The server's answer, or another's if it refuses the item.
+
+        Raises:
+            ServerDownError: the server does not answer.
+            RuntimeError: all servers that are up refuse the item.
+        """
+        try:
+            return await self._ask_one(server, item)
+        except ServerRefusedError as reason:
+            refusal = f"{server.url} refuses a sequence: {reason}"
+        for other in self._servers:
+            if other is not server and not other.is_down:
+                with suppress(ServerRefusedError, ServerDownError):
+                    await self._meet(other)
+                    return await self._ask_one(other, item)
         raise RuntimeError(refusal)
+
+    async def _ask_one(self, server: Server, item: Item) -> Found:
+        """The server's answer; a refusal counts only if the server is in order."""
+        try:
+            return await self._ask(server, item)
+        except ServerRefusedError:
+            await self._check(server)
+            raise
+        except ServerDownError:
+            server.is_ready = False
+            raise
+
+    async def _meet(self, server: Server) -> None:
+        """Checks the server unless it is known to be in order; raises as :meth:`_check` does."""
+        async with server.checking:
+            if not server.is_ready:
+                await self._check(server)
+                server.is_ready, self._down_since = True, None
 
     async def _check(self, server: Server) -> None:
         """Compares the server's model with the run's.
@@ -192,8 +212,9 @@ class _Call(Generic[Item, Found]):
         try:
             found = await server.probe(self._model.probe)
         except (ServerRefusedError, ServerDownError) as fault:
-            server.is_ready = False
+            server.is_ready, server.is_down = False, True
             raise ServerDownError(str(fault)) from None
+        server.is_down = False
         self._model.compare(server.url, found, "the one this run began with")
 
     async def _check_again(self) -> None:
