@@ -123,7 +123,7 @@ async def _meet(
     settings: ServerSettings, model: ServedModel, token_ids: Sequence[int], num_tokens: int
 ) -> ServedModel:
     first = ""
-    async with open_servers(settings, num_tokens) as servers:
+    async with open_servers(settings, num_tokens, {}) as servers:
         found = await asyncio.gather(*(_greet(server, model, token_ids) for server in servers))
     for server, answer in zip(servers, found, strict=True):
         if isinstance(answer, ServerDownError):

@@ -50,8 +50,13 @@ class ServerRefusedError(Exception):
 class Server:
     """A server that takes many requests at once, inside an ``async with`` block."""
 
-    def __init__(self, settings: ServerSettings, url: str, num_tokens: int) -> None:
-        """``num_tokens`` is the length that the server must take; does not connect yet.
+    def __init__(
+        self, settings: ServerSettings, url: str, num_tokens: int, ways: dict[str, str]
+    ) -> None:
+        """Does not connect yet.
+
+        ``num_tokens`` is the length that the server must take; ``ways`` is how log-probs are asked
+        for ("prompt" or "chosen"), by URL, and is completed here.
 
         Raises:
             UserError: the package ``openai`` is missing, or the URL or the key cannot be used.
@@ -60,9 +65,8 @@ class Server:
         self.configurations: set[str] = set()  # as the answers name them
         self.is_ready = False  # it answers, and holds the right model
         self.is_down = False  # it was checked, and does not
-        self.way: str | None = None  # "prompt" or "chosen"
         self.checking, self.waiting = asyncio.Lock(), asyncio.Lock()
-        self._settings, self._num_tokens = settings, num_tokens
+        self._settings, self._num_tokens, self._ways = settings, num_tokens, ways
         self._api_key = read_api_key(settings.api_key_env, "engine")
 
     @asynccontextmanager
@@ -101,9 +105,9 @@ class Server:
         reply = await self._complete(span.token_ids, prompt_logprobs=1)
         self._check_scale(reply)
         by_prompt = read_prompt_logprobs(span, reply)
-        if self.way is None:
-            self.way = await self._find_way(span, by_prompt)
-        return by_prompt if self.way == "prompt" else await self._score_chosen(span)
+        if self.url not in self._ways:
+            self._ways[self.url] = await self._find_way(span, by_prompt)
+        return by_prompt if self._ways[self.url] == "prompt" else await self._score_chosen(span)
 
     async def encode(self, text: str) -> list[int] | None:
         """The server's token ids of a text, without special tokens; None if it does not tell."""
@@ -115,7 +119,7 @@ class Server:
 
     async def logprobs(self, span: Span) -> Floats:
         """See :meth:`engines.Engine.logprobs`; raises as :meth:`probe` does."""
-        if self.way == "chosen":
+        if self._ways[self.url] == "chosen":
             return await self._score_chosen(span)
         try:
             reply = await self._complete(span.token_ids, prompt_logprobs=0)
@@ -264,10 +268,12 @@ class Server:
 
 
 @asynccontextmanager
-async def open_servers(settings: ServerSettings, num_tokens: int) -> AsyncIterator[list[Server]]:
-    """All servers of ``engine.base_url``."""
+async def open_servers(
+    settings: ServerSettings, num_tokens: int, ways: dict[str, str]
+) -> AsyncIterator[list[Server]]:
+    """All servers of ``engine.base_url``; see :class:`Server` for the arguments."""
     async with AsyncExitStack() as stack:
-        servers = [Server(settings, url, num_tokens) for url in settings.urls]
+        servers = [Server(settings, url, num_tokens, ways) for url in settings.urls]
         for server in servers:
             await stack.enter_async_context(server.open())
         yield servers

@@ -50,13 +50,14 @@ class ServerEngine:
     ) -> None:
         # Room for a prompt, and for the token that a completion makes.
         self._settings, self._model, self._num_tokens = settings, model, max_length + 1
+        self._ways: dict[str, str] = {}
 
     def logprobs(
         self, spans: Sequence[Span], on_scored: Callable[[int], None]
     ) -> list[NDArray[np.float32]]:
         """See :class:`cherry_vllm.engines.Engine`; the same spans give nearly the same floats."""
         call = _Call(self._settings, self._model, spans, Server.logprobs, on_scored)
-        return asyncio.run(call.run(self._num_tokens))
+        return asyncio.run(call.run(self._num_tokens, self._ways))
 
 
 class ServerGenerator:
@@ -72,6 +73,7 @@ class ServerGenerator:
     ) -> None:
         self._settings, self._model, self._max_length = settings, model, max_length
         self._decoding, self._stop_ids = decoding, list(stop_ids)
+        self._ways: dict[str, str] = {}
 
     def generate(
         self, prompts: Sequence[list[int]], on_answered: Callable[[int], None], *, seed: int
@@ -85,7 +87,7 @@ class ServerGenerator:
             return until_stop(found, limit, self._stop_ids)
 
         call = _Call(self._settings, self._model, range(len(prompts)), ask, on_answered)
-        return asyncio.run(call.run(self._max_length))
+        return asyncio.run(call.run(self._max_length, self._ways))
 
     def _parameters(self, limit: int, seed: int) -> dict[str, Any]:
         """Every parameter that the server's own defaults would fill in."""
@@ -120,8 +122,8 @@ class _Call(Generic[Item, Found]):
         self._lost = Counter[int]()
         self._down_since: float | None = None  # all servers
 
-    async def run(self, num_tokens: int) -> list[Found]:
-        """The answer to each item.
+    async def run(self, num_tokens: int, ways: dict[str, str]) -> list[Found]:
+        """The answer to each item; see :class:`engines.server.Server` for the arguments.
 
         Raises:
             UserError: a server holds another model, or none answers for ``engine.patience_s``.
@@ -132,7 +134,7 @@ class _Call(Generic[Item, Found]):
         self._queue = asyncio.Queue[int]()
         for index in range(len(self._items)):
             self._queue.put_nowait(index)
-        async with open_servers(self._settings, num_tokens) as self._servers:
+        async with open_servers(self._settings, num_tokens, ways) as self._servers:
             in_flight = range(min(self._settings.concurrency, len(self._items)))
             works = [self._work(server) for server in self._servers for _ in in_flight]
             await _until_first(self._queue.join(), self._beat(), *works)
