@@ -32,10 +32,10 @@ from cherry_vllm.engines.settings import ServerSettings
 from cherry_vllm.engines.weights import WEIGHTS
 from cherry_vllm.errors import UserError
 from cherry_vllm.store.files import read_json, write_json
+from cherry_vllm.store.run_folder import Inner
 
 log = logging.getLogger(__name__)
 
-RECORD = "served.json"  # beside the shards
 # Everyday text, since rare tokens may stand for images: several scripts, numbers, code.
 PROBE = (
     "The river rose in the night, and by morning the lower fields were under water. "
@@ -64,13 +64,13 @@ class ServedModel(Checkpoint):
         Raises:
             UserError: the servers hold another model now.
         """
-        record = folder / RECORD
+        record = folder / Inner.SERVED
         if not record.exists():
             found = {"probe": self.probe, "logprobs": self.logprobs}
             write_json(record, {**found, "system_fingerprints": self.configurations})
             return self
         known = read_json(record)
-        if tuple(known["probe"]) != self.probe:  # the probe of another release
+        if known.get("probe") != list(self.probe):  # the probe of another release
             raise UserError(f"{record}: of another release; give this one a run_dir of its own")
         before = replace(self, logprobs=tuple(known["logprobs"]))
         before.compare("engine.base_url", np.array(self.logprobs), "the one this run began with")
@@ -157,7 +157,11 @@ async def _greet(
         ) from None
     if not np.isfinite(logprobs).all():
         raise UserError(f"{server.url}: its log-probs are not finite; check the served model")
-    if encoded is not None and encoded != list(token_ids):
+    if encoded is None:
+        log.warning(
+            "%s: does not tell how it encodes text, so no tokenizers are compared", server.url
+        )
+    elif encoded != list(token_ids):
         raise UserError(
             f"{server.url}: encodes text in another way than the tokenizer in {model.folder}; "
             "model.path must be the served model's own folder or hub id"

@@ -4,6 +4,7 @@ What a real server answers is tested in ``tests/commands/test_score_servers.py``
 """
 
 import logging
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,18 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 
+from cherry_vllm.commands.inputs import Job
+from cherry_vllm.commands.score import score as run_score
 from cherry_vllm.config import compose, engine_settings
 from cherry_vllm.engines import Decoding, Span, build_embedder, build_engine, build_generator
 from cherry_vllm.engines.checkpoint import read_checkpoint
 from cherry_vllm.engines.served import ServedModel, find_served
 from cherry_vllm.engines.settings import ServerSettings
 from cherry_vllm.errors import UserError
+from tests.conftest import start
 from tests.engines.stand_in import StandIn, expected, refusal
-from tests.fakes import write_checkpoint
+from tests.fakes import InlineExecutor, write_checkpoint
 from tests.judge_server import Fault
 from tests.judging import KEY
+from tests.runs import DEADLY, command, write_rows
 
 MAX_LENGTH = 512
 SPANS = [Span.from_start([5, 6 + n, 7, 8 + n], 2) for n in range(20)]
@@ -442,3 +448,69 @@ def test_stages_that_need_more_than_servers_give_say_so(folder: Path) -> None:
     for build in (build_engine, build_embedder):
         with pytest.raises(UserError, match="only `score` and `generate` can ask servers"):
             build(settings, model, max_length=8, trust_remote_code=False)
+
+
+# --- through the commands ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    answers = [f"Answer {number}, and no more." for number in range(12)]
+    answers[7] = f"{DEADLY} {answers[7]}"
+    return write_rows(tmp_path / "rows.jsonl", answers)
+
+
+def score_words(server: StandIn, folder: Path, data: Path, run_dir: Path) -> list[str]:
+    words = ("engine=vllm_server", f"engine.base_url={server.url}", "engine.model=m")
+    more = ("engine.max_tries=1", "engine.patience_s=1", "engine.timeout_s=60")
+    return command(data, folder, run_dir, *words, *more)
+
+
+def test_a_row_that_servers_refuse_is_found_and_dropped(
+    folder: Path,
+    open_server: Callable[..., StandIn],
+    rows: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = open_server()
+    words = score_words(server, folder, rows, tmp_path / "run")
+    meet(folder, settings_for(server.url), server)
+    deadly = server.tokenizer(DEADLY, add_special_tokens=False)["input_ids"]
+
+    def refuse(token_ids: list[int]) -> Fault | None:
+        return refusal("CUDA error", 500) if set(deadly) <= set(token_ids) else None
+
+    server.script = refuse
+    monkeypatch.setattr("cherry_vllm.workers.run.build_executor", lambda *_: InlineExecutor())
+    monkeypatch.setattr(
+        "cherry_vllm.sources.shards.isolate", lambda function, *given: function(*given)
+    )
+    config = compose(*words[1:])
+    run_score(config, Job(Path(config.run_dir), is_sweep=False))
+    reasons = pl.read_parquet(tmp_path / "run" / "scores.parquet")["drop_reason"].to_list()
+    assert [row for row, reason in enumerate(reasons) if reason == "engine_failed"] == [7]
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("phase", ["first look", "scoring"])
+def test_a_signal_ends_a_run_that_waits_for_servers(
+    folder: Path, open_server: Callable[..., StandIn], rows: Path, tmp_path: Path, phase: str
+) -> None:
+    server, asked = open_server(), threading.Event()
+    probe = list(meet(folder, settings_for(server.url), server).probe)
+    server.probe = probe if phase == "scoring" else []
+
+    def hang(_: list[int]) -> Fault:
+        asked.set()
+        return Fault(delay_s=30)
+
+    server.script = hang
+    process = start(*score_words(server, folder, rows, tmp_path / "run"))
+    assert asked.wait(100)
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate()
+    assert time.monotonic() - began < 2
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "the same command resumes" in stderr
