@@ -7,9 +7,10 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 START_S = 400
 # JSON without spaces between its parts: a small model would fill its reply with them.
@@ -20,9 +21,39 @@ class ServerError(Exception):
     """The server is not up; the message ends with the end of its log."""
 
 
+class Running(NamedTuple):
+    address: str  # http://127.0.0.1:PORT
+    pid: int  # of the process group, too
+
+    def signal(self, number: int) -> None:
+        """Sends a signal to the server and its engine, unless they have ended."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, number)
+
+
 @contextmanager
 def serve(model: Path, log: Path, *, name: str = "judge", max_length: int = 1024) -> Iterator[str]:
     """Runs the server until the block ends; yields its address, ``http://127.0.0.1:PORT``.
+
+    Raises:
+        ServerError: it ended, or did not start in time.
+    """
+    with run_server(model, log, name=name, max_length=max_length, num_seqs=4) as running:
+        yield running.address
+
+
+@contextmanager
+def run_server(
+    model: Path,
+    log: Path,
+    *,
+    name: str,
+    max_length: int,
+    num_seqs: int = 256,
+    cores: Sequence[int] = (),
+    arguments: Sequence[str] = (),
+) -> Iterator[Running]:
+    """Runs the server until the block ends, on the given cores or on all.
 
     Raises:
         ServerError: it ended, or did not start in time.
@@ -33,10 +64,17 @@ def serve(model: Path, log: Path, *, name: str = "judge", max_length: int = 1024
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     command += ["--model", str(model), "--served-model-name", name]
     command += ["--host", "127.0.0.1", "--port", str(port)]
-    command += ["--enforce-eager", "--max-model-len", str(max_length), "--max-num-seqs", "4"]
+    command += [
+        "--enforce-eager",
+        "--max-model-len",
+        str(max_length),
+        "--max-num-seqs",
+        str(num_seqs),
+    ]
+    command += arguments
     command += ["--structured-outputs-config", STRUCTURED_OUTPUTS]
-    cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
-    defaults = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": cores}
+    bound = ",".join(map(str, cores or sorted(os.sched_getaffinity(0))))
+    defaults = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": bound}
     with log.open("w") as output:
         process = subprocess.Popen(
             command,
@@ -45,13 +83,12 @@ def serve(model: Path, log: Path, *, name: str = "judge", max_length: int = 1024
             env=defaults | os.environ | {"NO_PROXY": "127.0.0.1"},
             start_new_session=True,  # the engine is another process, which must end as well
         )
+    address = f"http://127.0.0.1:{port}"
     try:
-        address = f"http://127.0.0.1:{port}"
         _wait_until_healthy(address, process, log)
-        yield address
+        yield Running(address, process.pid)
     finally:
-        with suppress(ProcessLookupError):  # it may have ended by itself
-            os.killpg(process.pid, signal.SIGKILL)
+        Running(address, process.pid).signal(signal.SIGKILL)
         process.wait()
 
 

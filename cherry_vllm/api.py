@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cherry_vllm.cli.explain import explain
 from cherry_vllm.cli.keys import list_groups
 from cherry_vllm.cli.words import read_words
-from cherry_vllm.commands.inputs import find_input, find_model
+from cherry_vllm.commands.inputs import find_input, find_used_model
 from cherry_vllm.commands.score import score_files
 from cherry_vllm.config import Config, choice_of, compose
 from cherry_vllm.errors import UserError
@@ -62,7 +62,8 @@ def score(
         config.model.path = str(model)
         config.run_dir = config.scores_dir = str(run_dir or folder / "run")
         place = Path(config.scores_dir)
-        files, checkpoint = find_input(config), find_model(config)
+        files = find_input(config)
+        checkpoint = find_used_model(config, num_tokens=config.max_length + 1)
         scores = score_files(config, files, checkpoint, place, may_replace=True)
     if scores is None:
         raise RuntimeError("a run over all shards ended without scores")

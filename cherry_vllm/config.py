@@ -65,6 +65,8 @@ CONF = str(Path(__file__).parent / "conf")  # in a checkout, a link to the top-l
 
 TEXT = Text("a text that is not empty")
 PATH = Text("a path that is not empty")
+URL = Text("a URL such as http://localhost:8000")
+URLS = Each(URL, "a URL, or a list of URLs", one_will_do=True, min_items=1)
 PATHS = Each(PATH, "a path, a glob, an hf:// path, or a list of these", one_will_do=True)
 COLUMN = Text("the name of a column")
 DELIMITER = Text("one character, or tab", r"[^\0\r\n\"]|tab")
@@ -73,6 +75,7 @@ SQL = Text("a SQL expression")
 SQLS = Each(SQL, "SQL expressions, as in [cluster]", one_will_do=True)
 NAMED = Named("names and values, as in '{enable_thinking: false}'")
 FILE_NAME = Text("a name without slashes", r"[^\0/.][^\0/]*")
+KEY_NAME = Text("the name of an environment variable", r"[^\0=\s]+")
 PHRASES = Each(TEXT, "texts that are not empty")
 TRACKERS = Each(TEXT, "names of trackers that transformers knows")
 SCHEDULERS = OneOf(
@@ -151,9 +154,9 @@ class ModelConfig:
 
 @dataclass(kw_only=True, slots=True)
 class EngineConfig:
-    """Settings of every engine; ``conf/engine/`` picks one of the two classes below."""
+    """Settings of every engine; ``conf/engine/`` picks one of the classes below."""
 
-    name: str = setting(OneOf(("vllm_fused", "vllm", "hf")))
+    name: str = setting(OneOf(("vllm_fused", "vllm", "vllm_server", "hf")))
     dtype: Dtype = Dtype.auto
 
 
@@ -172,6 +175,18 @@ class VllmConfig(EngineConfig):
 class HfConfig(EngineConfig):
     device: str = setting(Text("auto, cpu, cuda or cuda:N", r"auto|[a-z]+(:\d+)?"))
     batch_tokens: int = setting(whole(1))
+
+
+@dataclass(kw_only=True, slots=True)
+class ServerConfig(EngineConfig):
+    base_url: Any = setting(URLS)  # str or list of str
+    model: str | None = setting(TEXT, None)
+    api_key_env: str | None = setting(KEY_NAME, None)
+    concurrency: int = setting(whole(1, 900))  # the client has up to 1,000 connections
+    timeout_s: float = setting(seconds())
+    max_tries: int = setting(whole(1))
+    patience_s: float = setting(seconds())
+    tolerance: float = setting(number(above=0))
 
 
 @dataclass(kw_only=True, slots=True)
@@ -329,9 +344,7 @@ class JudgeConfig:
     against: str | None = setting(PATH, None)
     base_url: str = setting(Text("a URL such as http://localhost:8000/v1"))
     model: str | None = setting(TEXT, None)
-    api_key_env: str | None = setting(
-        Text("the name of an environment variable", r"[^\0=\s]+"), None
-    )
+    api_key_env: str | None = setting(KEY_NAME, None)
     parameters: dict[str, Any] = setting(
         Free("only the endpoint knows which ones it takes"), factory=dict
     )
@@ -399,8 +412,10 @@ def arguments_of(
 
 def engine_settings(engine: EngineConfig) -> "EngineSettings":
     """The engine's settings, as components take them."""
-    from cherry_vllm.engines.settings import HfSettings, VllmSettings
+    from cherry_vllm.engines.settings import HfSettings, ServerSettings, VllmSettings
 
+    if isinstance(engine, ServerConfig):
+        return ServerSettings(**arguments_of(engine))
     settings_class = VllmSettings if isinstance(engine, VllmConfig) else HfSettings
     return settings_class(**arguments_of(engine))
 
@@ -428,6 +443,11 @@ def check_config(config: Config) -> None:
         raise UserError(
             f"engine.max_num_batched_tokens={engine.max_num_batched_tokens}: give at least "
             f"engine.max_num_seqs={engine.max_num_seqs}"
+        )
+    if isinstance(engine, ServerConfig) and engine.dtype is not Dtype.auto:
+        raise UserError(
+            f"engine.dtype={engine.dtype.value}: the servers decide on the type; start them with "
+            "--dtype, and leave engine.dtype out"
         )
 
 
@@ -513,6 +533,7 @@ def register() -> None:
     store.store(name="schema", node=Config)
     store.store(group="engine", name="vllm_schema", node=VllmConfig)
     store.store(group="engine", name="hf_schema", node=HfConfig)
+    store.store(group="engine", name="server_schema", node=ServerConfig)
     store.store(group="executor", name="local_schema", node=ExecutorConfig)
     store.store(group="executor", name="ray_schema", node=RayConfig)
     store.store(group="sample", name="sample_schema", node=SampleConfig)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from hydra.errors import ConfigCompositionException
 
-from cherry_vllm.config import CONF, HfConfig, VllmConfig, compose
+from cherry_vllm.config import CONF, HfConfig, ServerConfig, VllmConfig, compose
 
 GROUPS = (
     "data",
@@ -32,7 +32,9 @@ MIXTURES = [
 @pytest.mark.parametrize("mixture", MIXTURES, ids=" ".join)
 def test_every_option_of_every_group_composes(mixture: list[str]) -> None:
     config = compose(*mixture)
-    assert isinstance(config.engine, HfConfig if "engine=hf" in mixture else VllmConfig)
+    classes = {"engine=hf": HfConfig, "engine=vllm_server": ServerConfig}
+    (engine,) = [word for word in mixture if word.startswith("engine=")]
+    assert isinstance(config.engine, classes.get(engine, VllmConfig))
 
 
 def test_no_folder_of_conf_is_left_out_of_these_tests() -> None:

@@ -25,8 +25,8 @@ from cherry_vllm.cli.keys import known_keys
 from cherry_vllm.cli.stages import STAGES
 from cherry_vllm.commands.inputs import Job
 from cherry_vllm.config import Config, compose
-from cherry_vllm.engines import adapters
-from cherry_vllm.engines.checkpoint import Checkpoint
+from cherry_vllm.engines import adapters, served
+from cherry_vllm.engines.checkpoint import Checkpoint, read_checkpoint
 from cherry_vllm.engines.weights import ADAPTER_WEIGHTS
 from cherry_vllm.errors import UserError
 from cherry_vllm.evaluation.endpoint import Endpoint
@@ -79,6 +79,13 @@ HARMLESS = {
     "executor": "how workers are started and watched, not what they compute",
     "engine.gpu_memory_utilization": "memory",
     "engine.cpu_kv_cache_gib": "memory",
+    "engine.base_url": "the place of the served model, whose log-probs are compared",
+    "engine.api_key_env": "who may ask",
+    "engine.concurrency": "how many requests are under way",
+    "engine.timeout_s": "when to give up",
+    "engine.max_tries": "when to give up",
+    "engine.patience_s": "when to give up",
+    "engine.tolerance": "what is refused",
     "sample.strategy": "set by sample=..., which is walked as a whole",
     "pre_experience": "a train group, which `pipeline` gives to `train`; walked as train",
     "train.name": "begins the folder's name itself",
@@ -129,6 +136,7 @@ OTHER = {  # values that a rule of a setting's own asks for
     "prompt.template_kwargs": {"x": "y"},
     "prompt.date": "2026-01-31",
     "engine.max_num_seqs": 100,
+    "engine.base_url": ["http://elsewhere:8000"],
     "sample.count": 200,
     "sample.num_clusters": 50,
     "sample.percentiles": [20.0, 80.0],
@@ -191,6 +199,7 @@ def find_names(place: Path) -> Iterator[Find]:
         patch.setattr(ssl, "create_default_context", cache(ssl.create_default_context))  # slow
         patch.setenv("XDG_CACHE_HOME", str(place / "cache"))
         patch.setattr(adapters, "isolate", merge)
+        patch.setattr(served, "find_served", lambda path, *_, **__: read_checkpoint(Path(path)))
         patch.setenv("KEY", "secret")
         patch.setenv("KEY_x", "secret")
 
@@ -263,6 +272,7 @@ VARIANTS = {
     "chat": Variant(["prompt=chat"], CHAT),
     "adapter": Variant([], BASE),
     "hf": Variant(["engine=hf", "executor=ray"], ("engine", "executor")),
+    "servers": Variant(["engine=vllm_server"], ("engine",), elsewhere=("engine.dtype",)),
     "rating": Variant(["judge=rating"], ("judge.model", "judge.base_url", "judge.parameters")),
     "text": Variant(["judge.response_format=text"], TEXT),
     "drawn": Variant(

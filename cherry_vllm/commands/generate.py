@@ -8,9 +8,9 @@ from cherry_vllm.commands import summary
 from cherry_vllm.commands.inputs import (
     Job,
     Outcome,
-    find_model,
     find_output,
     find_prompt,
+    find_used_model,
     model_use,
 )
 from cherry_vllm.config import Config
@@ -30,7 +30,10 @@ log = logging.getLogger(__name__)
 def generate(config: Config, job: Job) -> Outcome:
     """Has a model answer a test set and prints the counts."""
     file, decoding = _find_testset(config), _decoding(config)
-    checkpoint, run_dir = find_model(config), Path(config.run_dir)
+    checkpoint, run_dir = (
+        find_used_model(config, num_tokens=config.max_length),
+        Path(config.run_dir),
+    )
     prompt = find_prompt(config, checkpoint)
     output = find_output(job, "generate.output", config.generate.output)
     if output.resolve() == file.resolve():

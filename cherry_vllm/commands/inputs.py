@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ import polars as pl
 
 from cherry_vllm.config import Config, engine_settings, executor_settings, prompt_of
 from cherry_vllm.engines.checkpoint import Checkpoint, find_checkpoint
+from cherry_vllm.engines.settings import EngineSettings, ServerSettings
 from cherry_vllm.errors import UserError
 from cherry_vllm.prompts.fit import answer_warnings, check_place
 from cherry_vllm.prompts.prompt import Prompt
@@ -73,6 +74,38 @@ def find_model(config: Config) -> Checkpoint:
     checkpoint = find_checkpoint(
         model.path, base=model.base, trust_remote_code=model.trust_remote_code
     )
+    _refuse_run_in_model(config, checkpoint)
+    return checkpoint
+
+
+def find_used_model(config: Config, *, num_tokens: int) -> Checkpoint:
+    """The model that the engine uses: that of the servers, if it asks some, or :func:`find_model`.
+
+    Servers must take sequences of ``num_tokens`` tokens.
+    """
+    engine, model = find_engine(config), config.model
+    if not (isinstance(engine, ServerSettings) and model.path):
+        return find_model(config)
+    if model.base is not None:
+        raise UserError("model.base: the servers hold the model with its adapter; leave it out")
+    from cherry_vllm.engines.served import find_served
+
+    remote = model.trust_remote_code
+    served = find_served(model.path, engine, num_tokens=num_tokens, trust_remote_code=remote)
+    _refuse_run_in_model(config, served)
+    return served
+
+
+def find_engine(config: Config) -> EngineSettings:
+    """The engine's settings; servers serve a model under its path unless another name is given."""
+    engine = engine_settings(config.engine)
+    if isinstance(engine, ServerSettings) and engine.model is None:
+        return replace(engine, model=config.model.path)
+    return engine
+
+
+def _refuse_run_in_model(config: Config, checkpoint: Checkpoint) -> None:
+    model = config.model
     sources = [Path(name) for name in (model.path, model.base) if name and Path(name).is_dir()]
     for key, place in (("run_dir", config.run_dir), ("scores_dir", config.scores_dir)):
         for folder in (checkpoint.folder, *sources):
@@ -81,7 +114,6 @@ def find_model(config: Config) -> Checkpoint:
                     f"{key}={place}: is in the model folder, so each run would change the model; "
                     "choose another"
                 )
-    return checkpoint
 
 
 def read_input(config: Config, files: Sequence[Path], *, is_made_here: bool = False) -> Shards:
@@ -153,7 +185,7 @@ def model_use(config: Config, prompt: Prompt) -> ModelUse:
     return ModelUse(
         prompt=prompt,
         max_length=config.max_length,
-        engine=engine_settings(config.engine),
+        engine=find_engine(config),
         executor=executor_settings(config.executor),
         trust_remote_code=config.model.trust_remote_code,
     )

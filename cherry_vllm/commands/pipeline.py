@@ -25,7 +25,8 @@ from cherry_vllm.commands.sample import diverse_sampling, has_experience, sample
 from cherry_vllm.commands.score import score_with
 from cherry_vllm.commands.select import select_from
 from cherry_vllm.commands.train import train_on
-from cherry_vllm.config import Config, TrainConfig
+from cherry_vllm.config import Config, ServerConfig, TrainConfig
+from cherry_vllm.engines import NOT_BY_SERVERS
 from cherry_vllm.engines.checkpoint import Checkpoint
 from cherry_vllm.errors import UserError
 from cherry_vllm.options import Sampling
@@ -60,7 +61,8 @@ def run(config: Config, job: Job) -> Outcome:
 
     Raises:
         UserError: only a share of the shards was asked for, which is not enough for later stages;
-            the settings of the sample contradict each other; or a stage met a mistake.
+            the engine asks servers, which hold none of the models made here; the settings of the
+            sample contradict each other; or a stage met a mistake.
     """
     if "WORLD_SIZE" in os.environ:
         raise UserError("pipeline: torchrun is only for `train`; run the pipeline without it")
@@ -68,6 +70,8 @@ def run(config: Config, job: Job) -> Outcome:
         raise UserError(
             f"share.count={config.share.count}: only `score` and `embed` can be shared; give 1"
         )
+    if isinstance(config.engine, ServerConfig):
+        raise UserError(NOT_BY_SERVERS)
     diverse_sampling(config)  # before any work
     files, base = find_input(config), find_model(config)
     config = _with_date(config, base)

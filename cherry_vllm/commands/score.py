@@ -9,8 +9,8 @@ from cherry_vllm.commands.inputs import (
     Outcome,
     check_fit,
     find_input,
-    find_model,
     find_prompt,
+    find_used_model,
     hold_share,
     model_use,
     read_input,
@@ -39,7 +39,8 @@ COMMAND = "score"
 
 def score(config: Config, job: Job) -> Outcome:
     """Scores a data set with a model, or a share of it, and prints the summary."""
-    files, checkpoint = find_input(config), find_model(config)
+    files = find_input(config)
+    checkpoint = find_used_model(config, num_tokens=config.max_length + 1)
     return score_with(config, job, files, checkpoint, Path(config.scores_dir))
 
 

@@ -6,7 +6,8 @@ An engine turns spans into log-probabilities:
     returns                [ l0 l1 l2 ]     l0 = log P(a0 | p0 p1 p2), ...
 
 An embedder turns prompts into vectors, and a generator continues them. Only :mod:`engines.vllm`
-and the model class that it puts in place, :mod:`engines.answer_model`, import vllm. vLLM and
+and the model class that it puts in place, :mod:`engines.answer_model`, import vllm; servers are
+asked over HTTP (:mod:`engines.vllm_server`). vLLM and
 transformers are imported only when an engine is built, so commands that need no model start in a
 second.
 """
@@ -14,14 +15,22 @@ second.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import distributions
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cherry_vllm.engines.checkpoint import Checkpoint
-from cherry_vllm.engines.settings import EngineSettings, HfSettings, VllmSettings
+from cherry_vllm.engines.settings import EngineSettings, HfSettings, ServerSettings, VllmSettings
 from cherry_vllm.errors import UserError
+
+if TYPE_CHECKING:
+    from cherry_vllm.engines.served import ServedModel
+
+NOT_BY_SERVERS = (
+    "engine=vllm_server: only `score` and `generate` can ask servers, since other stages need "
+    "embeddings or a model that they make; use another engine here"
+)
 
 
 class Span(NamedTuple):
@@ -126,6 +135,10 @@ def build_engine(
 
         engine_class = FusedVllmEngine if settings.name == "vllm_fused" else VllmEngine
         return engine_class(settings, checkpoint, **limits)
+    if isinstance(settings, ServerSettings):
+        from cherry_vllm.engines.vllm_server import ServerEngine
+
+        return ServerEngine(settings, _served(checkpoint), **limits)
     from cherry_vllm.engines.hf import HfEngine
 
     return HfEngine(_hf(settings), checkpoint, **limits)
@@ -141,6 +154,8 @@ def build_embedder(
         from cherry_vllm.engines.vllm import VllmEmbedder
 
         return VllmEmbedder(settings, checkpoint, **limits)
+    if isinstance(settings, ServerSettings):
+        raise UserError(NOT_BY_SERVERS)
     from cherry_vllm.engines.hf import HfEmbedder
 
     return HfEmbedder(_hf(settings), checkpoint, **limits)
@@ -163,6 +178,10 @@ def build_generator(
         from cherry_vllm.engines.vllm import VllmGenerator
 
         return VllmGenerator(settings, checkpoint, **limits, **how)
+    if isinstance(settings, ServerSettings):
+        from cherry_vllm.engines.vllm_server import ServerGenerator
+
+        return ServerGenerator(settings, _served(checkpoint), **limits, **how)
     from cherry_vllm.engines.hf import HfGenerator
 
     return HfGenerator(_hf(settings), checkpoint, **limits, **how)
@@ -173,6 +192,15 @@ def until_stop(token_ids: Sequence[int], limit: int, stop_ids: Sequence[int]) ->
     kept = list(token_ids[:limit])
     end = next((place for place, token in enumerate(kept) if token in stop_ids), None)
     return Continuation(kept[:end], is_whole=end is not None)
+
+
+def _served(checkpoint: Checkpoint) -> "ServedModel":
+    """Raises a UserError for a model of this machine, which the servers do not hold."""
+    from cherry_vllm.engines.served import ServedModel
+
+    if not isinstance(checkpoint, ServedModel):
+        raise UserError(NOT_BY_SERVERS)
+    return checkpoint
 
 
 def _hf(settings: EngineSettings) -> HfSettings:

@@ -1,9 +1,9 @@
 """A model on disk: found, checked and fingerprinted before anything heavy is loaded."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 from cherry_vllm.engines.hub import TEMPLATES, TOKENIZER_FILES, download_model
 from cherry_vllm.engines.weights import WEIGHTS, find_weights, is_adapter, read_settings
@@ -28,6 +28,8 @@ class ModelFile:
 class Checkpoint:
     """A model folder whose contents are known; only these may be loaded under its fingerprint."""
 
+    patterns: ClassVar[Sequence[str]] = SCORED_BY
+
     folder: Path
     fingerprint: str
     files: tuple[ModelFile, ...]
@@ -35,7 +37,7 @@ class Checkpoint:
     def verify(self) -> None:
         """Raises a UserError that names the first file that has changed since it was hashed."""
         before = {file.name: file for file in self.files}
-        now = _scoring_files(self.folder)
+        now = _scoring_files(self.folder, self.patterns)
         for name in sorted(before.keys() | now.keys()):
             if name not in now:
                 change = "is gone"
@@ -52,6 +54,10 @@ class Checkpoint:
                 f"{self.folder / name}: {change} since this run began; restore the old files "
                 "to continue, or score the new model in a run_dir of its own"
             )
+
+    def settle(self, folder: Path) -> Self:  # noqa: ARG002 - its files say all there is to know
+        """The model as the run whose shards are in ``folder`` knows it."""
+        return self
 
 
 class Limits(NamedTuple):
@@ -90,11 +96,19 @@ def find_folder(
     with_code: bool,
     revision: str | None = None,
     check: Callable[[Path], None] | None = None,
+    with_weights: bool = True,
 ) -> Path:
     """The local folder at ``path``, or that of a model of the hub: see :mod:`engines.hub`."""
     folder = Path(path).expanduser()
     if not folder.exists():
-        return download_model(path, with_code=with_code, key=key, revision=revision, check=check)
+        return download_model(
+            path,
+            with_code=with_code,
+            key=key,
+            revision=revision,
+            check=check,
+            with_weights=with_weights,
+        )
     if check is not None:
         check(folder)
     return folder
@@ -144,17 +158,21 @@ def _strings(value: Any) -> Iterator[str]:
 
 def read_checkpoint(folder: Path) -> Checkpoint:
     """The checkpoint in a folder that is known to hold one, named by its contents."""
+    return Checkpoint(folder, *read_files(folder, SCORED_BY))
+
+
+def read_files(folder: Path, patterns: Sequence[str]) -> tuple[str, tuple[ModelFile, ...]]:
+    """The files of a folder that match a pattern, after a fingerprint of their contents."""
     files = []
-    for name, path in sorted(_scoring_files(folder).items()):
+    for name, path in sorted(_scoring_files(folder, patterns).items()):
         files.append(ModelFile(name, *stamped_sha256(path)))
-    contents = {file.name: file.sha256 for file in files}
-    return Checkpoint(folder, fingerprint(contents), tuple(files))
+    return fingerprint({file.name: file.sha256 for file in files}), tuple(files)
 
 
-def _scoring_files(folder: Path) -> dict[str, Path]:
+def _scoring_files(folder: Path, patterns: Sequence[str] = SCORED_BY) -> dict[str, Path]:
     return {
         file.relative_to(folder).as_posix(): file
-        for pattern in SCORED_BY
+        for pattern in patterns
         for file in folder.glob(pattern)
     }
 

@@ -19,6 +19,7 @@ def download_model(
     key: str,
     revision: str | None = None,
     check: Callable[[Path], None] | None = None,
+    with_weights: bool = True,
 ) -> Path:
     """The folder of the model ``OWNER/NAME`` or ``NAME``, fetched unless the hub's cache has it.
 
@@ -36,7 +37,7 @@ def download_model(
     if check is not None:
         check(folder)
     weights = listed_files(folder / INDEX) if (folder / INDEX).is_file() else {SINGLE}
-    named = map(escape, sorted(weights | {ADAPTER_WEIGHTS}))
+    named = map(escape, sorted(weights | {ADAPTER_WEIGHTS}) if with_weights else ())
     # From the same commit, so that all files are in one folder.
     patterns = [*named, *TEMPLATES, *([CODE] if with_code else [])]
     return _fetch(name, patterns, key, revision=folder.name)

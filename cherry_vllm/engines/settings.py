@@ -1,5 +1,6 @@
 """Settings of an engine: the keys of ``conf/engine/``; :mod:`config` checks their ranges."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ MEMORY_SETTINGS = ("gpu_memory_utilization", "cpu_kv_cache_gib")
 class EngineSettings:
     """Settings of every engine."""
 
-    name: str  # "vllm_fused", "vllm" or "hf"
+    name: str  # "vllm_fused", "vllm", "vllm_server" or "hf"
     dtype: str  # of weights and activations: "auto" (the checkpoint's), "float32", "bfloat16", ...
 
     @property
@@ -65,3 +66,31 @@ class HfSettings(EngineSettings):
 
     device: str  # "auto", "cpu", "cuda", "cuda:1", ...
     batch_tokens: int  # at most this many padded tokens per batch; 1: one sequence at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings(EngineSettings):
+    """vLLM servers; ``conf/engine/vllm_server.yaml`` explains the keys."""
+
+    base_url: str | Sequence[str]
+    model: str | None  # the name under which the servers serve it
+    api_key_env: str | None
+    concurrency: int  # requests in flight on each server
+    timeout_s: float  # of one try, from its start to the last byte of the reply
+    max_tries: int  # of one request, before the server counts as down
+    patience_s: float  # without an answer from any server
+    tolerance: float  # in nats
+
+    @property
+    def urls(self) -> list[str]:
+        """The servers' addresses, each once."""
+        given = [self.base_url] if isinstance(self.base_url, str) else self.base_url
+        return list(dict.fromkeys(given))
+
+    def computes_in(self, checkpoint_dtype: str) -> str:  # noqa: ARG002
+        """See :attr:`EngineSettings.computes_in`: the servers decide, and do not tell."""
+        return "unknown"
+
+    def identity(self) -> dict[str, Any]:
+        """See :meth:`EngineSettings.identity`; a model may move to other servers."""
+        return {"name": self.name, "model": self.model}

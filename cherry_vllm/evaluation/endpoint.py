@@ -1,32 +1,31 @@
 """An OpenAI-compatible chat endpoint, asked through the ``openai`` client.
 
 The library retries, backs off and obeys Retry-After. This module and the two that use it add what
-it lacks: a deadline for a whole try (:mod:`deadline`), the end of a run that an endpoint refuses or
-that meets only failures, and the end of all requests on a signal (:mod:`requests`).
+it lacks: a deadline for a whole try (:mod:`runtime.deadline`), the end of a run that an endpoint
+refuses or that meets only failures, and the end of all requests on a signal (:mod:`requests`).
 """
 
 import json
-import os
-import re
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
-from urllib.parse import urlsplit
 
 from cherry_vllm.errors import UserError
 from cherry_vllm.evaluation.prompts import Request
 from cherry_vllm.evaluation.replies import Reply
-from cherry_vllm.runtime.text import printable
+from cherry_vllm.runtime.endpoints import (
+    NO_KEY,
+    RETRIED_STATUS,
+    as_reason,
+    check_url,
+    read_api_key,
+)
 
 if TYPE_CHECKING:
     from openai import APIStatusError
 
-MAX_REASON_CHARS = 300
 SETTINGS_STATUS = (401, 403, 404)  # the key, the model or the URL is wrong: every request fails
 FORMAT_WORDS = ("response_format", "json_schema", "structured")
-VARIABLE_NAME = re.compile(r"[A-Z_][A-Z0-9_]*")
-RETRIED_STATUS = (408, 409, 429)  # and 500 upwards
-NO_KEY = "none"  # the client requires a key
 
 
 class RequestError(Exception):
@@ -62,13 +61,13 @@ class Endpoint:
         except ImportError:
             raise UserError("judge: openai is missing; install cherry-vllm[judge]") from None
         self._openai = openai
-        self._api_key = read_api_key(settings.api_key_env)
+        self._api_key = read_api_key(settings.api_key_env, "judge")
         self._settings = settings
-        self.address = _check_url(settings.base_url)
+        self.address = check_url(settings.base_url, "judge")
         self.concurrency = settings.concurrency
 
     async def __aenter__(self) -> Self:
-        from cherry_vllm.evaluation.deadline import DeadlineClient
+        from cherry_vllm.runtime.deadline import DeadlineClient
 
         timeout_s = self._settings.timeout_s
         self._client = self._openai.AsyncOpenAI(
@@ -132,51 +131,7 @@ class Endpoint:
         )
 
     def _reason(self, text: str) -> str:
-        """The text as one short printable line, without the key, which a server may repeat."""
-        if self._api_key:
-            text = text.replace(self._api_key, "[key]")
-        return printable(" ".join(text.split()))[:MAX_REASON_CHARS]
-
-
-def read_api_key(variable: str | None) -> str | None:
-    """The key in an environment variable; None if no variable is named.
-
-    Raises:
-        UserError: the variable is not set, or holds characters that no HTTP header can have.
-    """
-    if variable is None:
-        return None
-    if not VARIABLE_NAME.fullmatch(variable):  # perhaps the key itself: not repeated
-        raise UserError(
-            "judge.api_key_env: give the name of an environment variable, in capitals, not the key"
-        )
-    key = os.environ.get(variable, "").strip()
-    if not key:
-        raise UserError(
-            f"{variable}: the environment variable is not set; export the endpoint's key in it, "
-            "or set judge.api_key_env=null for an endpoint without one"
-        )
-    if not (key.isascii() and key.isprintable()):
-        raise UserError(f"{variable}: contains characters that no key has; export the key again")
-    return key
-
-
-def _check_url(url: str) -> str:
-    """The URL without trailing slashes, so that it names the endpoint in one form."""
-    try:
-        parts = urlsplit(url)
-        is_usable = parts.scheme in ("http", "https") and bool(parts.hostname)
-        is_secret = parts.username is not None or bool(parts.query)
-        _ = parts.port
-    except ValueError:
-        is_usable, is_secret = False, False
-    if is_secret:  # not repeated: it may hold a password
-        raise UserError(
-            "judge.base_url: contains a user name or a query; pass keys by judge.api_key_env"
-        )
-    if not is_usable:
-        raise UserError(f"judge.base_url={url}: give a URL such as http://localhost:8000/v1")
-    return url.rstrip("/")
+        return as_reason(text, self._api_key)
 
 
 def _read_reply(content: str) -> Reply:

@@ -53,6 +53,7 @@ class Inner(StrEnum):
     SETTINGS = "settings.json"  # of shards, written first
     COMPLETE = "complete.json"  # of shards, written last
     FAILURES = "failures.log"  # of shards: the engine's
+    SERVED = "served.json"  # of shards that servers made: what tells their model from others
     EXPERIENCE = "experience.json"
     TRAINING = "train.json"  # of a model, written last
     TUNING = "tuned.json"  # of a model, between its training and its copies

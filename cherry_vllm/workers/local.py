@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cherry_vllm.checks import whole
-from cherry_vllm.engines.settings import EngineSettings, HfSettings
+from cherry_vllm.engines.settings import EngineSettings, HfSettings, ServerSettings
 from cherry_vllm.errors import UserError
 from cherry_vllm.runtime.processes import (
     GRACE_S,
@@ -144,6 +144,8 @@ def uses_gpus(engine: EngineSettings) -> bool:
     """Whether each of the engine's workers gets its own GPUs, if there are any."""
     if isinstance(engine, HfSettings):
         return engine.device in ("auto", "cuda")  # "cuda:1" is the user's own choice
+    if isinstance(engine, ServerSettings):
+        return False
     return any(item.metadata["Name"].lower() == "vllm" for item in distributions())
 
 

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 ADVICE = {  # for a model that an engine does not fit
     "vllm_fused": "use engine=vllm or engine=hf",
     "vllm": "use engine=hf",
+    "vllm_server": "see the servers' logs",
     "hf": "use engine=vllm",
 }
 
@@ -140,6 +141,7 @@ class ModelRun:
                 if share != WHOLE:
                     self._warn_of_other_shares()
                 self.target.begin()
+            self._checkpoint = self._checkpoint.settle(self.target.folder)
 
     def _task(self, open_model: Callable[..., Any], method: str, make_shard: MakeShard) -> Task:
         limits: dict[str, Any] = {

@@ -15,10 +15,10 @@ from cherry_vllm.evaluation.endpoint import (
     EndpointSettings,
     RefusedError,
     RequestError,
-    read_api_key,
 )
 from cherry_vllm.evaluation.prompts import Request
 from cherry_vllm.evaluation.replies import Reply
+from cherry_vllm.runtime.endpoints import read_api_key
 from tests.judge_server import HEADERS, Fault, JudgeServer, completion
 from tests.judging import KEY, endpoint_settings
 
@@ -181,12 +181,12 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_key_comes_from_the_named_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_KEY", f"{KEY}\n")
-    assert read_api_key("SOME_KEY") == KEY
-    assert read_api_key(None) is None
+    assert read_api_key("SOME_KEY", "judge") == KEY
+    assert read_api_key(None, "judge") is None
     monkeypatch.setenv("SOME_KEY", "sk \u00fc")
     for name in ("SOME_KEY", "NO_SUCH_KEY", KEY):
         with pytest.raises(UserError) as error:
-            read_api_key(name)
+            read_api_key(name, "judge")
         assert KEY not in str(error.value)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import httpx2
 from openai import DefaultAsyncHttpxClient
 
-from cherry_vllm.evaluation.endpoint import RETRIED_STATUS
+from cherry_vllm.runtime.endpoints import RETRIED_STATUS
 
 log = logging.getLogger(__name__)
 
@@ -19,10 +19,10 @@ log = logging.getLogger(__name__)
 class DeadlineClient(DefaultAsyncHttpxClient):
     """Ends each try on time, and logs the first one that fails: otherwise retries are silent."""
 
-    def __init__(self, timeout_s: float) -> None:
+    def __init__(self, timeout_s: float, *, is_silent: bool = False) -> None:
         super().__init__(timeout=timeout_s)
         self._timeout_s = timeout_s
-        self._has_failed = False
+        self._has_failed = is_silent  # what has failed once is not logged again
 
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
         try:
