@@ -35,6 +35,7 @@ from cherry_vllm.engines.settings import ServerSettings
 from cherry_vllm.runtime.processes import Child, Wire
 
 Floats = list[Any]
+NUM_COUNTED = 12  # spans of which bytes are counted
 
 
 def score_here(wire: Wire, model: Path, dtype: str, spans: list[Span]) -> None:
@@ -165,7 +166,9 @@ def main() -> None:
         ]
         if arguments.probe:
             compare_probe(arguments.probe, model, urls[0])
-        count_bytes(urls[0], spans)
+        count_bytes(urls[0], spans[:NUM_COUNTED])
+        from bench.servers import score_here  # by a name that the child can import
+
         child = Child(score_here, model, dtype, spans)
         stack.callback(child.close)
         child.receive()
@@ -179,6 +182,7 @@ def main() -> None:
             "one server": ask_servers(model, urls[:1], spans),
             "two, of half the cores": ask_servers(model, urls[1:], spans),
         }
+        print(f"{len(spans) // 2} rows, {dtype}", flush=True)
         measure(ways, spans, arguments.repeats)
 
 

@@ -135,7 +135,9 @@ class _Call(Generic[Item, Found]):
         for index in range(len(self._items)):
             self._queue.put_nowait(index)
         async with open_servers(self._settings, num_tokens, ways) as self._servers:
-            in_flight = range(min(self._settings.concurrency, len(self._items)))
+            # Else the server that is checked first would take all items of a small call.
+            share = -(-len(self._items) // len(self._servers))
+            in_flight = range(min(self._settings.concurrency, share))
             works = [self._work(server) for server in self._servers for _ in in_flight]
             await _until_first(self._queue.join(), self._beat(), *works)
             await _until_first(self._check_again(), self._beat())

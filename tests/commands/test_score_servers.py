@@ -12,7 +12,7 @@ from typing import NamedTuple
 import polars as pl
 import pytest
 
-from bench.server import Running, ServerError, run_server
+from bench.server import Running, ServerError, get, run_server
 from cherry_vllm.commands.generate import generate
 from cherry_vllm.commands.inputs import Job
 from cherry_vllm.commands.score import score
@@ -85,6 +85,13 @@ def assert_close(run_dir: Path, expected: pl.DataFrame) -> None:
     assert found["num_answer_tokens"].equals(expected["num_answer_tokens"])
     for name in SCORES:
         assert (found[name] - expected[name]).abs().max() < 1e-4  # type: ignore[operator]
+
+
+def num_answered(server: Running) -> int:
+    """Requests that a server has answered to their end, by its own count."""
+    pattern = r'^vllm:request_success_total\{.*finished_reason="(?:stop|length)".*\} (\S+)$'
+    found = re.findall(pattern, get(f"{server.address}/metrics"), re.MULTILINE)
+    return int(sum(map(float, found)))
 
 
 def test_two_servers_give_the_scores_of_a_plain_forward_pass(
@@ -169,9 +176,12 @@ def test_the_work_of_a_server_that_is_killed_goes_to_the_other(
     servers: Servers, data: Path, expected: pl.DataFrame, cli: Cli, tmp_path: Path
 ) -> None:
     _, second = servers.all
+    before = [num_answered(server) for server in servers.all]
     process = start(*command(data, servers.model, tmp_path, *servers.options()))
     wait_for_shards(process, tmp_path, 3)
+    shares = [num_answered(it) - n for it, n in zip(servers.all, before, strict=True)]
     second.signal(signal.SIGKILL)
+    assert min(shares) >= SHARD_ROWS, "one server did all the work"
     assert len(stamps(tmp_path)) < NUM_SHARDS
     _, stderr = process.communicate()
     assert process.returncode == 0, stderr

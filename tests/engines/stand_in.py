@@ -55,6 +55,7 @@ class StandIn(ThreadingHTTPServer):
         self.key: str | None = None
         self.has_logprobs, self.offers_chosen, self.gives_logits = True, False, False
         self.probe: list[int] = []
+        self.probe_delay_s = 0.0
         self.bodies: list[dict[str, Any]] = []  # of all requests but those about the probe
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
@@ -85,7 +86,9 @@ class Handler(BaseHTTPRequestHandler):
             answer, token_ids = self._completion(body), body["prompt"]
         fault = self._refused()
         is_probe = isinstance(token_ids, str) or token_ids == self.server.probe
-        if not is_probe and fault is None:
+        if is_probe:
+            time.sleep(self.server.probe_delay_s)
+        elif fault is None:
             self.server.bodies.append(body)
             fault = self.server.script(token_ids)
         self._send(fault or answer)

@@ -234,6 +234,19 @@ def test_a_sequence_that_all_refuse_is_the_engines_failure(
         assert any(body["prompt"] == SPANS[3].token_ids for body in server.bodies)
 
 
+def test_servers_share_even_a_call_that_one_could_take_whole(
+    folder: Path, open_server: Callable[..., StandIn]
+) -> None:
+    servers = [open_server(), open_server()]
+    settings = settings_for(*(server.url for server in servers), concurrency=len(SPANS))
+    model = meet(folder, settings, *servers)
+    servers[1].probe_delay_s = 0.2  # so it is checked later
+    for server in servers:
+        server.script = lambda _: time.sleep(1)
+    assert_scored(score(settings, model))
+    assert min(len(server.bodies) for server in servers) >= len(SPANS) // 3
+
+
 def test_the_work_of_a_server_that_dies_goes_to_the_others(
     folder: Path, open_server: Callable[..., StandIn], caplog: pytest.LogCaptureFixture
 ) -> None:
