@@ -91,6 +91,7 @@ def test_only_scores_can_be_selected_from(scores: Any) -> None:
         cherry_vllm.select(scores, count=1)
 
 
+@pytest.mark.slow
 def test_a_frame_and_odd_text_are_scored_as_records(
     scores: pl.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -283,7 +283,13 @@ VARIANTS = {
 }
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
+# The walk over most settings is slow; the others are those that it leaves out.
+SLOW = {"vllm": pytest.mark.slow}
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=SLOW.get(name, ())) for name in VARIANTS]
+)
 def variant(request: pytest.FixtureRequest) -> str:
     """The name of a way to compose."""
     return str(request.param)
@@ -375,6 +381,7 @@ def test_every_setting_changes_the_names_of_what_it_affects_or_can_change_nothin
     assert "\n".join(wrong) == ""
 
 
+@pytest.mark.slow
 def test_the_walk_meets_every_setting_and_every_exception_has_a_reason() -> None:
     met = {key for one in VARIANTS.values() for key, _, _ in list_settings(compose(*one.words))}
     assert met == set(known_keys())
@@ -383,6 +390,7 @@ def test_the_walk_meets_every_setting_and_every_exception_has_a_reason() -> None
         assert any(known == key or known.startswith(f"{key}.") for known in met), key
 
 
+@pytest.mark.slow
 def test_what_an_aspect_means_is_in_the_request() -> None:
     judge = compose("judge=aspects", "judge.model=one").judge
     settings = RequestSettings(

@@ -121,6 +121,7 @@ def test_a_file_name_that_is_not_utf_8_costs_one_line(refused: Refused) -> None:
     assert "not UTF-8" in refused("score", os.fsdecode(b"data.path=caf\xe9.json"))
 
 
+@pytest.mark.slow
 def test_every_failing_job_of_a_sweep_is_told_and_each_mistake_once(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -139,6 +140,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
     return configs
 
 
+@pytest.mark.slow
 def test_what_a_hydra_user_types_works(seen: list[Config], tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "mine.yaml").write_text("defaults: [alpaca, _self_]\nmax_rows: 7\n")
@@ -157,6 +159,7 @@ def test_what_a_hydra_user_types_works(seen: list[Config], tmp_path: Path) -> No
         assert seen[-1].max_length == 77, argv
 
 
+@pytest.mark.slow
 def test_flags_may_stand_anywhere_and_a_sweep_runs_every_job(
     seen: list[Config], tmp_path: Path
 ) -> None:
@@ -167,6 +170,7 @@ def test_flags_may_stand_anywhere_and_a_sweep_runs_every_job(
     assert (tmp_path / "max_length=3").is_dir()
 
 
+@pytest.mark.slow
 def test_no_job_of_a_sweep_starts_before_all_are_checked(
     seen: list[Config], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -260,6 +264,7 @@ class Unwritable(io.StringIO):
         raise self.error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sweep", [[], ["-m", "seed=1"]], ids=["job", "sweep"])
 def test_an_output_that_takes_no_more_is_named(
     monkeypatch: pytest.MonkeyPatch,
@@ -292,6 +297,7 @@ def test_no_option_of_conf_is_an_internal_one() -> None:
     assert not list(Path(CONF).rglob("*_schema.yaml"))
 
 
+@pytest.mark.slow
 def test_a_sweep_replaces_no_file_of_the_users_and_stays_in_its_folder(
     refused: Refused, tmp_path: Path
 ) -> None:

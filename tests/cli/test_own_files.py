@@ -106,6 +106,7 @@ def test_a_mistake_in_a_file_is_explained(
     assert said.startswith(line.replace("{path}", str(path)))
 
 
+@pytest.mark.slow
 def test_a_file_without_a_package_is_told_the_line_to_add(folder: Path, refused: Refused) -> None:
     for text in ("", "seed: 1\n", "- a\n"):
         (folder / "C" / "experiment" / "x.yaml").write_text(text)

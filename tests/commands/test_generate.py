@@ -98,6 +98,7 @@ def test_a_wrong_setting_costs_one_line(
     assert not (tmp_path / "run" / "answers.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_the_judge_reads_them_and_counts_what_has_no_answer(
     model: Path, testset: Path, judge_server: JudgeServer, tmp_path: Path
 ) -> None:

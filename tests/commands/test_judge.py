@@ -38,6 +38,7 @@ def scored_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_leaves_verdicts_and_figures_and_asks_once(
     judge_server: JudgeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -319,6 +320,7 @@ def answered(ratings: Callable[[int], dict[str, int]]) -> Callable[[str, int], F
     return script
 
 
+@pytest.mark.slow
 def test_every_row_of_both_sides_ends_rated_or_says_why_not(
     judge_server: JudgeServer,
     scored_run: Path,

@@ -193,6 +193,7 @@ def test_every_strategy_works_from_the_command_line(run_dir: Path, strategy: str
     assert len(chosen(run_dir, *words)) == 4
 
 
+@pytest.mark.slow
 def test_a_sweep_over_strategies_gives_each_its_folder(run_dir: Path) -> None:
     argv = ["select", "-m", f"run_dir={run_dir}", "select=cherry,low_ifd,random"]
     assert main([*argv, "select.fraction=0.2,0.4"]) == 0

@@ -30,6 +30,8 @@ from tests.judge_server import Fault
 from tests.judging import KEY
 from tests.runs import DEADLY, command, write_rows
 
+pytestmark = pytest.mark.process  # stand-ins that serve HTTP
+
 MAX_LENGTH = 512
 SPANS = [Span.from_start([5, 6 + n, 7, 8 + n], 2) for n in range(20)]
 SPANS.append(Span(list(range(10, 40)), ((3, 6), (20, 30))))  # a conversation

@@ -506,6 +506,7 @@ def test_a_page_that_is_not_ours_is_never_replaced(tmp_path: Path, name: str) ->
     assert len(list((tmp_path / name).parent.glob("*.png"))) == (name != "report.html")
 
 
+@pytest.mark.slow
 def test_answers_called_cherry_are_no_selection(tmp_path: Path) -> None:
     write_verdicts(tmp_path / "judged")
     write_json(tmp_path / "judged" / "cherry.json.meta.json", {"questions": 16})

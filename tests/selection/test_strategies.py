@@ -168,6 +168,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
     return Sources(rows=rows.lazy(), find_embeddings=lambda: embeddings)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(given_=CHOICES)
 def test_numbers_add_up_caps_hold_and_the_order_of_the_input_does_not_matter(

@@ -62,6 +62,7 @@ def rows_beside_a_sound_one(folder: Path, record: Any, name: str = "d.jsonl") ->
     return rows
 
 
+@pytest.mark.slow
 @QUICK
 @given(record=RECORD | st.builds(lambda value: {"messages": value}, MESSAGES))
 def test_any_record_is_a_row_or_has_a_reason(folder: Path, record: dict[str, Any]) -> None:

@@ -255,6 +255,7 @@ def test_a_kill_at_any_step_leaves_the_old_scores_or_the_new_with_their_manifest
     assert number == 4
 
 
+@pytest.mark.slow
 def test_readers_see_one_state_while_runs_end(tmp_path: Path) -> None:
     def write_all() -> None:
         for number in range(60):

@@ -107,6 +107,7 @@ def test_a_row_that_only_ever_times_out_ends_the_run_and_is_not_dropped() -> Non
     assert patience == [2**tries for tries in range(MAX_TIMEOUTS)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [1, 3])
 def test_an_engine_that_always_hangs_ends_the_run_before_all_shards_have_waited(
     num_workers: int,
