@@ -14,6 +14,7 @@ from cherry_vllm.selection.explanation import decode_rows
 from cherry_vllm.selection.expressions import parse
 from cherry_vllm.selection.linear_rule import ROWS, measure, read_subsets
 from cherry_vllm.selection.linear_rule import fit as fit_rule
+from cherry_vllm.selection.run import ROWS as CHOSEN_ROWS
 from cherry_vllm.selection.run import open_columns
 from cherry_vllm.store.marks import marked_file, read_mark
 from cherry_vllm.store.scores import Scores, open_scores
@@ -65,6 +66,6 @@ def _measure(config: Config, table: Path, subsets: pl.DataFrame) -> pl.DataFrame
 
 def _chosen_rows(output: Path, scored: Scores) -> list[int]:
     mark = read_mark(output)
-    if mark is None or "rows" not in mark or mark["scores"] != scored.fingerprint:
+    if mark is None or CHOSEN_ROWS not in mark or mark["scores"] != scored.fingerprint:
         raise UserError(f"{output}: not a selection of the scores in {scored.folder}, or edited")
-    return decode_rows(mark["rows"])
+    return decode_rows(mark[CHOSEN_ROWS])

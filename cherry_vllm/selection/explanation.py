@@ -19,10 +19,10 @@ QUARTILES = (0.25, 0.5, 0.75)
 def explain(chosen: Chosen) -> dict[str, Any]:
     """What goes into the mark.
 
-    ``steps`` counts the rows that each step left, ``dropped`` those that could not be chosen by
-    reason, ``lengths`` the rows and answer tokens of pool
-    and choice with quartiles of a row's, and ``shares`` the rows of each stratum in both, if there
-    are several strata.
+    ``steps`` counts the rows that each step left; ``dropped`` counts, by reason, those that could
+    not be chosen. ``lengths`` has the rows and answer tokens of pool and choice, with the quartiles
+    of the answer tokens of a row. ``shares`` has the rows of each stratum in both, if there are
+    several strata.
     """
     facts: dict[str, Any] = {
         "steps": chosen.steps,
