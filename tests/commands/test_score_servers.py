@@ -35,7 +35,7 @@ class Servers(NamedTuple):
     all: list[Running]
 
     def options(self, *addresses: str, **changes: float) -> list[str]:
-        given = {"engine.timeout_s": 5, "engine.max_tries": 1, "engine.patience_s": 3} | changes
+        given = {"engine.timeout_s": 60, "engine.max_tries": 1, "engine.patience_s": 30} | changes
         return [
             "engine=vllm_server",
             f"engine.base_url=[{','.join(addresses or [it.address for it in self.all])}]",
@@ -156,7 +156,10 @@ def test_a_server_that_hangs_ends_the_run_in_one_line_and_another_resumes_it(
     servers: Servers, data: Path, expected: pl.DataFrame, cli: Cli, tmp_path: Path
 ) -> None:
     first, second = servers.all
-    process = start(*command(data, servers.model, tmp_path, *servers.options(second.address)))
+    hasty = {"engine.timeout_s": 10, "engine.patience_s": 3}
+    process = start(
+        *command(data, servers.model, tmp_path, *servers.options(second.address, **hasty))
+    )
     wait_for_shards(process, tmp_path, 3)
     second.signal(signal.SIGSTOP)
     _, stderr = process.communicate()

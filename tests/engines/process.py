@@ -102,6 +102,7 @@ def generate(checkpoint: Path, prompts: list[list[int]]) -> list[Continuation]:
 
 
 _held: list[Any] = []  # the newest engine, after what it was built from
+_known: dict[str, Any] = {}  # vLLM's own model classes
 
 
 def _loaded(
@@ -118,6 +119,7 @@ def _loaded(
     if _held[:-1] != asked:
         _held.clear()
         gc.collect()
+        _forget_model_classes()
         capabilities = dict(torch.cpu.get_capabilities())
         if has_tiles is not None:
             capabilities["amx_bf16"] = has_tiles
@@ -137,6 +139,21 @@ def _loaded(
             )
         _held.extend([*asked, engine])
     return _held[-1]
+
+
+def _forget_model_classes() -> None:
+    """Undoes what a fused engine changes in vLLM's list of models, as in a process of its own.
+
+    vLLM remembers its changes in a set, and makes none twice.
+    """
+    vllm._set_environment()  # before the first import of vLLM
+    from vllm.config import model
+    from vllm.model_executor.models import ModelRegistry
+
+    for architecture, _ in model._REGISTERED_MODEL_CLASS_OVERRIDES:
+        ModelRegistry.models[architecture] = _known[architecture]
+    model._REGISTERED_MODEL_CLASS_OVERRIDES.clear()
+    _known.update(ModelRegistry.models)
 
 
 def _name_products(model: torch.nn.Module) -> set[str]:

@@ -144,15 +144,16 @@ def test_scores_agree_with_the_slow_reference(
     template: str,
     max_length: int,
 ) -> None:
+    rows = shipped_rows if max_length == 512 else shipped_rows[::2]  # the reference is slow
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     hf = hf_engine(checkpoint, 1024)
     model = hf._model
     prompt = build_template(tokenizer, prompt_of(compose(f"prompt={template}")))
     builder = SpanBuilder(tokenizer, prompt, max_length=max_length, vocab_size=49152)
-    triples = [single_turn(row["instruction"], row["input"], row["output"]) for row in shipped_rows]
+    triples = [single_turn(row["instruction"], row["input"], row["output"]) for row in rows]
     scores = score_conversations(triples, builder, hf)
     seen: list[Any] = []
-    for row, found in zip(shipped_rows, scores.iter_rows(named=True), strict=True):
+    for row, found in zip(rows, scores.iter_rows(named=True), strict=True):
         fields = (row["instruction"], row["input"], row["output"])
         expected = reference_scores(model, tokenizer, template, *fields, max_length)
         if isinstance(expected, str):

@@ -92,7 +92,6 @@ def test_a_multimodal_model_tells_what_vllm_lacks(
 @pytest.mark.skipif(find_spec("torchvision") is None, reason="vLLM needs torchvision for it")
 def test_a_multimodal_model_is_used_on_text_alone(in_process: Run, tmp_path: Path) -> None:
     checkpoint, spans = make_multimodal(tmp_path), make_spans()
-    # First of all, since a fused engine changes what its process knows of the architecture.
     prompts = [[5], [6, 7, 8]]
     assert np.isfinite(in_process(embed, checkpoint, prompts)).all()
     assert len(in_process(generate, checkpoint, prompts)) == len(prompts)
