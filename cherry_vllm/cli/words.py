@@ -44,6 +44,15 @@ class Word(NamedTuple):
         return f"{self.prefix}{self.key}" + ("" if self.value is None else f"={self.value}")
 
 
+def name_values(words: Sequence[str], keys: Sequence[str]) -> list[str]:
+    """The words with ``keys`` before those that are values alone, in order."""
+    left = list(keys)
+    return [
+        f"{left.pop(0)}={word}" if left and "=" not in word and word[:1] not in "-~+" else word
+        for word in words
+    ]
+
+
 def read_words(
     words: Sequence[str], *, is_sweep: bool, more_groups: Collection[str] = ()
 ) -> list[str]:
