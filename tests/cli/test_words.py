@@ -146,7 +146,7 @@ def test_a_line_break_in_a_prompts_double_quotes_is_one() -> None:
 
 
 def test_values_without_keys_get_theirs_in_order() -> None:
-    words = ["a.json", "run_dir=r", "-m", "b", "c"]
-    named = ["compare.first=a.json", "run_dir=r", "-m", "compare.second=b", "c"]
+    words = ["-cd", "own", "a.json", "run_dir=r", "-m", "b", "c"]
+    named = ["-cd", "own", "compare.first=a.json", "run_dir=r", "-m", "compare.second=b", "c"]
     assert name_values(words, ["compare.first", "compare.second"]) == named
     assert name_values(words, []) == words

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
+from bench.comparison.entries import Settings
 from bench.comparison.rows import SHARED, RowReader
 from cherry_vllm.config import compose, prompt_of
 from cherry_vllm.engines.checkpoint import read_checkpoint
@@ -61,3 +63,28 @@ def test_conversations_count_as_one_question_up_to_their_last_answer(
     assert [json.loads(record) for record in held_out.records] == talks[1:]
     assert held_out.passed == {}
     assert all(count > 0 for count in held_out.num_answer_tokens)
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.parquet", "rows.json"])
+def test_rows_of_any_format_are_the_same_once_they_are_json_lines(
+    builder: SpanBuilder, tmp_path: Path, name: str
+) -> None:
+    said = [
+        [{"from": "human", "value": "Hi, you"}, {"from": "gpt", "value": f"Yes, {number}."}]
+        for number in range(3)
+    ]
+    file = tmp_path / name
+    if file.suffix == ".json":
+        file.write_text(json.dumps({"data": [{"conversations": one, "id": 7} for one in said]}))
+    else:
+        frame = pl.DataFrame({"prompt": ["Hi, you"] * 3, "completion": ["1", '"2"', "3, 4"]})
+        write = frame.write_csv if file.suffix == ".csv" else frame.write_parquet
+        write(file)
+    field = ["data.field=data"] if file.suffix == ".json" else []
+    settings = Settings([f"data.path={file}", *field], tmp_path / "run")
+    pool = RowReader(settings.compose(), builder).take("pool", 3, "--rows")
+    lines = tmp_path / "pool.jsonl"
+    lines.write_text("".join(f"{record}\n" for record in pool.records))
+    again = RowReader(settings.of_pool(lines), builder).take("pool", 3, "--rows")
+    assert again == pool
+    assert len(pool.num_answer_tokens) == 3
