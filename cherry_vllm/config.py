@@ -302,6 +302,14 @@ class FitConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class CompareConfig:
+    first: str | None = setting(PATH, None)
+    second: str | None = setting(PATH, None)
+    output: str | None = setting(Text("a file that ends in .json", r"[^\0]*[^\0/]\.json"), None)
+    num_examples: int = setting(whole(0))
+
+
+@dataclass(kw_only=True, slots=True)
 class QuestionColumnsConfig:
     id: str | None = setting(COLUMN, None)
     question: str = setting(COLUMN)
@@ -395,6 +403,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     select: SelectConfig = field(default_factory=SelectConfig)
     fit: FitConfig = field(default_factory=FitConfig)
+    compare: CompareConfig = field(default_factory=CompareConfig)
     testset: TestsetConfig = field(default_factory=TestsetConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)

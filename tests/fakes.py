@@ -9,7 +9,8 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -235,3 +236,20 @@ def install(
     monkeypatch.setattr("cherry_vllm.experience.rows.build_embedder", build)
     monkeypatch.setattr("cherry_vllm.evaluation.generation.build_generator", build)
     return inline
+
+
+@contextmanager
+def stages_in_this_process(*more: str) -> Iterator[None]:
+    """Saves a new interpreter for each stage and each worker; ``more`` modules call isolate too."""
+
+    def run_here(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+        keywords.pop("environment", None)
+        return function(*arguments, **keywords)
+
+    inline = InlineExecutor()
+    rooms = ("commands.pipeline", "sources.shards", "training.run")
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (*(f"cherry_vllm.{room}" for room in rooms), *more):
+            patch.setattr(f"{module}.isolate", run_here)
+        patch.setattr("cherry_vllm.workers.run.build_executor", lambda *_, **__: inline)
+        yield

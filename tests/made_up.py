@@ -11,7 +11,8 @@ import numpy as np
 import polars as pl
 
 from cherry_vllm.config import choice_of, compose
-from cherry_vllm.schema import LOGPROBS, SCHEMA_VERSION, SCORES
+from cherry_vllm.conversation import Message, frame_messages
+from cherry_vllm.schema import LOGPROBS, ROWS, SCHEMA_VERSION, SCORES
 from cherry_vllm.scoring.run import aggregate
 from cherry_vllm.selection.choice import Choice
 from cherry_vllm.sources import Columns, read_rows
@@ -31,6 +32,18 @@ def named(strategy: str, **changes: Any) -> Choice:
 @cache
 def _choice(strategy: str) -> Choice:
     return choice_of(compose(f"select={strategy}"))
+
+
+def rows_of(*conversations: Sequence[Message]) -> pl.DataFrame:
+    """Rows as they are read, of conversations."""
+    columns = {
+        "row": range(len(conversations)),
+        "record": "{}",
+        "messages": frame_messages(conversations),
+        "tools": None,
+        "drop_reason": None,
+    }
+    return pl.DataFrame(columns, schema=ROWS)
 
 
 def scores_of(

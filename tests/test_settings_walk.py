@@ -99,6 +99,7 @@ HARMLESS = {
     "score.s_ifd_percent": "computed again from the log-probs; score.json holds it",
     "select": "done again each time; .meta.json holds the settings",
     "fit": "done again each time",
+    "compare": "done again each time",
     "generate.output": "the place of a copy",
     "judge.mode": "set by judge=..., which is walked as a whole",
     "judge.reviews": "no request is made",

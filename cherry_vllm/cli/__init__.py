@@ -75,11 +75,12 @@ def _dispatch(words: list[str]) -> int:
 
 def _run(stage: str, words: list[str]) -> int:
     from cherry_vllm.cli.launch import describe_failure, launch
+    from cherry_vllm.cli.words import name_values
 
     # torch then asks for huge pages: training on CPUs takes a sixth less time.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
-        failures = launch(stage, words)
+        failures = launch(stage, name_values(words, STAGES[stage].words))
     except BrokenPipeError:
         raise
     except Exception as error:

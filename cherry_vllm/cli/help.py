@@ -9,6 +9,7 @@ class Stage(NamedTuple):
     summary: str
     example: str
     keys: dict[str, str]
+    words: tuple[str, ...] = ()  # keys of which the value alone may be given, in this order
 
 
 DATA = {
@@ -42,12 +43,12 @@ STAGES = {
         | RUN,
     ),
     "embed": Stage(
-        "Embeds the prompts, and measures the base model's perplexity.",
+        "Embeds the prompts, and measures their perplexity.",
         "cherry-vllm embed data.path=alpaca.json model.path=meta-llama/Llama-2-7b-hf",
         DATA | MODEL | ENGINE | RUN,
     ),
     "sample": Stage(
-        "Samples the rows that the pre-experienced model learns from.",
+        "Samples the rows of the pre-experienced model.",
         "cherry-vllm sample data.path=alpaca.json model.path=meta-llama/Llama-2-7b-hf",
         DATA
         | MODEL
@@ -73,7 +74,7 @@ STAGES = {
         | RUN,
     ),
     "score": Stage(
-        "Scores every row by its Instruction-Following Difficulty (IFD).",
+        "Scores rows by Instruction-Following Difficulty (IFD).",
         "cherry-vllm score data.path=alpaca.json model.path=Qwen/Qwen2.5-0.5B",
         DATA | MODEL | ENGINE | {"refusals": "wizardlm: drop answers that refuse (none)"} | RUN,
     ),
@@ -99,6 +100,17 @@ STAGES = {
             "fit.output": "the strategy (strategies/select/fitted.yaml)",
         }
         | RUN,
+    ),
+    "compare-selections": Stage(
+        "Compares two selections: what each of them prefers.",
+        "cherry-vllm compare-selections cherry.json longest.json run_dir=runs/alpaca",
+        {
+            "compare.output": "a .json file for all numbers (none)",
+            "compare.num_examples": "rows to print that only one of them has (3)",
+            "select.strata": "count rows by these expressions ([]), in select.bins",
+        }
+        | RUN,
+        words=("compare.first", "compare.second"),
     ),
     "generate": Stage(
         "Lets a model answer a test set.",
@@ -177,7 +189,6 @@ stages:
 
 example:
   cherry-vllm score data.path=alpaca.json model.path=Qwen/Qwen2.5-0.5B
-  cherry-vllm select select.fraction=0.05
 
 STAGE --help: its most used keys; --hydra-help: flags; docs/usage.md: all keys
 TAB completes words after: eval "$(cherry-vllm -sc install=bash)"

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from cherry_vllm.commands import pipeline
+from cherry_vllm.commands.compare import compare_selections
 from cherry_vllm.commands.demo import fetch_demo
 from cherry_vllm.commands.fit import fit
 from cherry_vllm.commands.generate import generate
@@ -24,6 +25,7 @@ STAGES: dict[str, Callable[[Config, Job], object]] = {
     "score": score,
     "select": select,
     "fit": fit,
+    "compare-selections": compare_selections,
     "generate": generate,
     "judge": judge,
     "report": report,

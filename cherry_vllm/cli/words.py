@@ -9,6 +9,7 @@ either. For a key that does not exist, similar keys are suggested.
 import re
 import shlex
 from collections.abc import Collection, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +34,11 @@ USELESS = {
 }
 
 
+# Hydra's flags that a value follows.
+VALUE_FLAGS = {"-c", "--cfg", "-cd", "--config-dir", "-cn", "--config-name", "-cp", "--config-path"}
+VALUE_FLAGS |= {"-i", "--info", "-p", "--package"}
+
+
 class Word(NamedTuple):
     """A word of the command line, as in ``+key=value``."""
 
@@ -42,6 +48,18 @@ class Word(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.prefix}{self.key}" + ("" if self.value is None else f"={self.value}")
+
+
+def name_values(words: Sequence[str], keys: Sequence[str]) -> list[str]:
+    """The words with ``keys`` before those that are values alone, in order.
+
+    A value of one of Hydra's flags stays as it is.
+    """
+    left, named = list(keys), list[str]()
+    for before, word in pairwise(["", *words]):
+        is_value = "=" not in word and word[:1] not in "-~+" and before not in VALUE_FLAGS
+        named.append(f"{left.pop(0)}={word}" if left and is_value else word)
+    return named
 
 
 def read_words(

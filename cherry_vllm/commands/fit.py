@@ -10,14 +10,13 @@ from cherry_vllm.commands.summary import describe
 from cherry_vllm.config import Config, as_list
 from cherry_vllm.errors import UserError
 from cherry_vllm.runtime.text import printable
-from cherry_vllm.selection.explanation import decode_rows
+from cherry_vllm.selection.chosen_rows import open_selection
 from cherry_vllm.selection.expressions import parse
 from cherry_vllm.selection.linear_rule import ROWS, measure, read_subsets
 from cherry_vllm.selection.linear_rule import fit as fit_rule
-from cherry_vllm.selection.run import ROWS as CHOSEN_ROWS
 from cherry_vllm.selection.run import open_columns
-from cherry_vllm.store.marks import marked_file, read_mark
-from cherry_vllm.store.scores import Scores, open_scores
+from cherry_vllm.store.marks import marked_file
+from cherry_vllm.store.scores import open_scores
 
 COMMAND = "fit"
 SELECTION = "selection"  # a column of the table
@@ -59,13 +58,6 @@ def _measure(config: Config, table: Path, subsets: pl.DataFrame) -> pl.DataFrame
     named = [
         name for text in texts for name in parse("fit.indicators", text, sources.known).columns
     ]
-    chosen = [_chosen_rows(Path(str(path)), scored) for path in subsets[SELECTION]]
+    chosen = [open_selection(Path(str(path)), scored).rows for path in subsets[SELECTION]]
     held = subsets.select(config.fit.loss).with_columns(pl.Series(ROWS, chosen))
     return measure(held, sources.add(scores, named), texts)
-
-
-def _chosen_rows(output: Path, scored: Scores) -> list[int]:
-    mark = read_mark(output)
-    if mark is None or CHOSEN_ROWS not in mark or mark["scores"] != scored.fingerprint:
-        raise UserError(f"{output}: not a selection of the scores in {scored.folder}, or edited")
-    return decode_rows(mark[CHOSEN_ROWS])

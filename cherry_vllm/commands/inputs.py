@@ -128,7 +128,7 @@ def read_input(config: Config, files: Sequence[Path], *, is_made_here: bool = Fa
         run_dir,
         files,
         columns=Columns(**asdict(config.data.columns)),
-        layout=Layout() if is_made_here else _layout(config),
+        layout=Layout() if is_made_here else layout_of(config),
         turns=config.score.turns,
         refusals=config.refusals.phrases,
         max_rows=None if is_made_here else config.data.max_rows,
@@ -136,7 +136,8 @@ def read_input(config: Config, files: Sequence[Path], *, is_made_here: bool = Fa
     )
 
 
-def _layout(config: Config) -> Layout:
+def layout_of(config: Config) -> Layout:
+    """How the records lie in the files of ``data.path``."""
     data = config.data
     return Layout(data.format, data.field, data.encoding, data.delimiter)
 

@@ -13,7 +13,7 @@ What belongs to one job only is in the job's folder:
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from enum import Enum
@@ -60,9 +60,29 @@ def run(config: Config, job: Job) -> Outcome:
     """Runs the method, skipping stages whose results already exist.
 
     Raises:
+        UserError: the settings do not suit a pipeline (:func:`check_settings`), or a stage met a
+            mistake.
+    """
+    check_settings(config)
+    files, base = find_input(config), find_model(config)
+    config = with_date(config, base)
+    manifest = Manifest(job, config)
+    scored, _ = score_pool(config, job, files, base, manifest)
+    chosen = manifest.run(
+        "select", select_from, config, job, scored.artifact.parent, scored.fingerprint
+    )
+    cherry = manifest.run("train cherry", train_made, config, config.train, chosen.artifact, base)
+    print(printable(f"cherry model: {cherry.model.folder}  manifest: {manifest.path}"))
+    return Outcome(manifest.path, {})
+
+
+def check_settings(config: Config) -> None:
+    """Checks, before any work, that all stages can run with these settings.
+
+    Raises:
         UserError: only a share of the shards was asked for, which is not enough for later stages;
-            the engine asks servers, which hold none of the models made here; the settings of the
-            sample contradict each other; or a stage met a mistake.
+            the engine asks servers, which hold none of the models made here; or the settings of
+            the sample contradict each other.
     """
     if "WORLD_SIZE" in os.environ:
         raise UserError("pipeline: torchrun is only for `train`; run the pipeline without it")
@@ -72,45 +92,42 @@ def run(config: Config, job: Job) -> Outcome:
         )
     if isinstance(config.engine, ServerConfig):
         raise UserError(NOT_BY_SERVERS)
-    diverse_sampling(config)  # before any work
-    files, base = find_input(config), find_model(config)
-    config = _with_date(config, base)
-    manifest, scores = Manifest(job, config), Path(config.run_dir) / Folder.SCORES
+    diverse_sampling(config)
+
+
+def score_pool(
+    config: Config, job: Job, files: Sequence[Path], base: Checkpoint, manifest: "Manifest"
+) -> tuple[Outcome, TunedModel | None]:
+    """The stages up to the scores: sample, train the pre-experienced model, score with it.
+
+    Returns the scores and the model; None if ``base`` itself scores.
+    """
+    scores = Path(config.run_dir) / Folder.SCORES
+    place, made = scores / "base", None
     if not has_experience(config):
-        scored = manifest.run("score", score_with, config, job, files, base, scores / "base")
-    else:
-        place, made = scores / "base", None
-        if config.sample.strategy is Sampling.difficulty:
-            scored = manifest.run("score base", score_with, config, job, files, base, place)
-            made = scored.fingerprint
-        experience = manifest.run("sample", sample_from, config, files, base, place, made)
-        tuned = manifest.run(
-            "train pre-experienced",
-            _train,
-            config,
-            config.pre_experience,
-            experience.artifact,
-            base,
-        )
-        scores_dir = scores / tuned.artifact.name
-        scored = manifest.run("score", score_with, config, job, files, tuned.scorer, scores_dir)
-        frame = open_scores(scores_dir, scored.fingerprint).frame
-        gain = measure_gain(tuned.probe, experience.rows, frame)
-        manifest.add("gain", asdict(gain) if gain else {})
-    chosen = manifest.run(
-        "select", select_from, config, job, scored.artifact.parent, scored.fingerprint
+        return manifest.run("score", score_with, config, job, files, base, place), None
+    if config.sample.strategy is Sampling.difficulty:
+        scored = manifest.run("score base", score_with, config, job, files, base, place)
+        made = scored.fingerprint
+    experience = manifest.run("sample", sample_from, config, files, base, place, made)
+    settings = config.pre_experience
+    tuned = manifest.run(
+        "train pre-experienced", train_made, config, settings, experience.artifact, base
     )
-    cherry = manifest.run("train cherry", _train, config, config.train, chosen.artifact, base)
-    print(printable(f"cherry model: {cherry.model.folder}  manifest: {manifest.path}"))
-    return Outcome(manifest.path, {})
+    scores_dir = scores / tuned.artifact.name
+    scored = manifest.run("score", score_with, config, job, files, tuned.scorer, scores_dir)
+    frame = open_scores(scores_dir, scored.fingerprint).frame
+    gain = measure_gain(tuned.probe, experience.rows, frame)
+    manifest.add("gain", asdict(gain) if gain else {})
+    return scored, tuned
 
 
-def _train(config: Config, group: TrainConfig, file: Path, base: Checkpoint) -> TunedModel:
+def train_made(config: Config, group: TrainConfig, file: Path, base: Checkpoint) -> TunedModel:
     """Trains on what another stage wrote, in one process."""
     return cast(TunedModel, train_on(config, group, [file], base, is_made_here=True))
 
 
-def _with_date(config: Config, base: Checkpoint) -> Config:
+def with_date(config: Config, base: Checkpoint) -> Config:
     """The configuration with one date for all stages, if the chat template writes a date."""
     if not config.prompt.chat:
         return config
@@ -124,7 +141,7 @@ class Manifest:
         self.path = job.output_dir / File.PIPELINE_MANIFEST
         check_replaceable(self.path, COMMAND)
         self._content: dict[str, Any] = {
-            "config": _to_json(asdict(config)),
+            "config": to_json(asdict(config)),
             "versions": installed_versions(),
             "stages": [],
         }
@@ -161,8 +178,8 @@ class Manifest:
             write_json(path, self._content)
 
 
-def _to_json(value: Any) -> Any:
+def to_json(value: Any) -> Any:
     """Configuration values, with enums replaced by what JSON can hold."""
     if isinstance(value, dict):
-        return {key: _to_json(item) for key, item in value.items()}
+        return {key: to_json(item) for key, item in value.items()}
     return value.value if isinstance(value, Enum) else value

@@ -10,6 +10,7 @@ from cherry_vllm.schema import DropReason
 from cherry_vllm.scoring.ifd import count_outcomes
 from cherry_vllm.selection.explanation import SHARES
 from cherry_vllm.selection.extremes import Side, label_sides
+from cherry_vllm.selection.overlap import BOTH
 
 MAX_SHOWN_CHARS = 100
 FEWEST_STEPS = 3  # of a selection, which the table above shows: read, pool, selected
@@ -91,6 +92,49 @@ def _show_shares(shares: dict[str, dict[str, Any]]) -> list[str]:
     return lines
 
 
+def show_overlap(facts: dict[str, Any]) -> str:
+    """What two selections share and prefer, from :func:`overlap.compare`."""
+    lines = [
+        f"{side:<8}{facts[side]['strategy']}: {facts[side]['num_selected']:,} rows, "
+        f"{facts[side]['num_answer_tokens']:,} answer tokens, {facts[side]['output']}"
+        for side in ("first", "second")
+    ]
+    counts = facts["num_rows"]
+    shares = [counts[BOTH] / facts[side]["num_selected"] for side in ("first", "second")]
+    lines.append(
+        f"both    {counts[BOTH]:,} rows: {shares[0]:.1%} of the first, {shares[1]:.1%} of the "
+        f"second, Jaccard {facts['jaccard']:.3f}"
+    )
+    lines.append(f"{'quartiles':<20}" + "".join(f"{_words(name):>24}" for name in counts))
+    for name, found in facts["quartiles"].items():
+        cells = (_quartiles(found[group]) for group in counts)
+        lines.append(f"  {name[:17]:<18}" + "".join(f"{cell:>24}" for cell in cells))
+    lines += _show_strata(facts["strata"])
+    return "\n".join(map(printable, lines))
+
+
+def _show_strata(strata: dict[str, dict[str, int]]) -> list[str]:
+    if not strata:
+        return []
+    sides = ("pool", "first", "second")
+    totals = {side: sum(held[side] for held in strata.values()) for side in sides}
+    lines = [f"{'stratum':<20}" + "".join(f"{side:>24}" for side in sides)]
+    for name, held in list(strata.items())[:MAX_SHOWN_STRATA]:
+        cells = (f"{held[side]:,}{_share(held[side], totals[side]):>8}" for side in sides)
+        lines.append(f"  {name[:17]:<18}" + "".join(f"{cell:>24}" for cell in cells))
+    if len(strata) > MAX_SHOWN_STRATA:
+        lines.append(f"  and {len(strata) - MAX_SHOWN_STRATA:,} more, in compare.output")
+    return lines
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _quartiles(values: list[float] | None) -> str:
+    return "-" if values is None else "  ".join(f"{value:.4g}" for value in values)
+
+
 def _show(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.4g}"
@@ -121,16 +165,20 @@ def show_extremes(scores: pl.DataFrame, rows: pl.LazyFrame, count: int) -> str:
         "highest IFD": ranked.filter(side=Side.TOP.value),
         "lowest IFD": ranked.filter(side=Side.LEAST.value).reverse(),
     }
-    lines: list[str] = []
-    for title, group in groups.items():
-        held = rows.join(group.lazy().select("row"), on="row", how="semi").collect()
-        texts = show_conversations(held)
-        lines.append(f"{title}:")
-        for found in group.join(texts, on="row", maintain_order="left").iter_rows(named=True):
-            question = f"{found['instruction']} {found['input']}"
-            lines.append(f"  {found['ifd']:.3f}  row {found['row']}: {_shorten(question)}")
-            lines.append(f"         -> {_shorten(found['answer'])}")
+    lines = [line for title, group in groups.items() for line in show_rows(title, group, rows)]
     return "\n".join(lines)
+
+
+def show_rows(title: str, scores: pl.DataFrame, rows: pl.LazyFrame) -> list[str]:
+    """Lines of scores under a title, two for each row, with the beginnings of its texts."""
+    held = rows.join(scores.lazy().select("row"), on="row", how="semi").collect()
+    texts = show_conversations(held)
+    lines = [f"{title}:"]
+    for found in scores.join(texts, on="row", maintain_order="left").iter_rows(named=True):
+        question = f"{found['instruction']} {found['input']}"
+        lines.append(f"  {found['ifd']:.3f}  row {found['row']}: {_shorten(question)}")
+        lines.append(f"         -> {_shorten(found['answer'])}")
+    return lines
 
 
 def _shorten(text: str) -> str:

@@ -47,8 +47,12 @@ class Sources:
             INSTRUCTION: self.rows,
             f"{RECORD}NAME": self.rows,
         }
-        names = [name for names in self._columns.values() for name in names]
-        return names + [name for name, source in held.items() if source is not None]
+        return self.joined + [name for name, source in held.items() if source is not None]
+
+    @property
+    def joined(self) -> list[str]:
+        """The columns of the tables."""
+        return [name for names in self._columns.values() for name in names]
 
     def add(self, frame: pl.DataFrame, names: Iterable[str]) -> pl.DataFrame:
         """``frame``, which has a column ``row``, with those of the ``names`` that exist anywhere.

@@ -63,6 +63,18 @@ def drop_duplicates(
     return ranked.filter(pl.Series(stays))
 
 
+def comparable_text(messages: Sequence[Message], on: DedupOn) -> str:
+    """The text by which rows are duplicates; "" if there is none."""
+    if on is DedupOn.answer:
+        told = [said for said in messages if said.is_answer]
+    else:
+        last = max((place for place, said in enumerate(messages) if said.is_answer), default=None)
+        told = [said for said in messages[:last] if said.role != SYSTEM]
+    parts = [part for said in told for part in (said.content, said.input, said.extra) if part]
+    text = unicodedata.normalize("NFC", " ".join(parts)).casefold()
+    return " ".join(text.split())
+
+
 def words_of(text: str) -> set[str]:
     """The runs of three words in a text; a shorter text is one run."""
     words = WORD.findall(text)
@@ -78,20 +90,9 @@ def _read(wanted: pl.Series, rows: pl.LazyFrame, on: DedupOn) -> Iterator[tuple[
             for place, messages in zip(
                 batch["place"], open_messages(batch["messages"]), strict=True
             ):
-                if text := _text(messages, on):
+                if text := comparable_text(messages, on):
                     yield place, text
             bar.update(batch.height)
-
-
-def _text(messages: Sequence[Message], on: DedupOn) -> str:
-    if on is DedupOn.answer:
-        told = [said for said in messages if said.is_answer]
-    else:
-        last = max((place for place, said in enumerate(messages) if said.is_answer), default=None)
-        told = [said for said in messages[:last] if said.role != SYSTEM]
-    parts = [part for said in told for part in (said.content, said.input, said.extra) if part]
-    text = unicodedata.normalize("NFC", " ".join(parts)).casefold()
-    return " ".join(text.split())
 
 
 def _sketch(texts: Iterator[tuple[int, str]], most: int) -> tuple[NDArray[np.int64], Sketches]:

@@ -1,5 +1,6 @@
 """Chosen rows to formats that trainers read: JSON, JSON Lines, Parquet, or a data set folder."""
 
+import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import polars as pl
 
 from cherry_vllm.errors import UserError
+from cherry_vllm.selection.columns import INSTRUCTION, RECORD
 from cherry_vllm.selection.loadable import find_oddities
 from cherry_vllm.selection.parquet import write_parquet
 from cherry_vllm.store.files import file_sha256
@@ -15,6 +17,7 @@ from cherry_vllm.store.marks import marked_file, marked_folder
 
 CARD = "README.md"  # of a data set folder
 DATA_FOLDER = "data"
+KEY = "scores"  # of a row: its scores
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +39,34 @@ def find_records(rows: pl.LazyFrame, wanted: pl.Series) -> pl.Series:
             f"{records.null_count()} of {records.len()} rows are not in their shards"
         )
     return records
+
+
+def add_scores(records: pl.Series, rows: pl.DataFrame) -> pl.Series:
+    """Records (JSON objects, as text) with the line of ``rows`` under the key :data:`KEY`.
+
+    The rest of each record keeps its text.
+
+    Raises:
+        UserError: a record has such a key.
+    """
+    texts = [name for name in rows.columns if name == INSTRUCTION or name.startswith(RECORD)]
+    lines = rows.drop("drop_reason", *texts).iter_rows(named=True)
+    return pl.Series(
+        "record", [_add(text, line) for text, line in zip(records, lines, strict=True)], pl.String
+    )
+
+
+def _add(record: str, line: dict[str, Any]) -> str:
+    fields = json.loads(record)
+    if KEY in fields:
+        raise UserError(
+            f"select.with_scores: row {line['row']} has a field {KEY!r} of its own; rename that, "
+            "or leave the scores out"
+        )
+    begun = record.rstrip()[:-1].rstrip()
+    separator = ", " if fields else ""
+    scores = json.dumps(line, ensure_ascii=False, default=str)
+    return f"{begun}{separator}{json.dumps(KEY)}: {scores}}}"
 
 
 def export(

@@ -12,9 +12,10 @@ from cherry_vllm.scoring.ifd import count_outcomes
 from cherry_vllm.scoring.run import with_gains
 from cherry_vllm.selection.card import write_card
 from cherry_vllm.selection.choice import Choice
+from cherry_vllm.selection.chosen_rows import ROWS, encode_rows
 from cherry_vllm.selection.columns import RATING, Sources
-from cherry_vllm.selection.explanation import SHARES, add_scores, encode_rows, explain
-from cherry_vllm.selection.export import export, find_records
+from cherry_vllm.selection.explanation import SHARES, explain
+from cherry_vllm.selection.export import add_scores, export, find_records
 from cherry_vllm.selection.outputs import COMMAND, check_format, check_output
 from cherry_vllm.selection.ranking import choose
 from cherry_vllm.selection.ratings import count_unrated
@@ -24,7 +25,6 @@ from cherry_vllm.store.run_folder import name_data
 from cherry_vllm.store.scores import Scores, open_scores
 from cherry_vllm.store.shards import Shards
 
-ROWS = "rows"  # a key of the mark: the row numbers that were chosen, as `encode_rows` writes them
 FindClusters = Callable[[Scores], pl.DataFrame]
 FindEmbeddings = Callable[[Scores], Shards]
 

@@ -1,7 +1,7 @@
 """Measures whether a copy of a tuned model, or the scorer, keeps what training taught."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -96,9 +96,16 @@ def probe_losses(
 
 
 def answer_losses(
-    model: Checkpoint, rows: Sequence[Sequence[Span]], *, trust_remote_code: bool
+    model: Checkpoint,
+    rows: Sequence[Sequence[Span]],
+    *,
+    trust_remote_code: bool,
+    on_scored: Callable[[int], None] = lambda _count: None,
 ) -> list[float]:
-    """A model's mean loss over the answer tokens of each row's spans, in nats, in fp32."""
+    """A model's mean loss over the answer tokens of each row's spans, in nats, in fp32.
+
+    ``on_scored`` is called with the number of spans that have just finished.
+    """
     spans = [span for of_row in rows for span in of_row]
     engine = build_engine(
         HfSettings(name="hf", dtype="float32", device="auto", batch_tokens=2048),
@@ -106,7 +113,7 @@ def answer_losses(
         max_length=max(len(span.token_ids) for span in spans),
         trust_remote_code=trust_remote_code,
     )
-    found = iter(engine.logprobs(spans, lambda _count: None))
+    found = iter(engine.logprobs(spans, on_scored))
     by_row = [np.concatenate([next(found) for _ in of_row]) for of_row in rows]
     return [-float(logprobs.mean(dtype=np.float64)) for logprobs in by_row]
 

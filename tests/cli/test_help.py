@@ -6,7 +6,7 @@ from cherry_vllm.cli import main
 from cherry_vllm.cli.help import STAGES
 from cherry_vllm.cli.keys import known_keys, list_groups
 from cherry_vllm.cli.stages import STAGES as RUN
-from cherry_vllm.cli.words import read_words
+from cherry_vllm.cli.words import name_values, read_words
 
 
 @pytest.mark.parametrize("stage", [None, *STAGES])
@@ -45,4 +45,5 @@ def test_every_stage_has_help_and_every_key_in_it_exists() -> None:
             assert key.lstrip("+") in {*known_keys(), *list_groups()}
         program, name, *words = stage.example.split()
         assert (program, STAGES[name]) == ("cherry-vllm", stage)
+        words = name_values(words, stage.words)
         assert read_words(words, is_sweep=False) == words

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from cherry_vllm.cli.words import read_words
+from cherry_vllm.cli.words import name_values, read_words
 from cherry_vllm.config import Config, compose
 from cherry_vllm.errors import UserError
 
@@ -143,3 +143,10 @@ def test_a_line_break_in_a_prompts_double_quotes_is_one() -> None:
     assert config.prompt.system == r"\nabla"
     assert "\n" not in config.prompt.answer_prefix
     assert config.data.path == r"C:\new"
+
+
+def test_values_without_keys_get_theirs_in_order() -> None:
+    words = ["-cd", "own", "a.json", "run_dir=r", "-m", "b", "c"]
+    named = ["-cd", "own", "compare.first=a.json", "run_dir=r", "-m", "compare.second=b", "c"]
+    assert name_values(words, ["compare.first", "compare.second"]) == named
+    assert name_values(words, []) == words

@@ -5,7 +5,6 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,22 +47,6 @@ def stages_of(manifest: Path) -> dict[str, dict[str, Any]]:
     return {stage["stage"]: stage for stage in stages}
 
 
-@contextmanager
-def stages_in_this_process() -> Iterator[None]:
-    """Saves a new interpreter for each stage and each worker."""
-
-    def run_here(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
-        keywords.pop("environment", None)
-        return function(*arguments, **keywords)
-
-    inline = fakes.InlineExecutor()
-    with pytest.MonkeyPatch.context() as patch:
-        for room in ("commands.pipeline", "sources.shards", "training.run"):
-            patch.setattr(f"cherry_vllm.{room}.isolate", run_here)
-        patch.setattr("cherry_vllm.workers.run.build_executor", lambda *_, **__: inline)
-        yield
-
-
 @pytest.fixture(scope="module")
 def run_dir(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run, which was killed on its way, in the middle of a stage."""
@@ -75,7 +58,7 @@ def run_dir(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()  # returns once no process that the run started holds its pipes
     assert not (folder / "cherry.json").exists()
-    with stages_in_this_process():
+    with fakes.stages_in_this_process():
         run(compose(*chosen), Job(folder, is_sweep=False))
     return folder
 
@@ -88,7 +71,7 @@ def pipeline(tiny: Path, run_dir: Path) -> Iterator[Callable[..., dict[str, dict
         config = compose(*settings(tiny, run_dir), *more)
         return stages_of(run(config, Job(run_dir / name, is_sweep=True)).artifact)
 
-    with stages_in_this_process():
+    with fakes.stages_in_this_process():
         yield run_job
 
 

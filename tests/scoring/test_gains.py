@@ -22,6 +22,8 @@ from cherry_vllm.store.shards import Shards
 from tests.made_up import made_up_logprobs, score, write_logprobs, write_rows
 
 Turns = list[list[float]]
+# The shipped rows under the demo's checkpoint: engine=hf engine.dtype=float32 max_length=96
+REAL = Path(__file__).parents[1] / "data" / "golden_logprobs.parquet"
 
 
 def frame_of(*pairs: tuple[Turns, Turns] | None) -> pl.DataFrame:
@@ -80,6 +82,24 @@ def test_gains_are_those_of_a_loop_over_the_tokens(percent: float) -> None:
     selective = [line[2] for line in expected if line[2] is not None]
     assert len(selective) > 20
     assert len({round(value, 9) for value in selective}) > 20
+
+
+@pytest.mark.parametrize("percent", [10, 75, 100])
+def test_real_log_probs_give_what_a_loop_over_their_tokens_gives(percent: float) -> None:
+    real = pl.read_parquet(REAL)
+    scores = scores_of(real, percent)
+    assert_same(scores, loop(real, percent))
+    assert scores["share_helped"].count() == 24
+    texts = real.select("conditioned_logprobs", "direct_logprobs").iter_rows()
+    for (conditioned, direct), row in zip(texts, scores.iter_rows(named=True), strict=True):
+        if conditioned is None:
+            assert row["drop_reason"] == "prompt_too_long"
+            assert row["ifd_ppl"] is row["ifd"] is None
+            continue
+        ((given,), (alone,)) = (conditioned, direct)
+        with_it, without = (-sum(found) / len(found) for found in (given, alone))
+        assert row["ifd"] == pytest.approx(with_it / without, rel=1e-6)
+        assert row["ifd_ppl"] == pytest.approx(math.exp(with_it) / math.exp(without), rel=1e-6)
 
 
 def test_a_small_case_by_hand() -> None:

@@ -9,13 +9,14 @@ import polars as pl
 import pytest
 
 from cherry_vllm.config import compose, prompt_of
-from cherry_vllm.conversation import ASSISTANT, USER, Message, frame_messages, single_turn
+from cherry_vllm.conversation import ASSISTANT, USER, Message, single_turn
 from cherry_vllm.engines import Span
 from cherry_vllm.prompts.spans import SpanBuilder
 from cherry_vllm.prompts.templates import build_template
-from cherry_vllm.schema import LOGPROBS, ROWS
+from cherry_vllm.schema import LOGPROBS
 from cherry_vllm.scoring.ifd import aggregate_logprobs
 from cherry_vllm.scoring.shard import count_passes, score_shard, sum_shard
+from tests.made_up import rows_of
 
 SHIPPED = Path(__file__).parents[1] / "data" / "rows.jsonl"
 GOLDEN = Path(__file__).parents[1] / "data" / "golden_scores.json"
@@ -46,17 +47,6 @@ def model(spans: list[Span], on_scored: Any) -> list[Any]:
 def builder_of(tokenizer: Any, prompt: str) -> SpanBuilder:
     template = build_template(tokenizer, prompt_of(compose(f"prompt={prompt}")))
     return SpanBuilder(tokenizer, template, max_length=96, vocab_size=len(tokenizer))
-
-
-def rows_of(*conversations: list[Message]) -> pl.DataFrame:
-    columns = {
-        "row": range(len(conversations)),
-        "record": "{}",
-        "messages": frame_messages(conversations),
-        "tools": None,
-        "drop_reason": None,
-    }
-    return pl.DataFrame(columns, schema=ROWS)
 
 
 @pytest.mark.parametrize("prompt", ["alpaca", "wizardlm", "vicuna", "chat"])

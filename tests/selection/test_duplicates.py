@@ -8,29 +8,17 @@ import numpy as np
 import polars as pl
 import pytest
 
-from cherry_vllm.conversation import ASSISTANT, SYSTEM, USER, Message, frame_messages, single_turn
+from cherry_vllm.conversation import ASSISTANT, SYSTEM, USER, Message, single_turn
 from cherry_vllm.errors import UserError
 from cherry_vllm.options import Dedup, DedupOn
-from cherry_vllm.schema import ROWS
 from cherry_vllm.selection import duplicates
 from cherry_vllm.selection.duplicates import drop_duplicates, words_of
-
-
-def rows_of(conversations: Sequence[Sequence[Message]]) -> pl.LazyFrame:
-    columns = {
-        "row": range(len(conversations)),
-        "record": "{}",
-        "messages": frame_messages(conversations),
-        "tools": None,
-        "drop_reason": None,
-    }
-    return pl.DataFrame(columns, schema=ROWS).lazy()
+from tests.made_up import rows_of
 
 
 def asked(*instructions: str) -> pl.LazyFrame:
-    return rows_of(
-        [single_turn(text, "", str(row)).messages for row, text in enumerate(instructions)]
-    )
+    talks = (single_turn(text, "", str(row)).messages for row, text in enumerate(instructions))
+    return rows_of(*talks).lazy()
 
 
 def kept(
@@ -96,14 +84,12 @@ def test_an_instruction_is_all_that_precedes_the_last_answer_but_system_messages
     dedup: str,
 ) -> None:
     rows = rows_of(
-        [
-            said("Q", "A", "R", "B"),
-            said("Q", "A", "R", "C", system="Be brief."),
-            said("Q", "other", "R", "B"),
-            said("R", "B", system="Be brief."),
-            list(single_turn("Q", "A R", "D").messages),
-        ]
-    )
+        said("Q", "A", "R", "B"),
+        said("Q", "A", "R", "C", system="Be brief."),
+        said("Q", "other", "R", "B"),
+        said("R", "B", system="Be brief."),
+        list(single_turn("Q", "A R", "D").messages),
+    ).lazy()
     assert kept(rows, dedup=dedup) == [0, 2, 3]
 
 
@@ -111,16 +97,14 @@ def test_an_instruction_is_all_that_precedes_the_last_answer_but_system_messages
 def test_an_answer_is_every_answer_that_is_scored(dedup: str) -> None:
     unscored = [message._replace(is_answer=False) for message in said("Q", "A")]
     rows = rows_of(
-        [
-            said("Q", "A", "R", "B"),
-            said("S", "A", "T", "B"),
-            said("Q", "B", "R", "B"),
-            said("x", "B"),
-            [*unscored, *said("R", "B")],
-            said("Q", "", extra='{"tool_calls": [1]}'),
-            said("Q", "", extra='{"tool_calls": [2]}'),
-        ]
-    )
+        said("Q", "A", "R", "B"),
+        said("S", "A", "T", "B"),
+        said("Q", "B", "R", "B"),
+        said("x", "B"),
+        [*unscored, *said("R", "B")],
+        said("Q", "", extra='{"tool_calls": [1]}'),
+        said("Q", "", extra='{"tool_calls": [2]}'),
+    ).lazy()
     assert kept(rows, dedup=dedup, on="answer") == [0, 2, 3, 5, 6]
 
 

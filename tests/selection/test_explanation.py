@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from cherry_vllm.commands.summary import show_choice
 from cherry_vllm.errors import UserError
 from cherry_vllm.selection.choice import Choice
-from cherry_vllm.selection.explanation import add_scores, decode_rows, encode_rows, explain
+from cherry_vllm.selection.chosen_rows import decode_rows, encode_rows
+from cherry_vllm.selection.explanation import explain
+from cherry_vllm.selection.export import add_scores
 from cherry_vllm.selection.ranking import choose
 from cherry_vllm.selection.run import Extras, select_records
 from cherry_vllm.store.scores import open_scores

@@ -157,7 +157,9 @@ def test_indicators_that_cannot_be_measured_cost_one_line(
 
 def test_a_selection_that_was_edited_is_refused(run_dir: Path) -> None:
     (run_dir / "subset-3.json").write_text("[]", encoding="utf-8")
-    with pytest.raises(UserError, match=r"subset-3\.json: not a selection of the scores in"):
+    with pytest.raises(
+        UserError, match=r"subset-3\.json: not what `cherry-vllm select` wrote, or edited"
+    ):
         run(run_dir, f"fit.table={run_dir}/s.csv", "fit.indicators=ifd")
     subsets().write_csv(run_dir / "t.csv")
     with pytest.raises(UserError, match=r"fit\.indicators needs a column selection"):
