@@ -134,11 +134,12 @@ def _means(indicator: Expression, rows: pl.DataFrame, subsets: pl.Series) -> pl.
     held = rows.select("row", value=values.cast(pl.Float64))
     chosen = subsets.rename("row").to_frame().with_row_index("subset").explode("row")
     found = chosen.join(held, on="row", how="left", maintain_order="left")
-    lacking = found.filter(~pl.col("value").is_finite().fill_null(value=False))["row"].unique()
-    if lacking.len():
+    is_lacking = ~pl.col("value").is_finite().fill_null(value=False)
+    lacking = found.filter(is_lacking)["row"].unique().sort().to_list()
+    if lacking:
         raise indicator.refuse(
-            f"no finite number in {lacking.len()} of the subsets' rows, such as row {lacking.min()}"
-            "; give it one, as in coalesce(rating, 0)"
+            f"no finite number in {len(lacking)} of the subsets' rows, such as row {lacking[0]}; "
+            "give it one, as in coalesce(rating, 0)"
         )
     by_subset = found.group_by("subset", maintain_order=True).agg(pl.col("value").mean())
     return by_subset["value"]

@@ -77,13 +77,14 @@ def divide(frame: pl.DataFrame, expressions: Sequence[Expression], bins: int) ->
             )
         labels = [(*labels[code // len(names)], names[code % len(names)]) for code in present]
         codes = pl.Series(np.searchsorted(present.to_numpy(), both.to_numpy()), dtype=pl.Int64)
-    names = Counter(" / ".join(parts) for parts in labels)
-    for name in (name for name, count in names.items() if count > 1):
-        raise UserError(
-            f"select.strata: {names[name]} strata are called {name}; give their values other "
-            "names, as in coalesce(record.source, 'none')"
-        )
-    return Strata(codes, list(names))
+    counts = Counter(" / ".join(parts) for parts in labels)
+    for label, count in counts.items():
+        if count > 1:
+            raise UserError(
+                f"select.strata: {count} strata are called {label}; give their values other "
+                "names, as in coalesce(record.source, 'none')"
+            )
+    return Strata(codes, list(counts))
 
 
 def weigh(
