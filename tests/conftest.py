@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from cherry_vllm.commands import demo
 from tests.judge_server import JudgeServer
@@ -27,6 +28,9 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):
 # A shell's background jobs ignore Ctrl-C, and so would all that the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+settings.register_profile("any_machine", deadline=None)  # a busy machine is no fault of the code
+settings.load_profile("any_machine")
 
 LONG = ("checkpoint", "engine", "process", "browser", "slow")
 

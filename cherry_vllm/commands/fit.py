@@ -36,7 +36,7 @@ def fit(config: Config, job: Job) -> Outcome:
     subsets = read_subsets(table)
     if settings.indicators:
         subsets = _measure(config, table, subsets)
-    rule = fit_rule(table, subsets, settings.loss)
+    rule = fit_rule(table, subsets, settings.loss, are_expressions=bool(settings.indicators))
     facts = {"weights": rule.weights, "intercept": rule.intercept, "r_squared": rule.r_squared}
     with marked_file(output, {"made_by": COMMAND, **facts}) as path:
         rule.write(path, table, output.stem)

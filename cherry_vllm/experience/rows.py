@@ -126,7 +126,8 @@ def find_embeddings(
     """
     if folder is not None:
         named = Shards.open(folder.absolute())
-        if named.settings.get("rows") != scores.rows_fingerprint:
+        is_embedded = "embedding" in named.scan().collect_schema()
+        if not is_embedded or named.settings.get("rows") != scores.rows_fingerprint:
             raise UserError(
                 f"select.embeddings={folder}: not the embeddings of these rows; give the folder "
                 "that `cherry-vllm embed` printed"

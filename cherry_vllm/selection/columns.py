@@ -58,10 +58,13 @@ class Sources:
         """``frame``, which has a column ``row``, with those of the ``names`` that exist anywhere.
 
         Raises:
-            UserError: a table is none, or is about other rows; or two tables have such a column.
+            UserError: a table is none, or is about other rows; or such a column is in two tables,
+                or in a table and in the scores or records.
         """
-        wanted = [name for name in dict.fromkeys(names) if name not in frame.columns]
-        texts = [name for name in wanted if name == INSTRUCTION or name.startswith(RECORD)]
+        named = list(dict.fromkeys(names))
+        self._refuse_second_columns(frame.columns, named)
+        wanted = [name for name in named if name not in frame.columns]
+        texts = [name for name in wanted if _is_text(name)]
         if texts and self.rows is not None:
             frame = _join(frame, read_texts(self.rows, texts))
         for name in wanted:
@@ -79,6 +82,15 @@ class Sources:
             elif name == CLUSTER and self.find_clusters is not None:
                 frame = _join(frame, self.find_clusters())
         return frame
+
+    def _refuse_second_columns(self, held: Sequence[str], names: Sequence[str]) -> None:
+        for table, columns in self._columns.items():
+            for name in names:
+                if name in columns and (name in held or _is_text(name)):
+                    raise UserError(
+                        f"select.join: {table} has a column {name}, and so have the scores or "
+                        "records; rename it in the table"
+                    )
 
     def open_rows(self, setting: str) -> pl.LazyFrame:
         """The rows, for their texts; a UserError that names the ``setting`` if there are none."""
@@ -111,7 +123,10 @@ class Sources:
 
     def _read(self, table: Path, name: str) -> pl.DataFrame:
         self.used[str(table)] = table
-        frame = pl.read_parquet(table, columns=["row", name], glob=False)
+        try:
+            frame = pl.read_parquet(table, columns=["row", name], glob=False)
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+            raise _not_parquet(table, error) from None
         number = pl.col("row").cast(pl.Int64, strict=False)
         is_fault = (
             number.is_null() | number.is_duplicated() | ~number.is_between(0, self.num_rows - 1)
@@ -172,9 +187,8 @@ def _read_names(table: Path, origin: str | None) -> list[str]:
         made_of = pl.read_parquet_metadata(table).get("origin")
     except FileNotFoundError:
         raise UserError(f"{table}: no such file; check select.join") from None
-    except (pl.exceptions.PolarsError, OSError) as error:
-        fault = str(error).strip().splitlines()[0]
-        raise UserError(f"{table}: not a Parquet file ({fault}); check select.join") from None
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+        raise _not_parquet(table, error) from None
     if not schema.get("row", pl.Null()).is_integer():
         raise UserError(f"{table}: no column row of whole numbers, by which it could be joined")
     if made_of and origin and made_of != origin:
@@ -183,6 +197,15 @@ def _read_names(table: Path, origin: str | None) -> list[str]:
             "the same data.columns, score.turns and settings of the format"
         )
     return [name for name in schema if name != "row"]
+
+
+def _not_parquet(table: Path, error: BaseException) -> UserError:
+    fault = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return UserError(f"{table}: not a Parquet file, or damaged ({fault}); check select.join")
+
+
+def _is_text(name: str) -> bool:
+    return name == INSTRUCTION or name.startswith(RECORD)
 
 
 def _join(frame: pl.DataFrame, found: pl.DataFrame) -> pl.DataFrame:

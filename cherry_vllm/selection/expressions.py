@@ -88,9 +88,10 @@ def evaluate(expression: Expression, frame: pl.DataFrame) -> pl.Series:
     Raises:
         UserError: types do not match, or there is not one value per row.
     """
-    held = frame.select(expression.columns).with_columns(cs.unsigned_integer().cast(pl.Int64))
+    held = frame.lazy().select(expression.columns)
+    held = held.with_columns(cs.unsigned_integer().cast(pl.Int64))
     try:
-        found = held.select(expression.parsed)
+        found = held.collect().select(expression.parsed)
     except FAULTS as error:
         raise expression.refuse(f"{_first_line(error)}; check its names and types") from None
     if found.shape != (frame.height, 1) or not expression.columns:

@@ -7,6 +7,7 @@ on held-out data. The weights are those of least squares. A row is ranked by the
 predicts for it, lowest first.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +16,15 @@ import numpy as np
 import polars as pl
 
 from cherry_vllm.errors import UserError
-from cherry_vllm.selection.expressions import evaluate, parse
+from cherry_vllm.runtime.text import printable
+from cherry_vllm.selection.expressions import Expression, evaluate, parse
 
 ROWS = "rows"  # a column: the row numbers of a subset
 READERS: dict[str, Callable[..., pl.DataFrame]] = {
     ".csv": pl.read_csv,
     ".parquet": pl.read_parquet,
 }
-# A strategy for --config-dir.
+# A strategy for --config-dir. Its values are JSON, which YAML reads whatever they hold.
 STRATEGY = """\
 # A linear rule fitted to {num_subsets} trained subsets of {table}: R2 {r_squared:.3f} of log loss.
 defaults:
@@ -41,35 +43,43 @@ class LinearRule:
     intercept: float
     r_squared: float
     num_subsets: int
+    are_expressions: bool = False  # the indicators, in SQL; else they are names of columns
 
     @property
     def rank(self) -> str:
         """The SQL expression that ranks rows: minus the predicted log loss."""
-        terms = [
-            f'{-weight:.6g} * "{name}"' if name.isidentifier() else f"{-weight:.6g} * ({name})"
-            for name, weight in self.weights.items()
-        ]
-        return " + ".join(terms)
+        return " + ".join(
+            f"{-weight:.6g} * {self._operand(name)}" for name, weight in self.weights.items()
+        )
+
+    def _operand(self, name: str) -> str:
+        if self.are_expressions and not name.isidentifier():
+            return f"({name})"
+        return '"' + name.replace('"', '""') + '"'
 
     def write(self, path: Path, table: Path, name: str) -> None:
         """Writes the strategy ``name`` as a file of the group ``select``."""
         text = STRATEGY.format(
             num_subsets=self.num_subsets,
-            table=table.name,
+            table=printable(table.name),
             r_squared=self.r_squared,
-            name=name,
-            rank=f"'{self.rank}'",
+            name=json.dumps(name),
+            rank=json.dumps(self.rank),
         )
         path.write_text(text, encoding="utf-8")
 
 
-def fit(table: Path, frame: pl.DataFrame, loss: str) -> LinearRule:
+def fit(
+    table: Path, frame: pl.DataFrame, loss: str, *, are_expressions: bool = False
+) -> LinearRule:
     """Fits the rule to a frame with a line for each trained subset, read from ``table``.
 
-    ``loss`` is the column of the losses; all other columns of numbers are indicators.
+    ``loss`` is the column of the losses; all other columns of numbers are indicators. With
+    ``are_expressions``, their names are the SQL that :func:`measure` measured.
 
     Raises:
-        UserError: there are no such columns, other values than numbers, or too few lines.
+        UserError: there are no such columns, other values than numbers, too few lines, or only one
+            loss.
     """
     indicators = [name for name in frame.columns if name != loss and frame[name].dtype.is_numeric()]
     if loss not in frame.columns or not indicators:
@@ -81,6 +91,8 @@ def fit(table: Path, frame: pl.DataFrame, loss: str) -> LinearRule:
     losses = frame[loss].cast(pl.Float64, strict=False).to_numpy()
     if not (np.isfinite(values).all() and np.isfinite(losses).all() and (losses > 0).all()):
         raise UserError(f"{table}: a value is missing or not finite, or a loss is not above 0")
+    if (losses == losses[:1]).all():
+        raise UserError(f"{table}: all losses are equal, so no rule follows; train other subsets")
     design = np.column_stack([np.ones(len(values)), values])
     if np.linalg.matrix_rank(design) < design.shape[1]:
         raise UserError(
@@ -90,9 +102,9 @@ def fit(table: Path, frame: pl.DataFrame, loss: str) -> LinearRule:
     target = np.log(losses)
     found = np.linalg.lstsq(design, target, rcond=None)[0]
     rest, spread = target - design @ found, target - target.mean()
-    explained = 1 - float(rest @ rest) / float(spread @ spread) if spread.any() else 1.0
+    explained = 1 - float(rest @ rest) / float(spread @ spread)
     weights = dict(zip(indicators, map(float, found[1:]), strict=True))
-    return LinearRule(weights, float(found[0]), explained, len(values))
+    return LinearRule(weights, float(found[0]), explained, len(values), are_expressions)
 
 
 def measure(frame: pl.DataFrame, rows: pl.DataFrame, indicators: list[str]) -> pl.DataFrame:
@@ -102,17 +114,35 @@ def measure(frame: pl.DataFrame, rows: pl.DataFrame, indicators: list[str]) -> p
     ``rows`` has the columns that the indicators (SQL expressions) name.
 
     Raises:
-        UserError: an indicator is no number of each row.
+        UserError: an indicator is no number of each row of the subsets, or is given twice.
     """
-    parsed = [parse("fit.indicators", text, rows.columns) for text in indicators]
-    for expression in parsed:
-        expression.check(rows.columns)
-    values = {one.text: evaluate(one, rows).cast(pl.Float64) for one in parsed}
-    means = rows.select("row", **values).join(
-        frame.with_row_index("subset").select("subset", row=ROWS).explode("row"), on="row"
-    )
-    found = means.group_by("subset").agg(pl.col(indicators).mean()).sort("subset")
-    return frame.drop(ROWS).hstack(found.select(indicators))
+    means = frame.drop(ROWS)
+    for text in indicators:
+        indicator = parse("fit.indicators", text, rows.columns)
+        indicator.check(rows.columns)
+        if text in means.columns:
+            raise indicator.refuse("given twice, or the name of fit.loss; give other indicators")
+        means = means.with_columns(_means(indicator, rows, frame[ROWS]).alias(text))
+    return means
+
+
+def _means(indicator: Expression, rows: pl.DataFrame, subsets: pl.Series) -> pl.Series:
+    """The mean of an indicator over each subset, a list of row numbers."""
+    values = evaluate(indicator, rows)
+    if not values.dtype.is_numeric():
+        raise indicator.refuse(f"{values.dtype}, not a number; give one to take means of")
+    held = rows.select("row", value=values.cast(pl.Float64))
+    chosen = subsets.rename("row").to_frame().with_row_index("subset").explode("row")
+    found = chosen.join(held, on="row", how="left", maintain_order="left")
+    is_lacking = ~pl.col("value").is_finite().fill_null(value=False)
+    lacking = found.filter(is_lacking)["row"].unique().sort().to_list()
+    if lacking:
+        raise indicator.refuse(
+            f"no finite number in {len(lacking)} of the subsets' rows, such as row {lacking[0]}; "
+            "give it one, as in coalesce(rating, 0)"
+        )
+    by_subset = found.group_by("subset", maintain_order=True).agg(pl.col("value").mean())
+    return by_subset["value"]
 
 
 def read_subsets(table: Path) -> pl.DataFrame:

@@ -31,11 +31,13 @@ def check_format(output: Path) -> None:
         )
 
 
-def check_output(output: Path, scores: Scores, run_dirs: Sequence[Path]) -> None:
+def check_output(
+    output: Path, scores: Scores, run_dirs: Sequence[Path], tables: Sequence[Path] = ()
+) -> None:
     """Raises a UserError if writing ``output`` would destroy or mix up something.
 
-    It can't be one of a run's own files in the ``run_dirs``, the data that was scored, or anything
-    that ``select`` did not write.
+    It can't be one of a run's own files in the ``run_dirs``, the data that was scored, one of the
+    ``tables`` that are joined, or anything that ``select`` did not write.
     """
     for folder in (*run_dirs, scores.folder):
         if is_reserved(output, folder):
@@ -44,6 +46,9 @@ def check_output(output: Path, scores: Scores, run_dirs: Sequence[Path]) -> None
                 "select.output"
             )
     check_replaceable(output, COMMAND)
+    for table in tables:
+        if table.resolve().is_relative_to(output.resolve()):
+            raise UserError(f"{output}: select.join reads {table}; choose another select.output")
     for source in _sources_within(output, scores):
         raise UserError(
             f"{output}: holds data that this run scored ({source}); choose another select.output"

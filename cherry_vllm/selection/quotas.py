@@ -1,5 +1,6 @@
 """How many rows each stratum gives, by largest remainders, and which strata there are."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import NamedTuple
@@ -62,7 +63,7 @@ def divide(frame: pl.DataFrame, expressions: Sequence[Expression], bins: int) ->
     many rows; equal values are in one bin. Without expressions all rows are one stratum.
 
     Raises:
-        UserError: an expression has no value for each row.
+        UserError: an expression has no value for each row, or two strata have one label.
     """
     codes = pl.repeat(0, frame.height, dtype=pl.Int64, eager=True)
     labels: list[tuple[str, ...]] = [()]
@@ -76,7 +77,14 @@ def divide(frame: pl.DataFrame, expressions: Sequence[Expression], bins: int) ->
             )
         labels = [(*labels[code // len(names)], names[code % len(names)]) for code in present]
         codes = pl.Series(np.searchsorted(present.to_numpy(), both.to_numpy()), dtype=pl.Int64)
-    return Strata(codes, [" / ".join(parts) for parts in labels])
+    counts = Counter(" / ".join(parts) for parts in labels)
+    for label, count in counts.items():
+        if count > 1:
+            raise UserError(
+                f"select.strata: {count} strata are called {label}; give their values other "
+                "names, as in coalesce(record.source, 'none')"
+            )
+    return Strata(codes, list(counts))
 
 
 def weigh(
@@ -130,4 +138,7 @@ def _bins(values: pl.Series, bins: int) -> pl.Series:
 
 
 def _label(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)

@@ -25,8 +25,8 @@ def read_ratings(file: Path, origin: str | None = None) -> pl.DataFrame:
             f"{file}: no such file; run `cherry-vllm judge judge=rating` first, or set "
             "select.ratings to another file"
         ) from None
-    except (pl.exceptions.PolarsError, OSError) as error:
-        fault = str(error).strip().splitlines()[0]
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+        fault = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{file}: not a Parquet file ({fault}); check select.ratings") from None
     if rated and origin and rated != origin:
         raise UserError(

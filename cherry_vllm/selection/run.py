@@ -83,7 +83,7 @@ def select_records(
     """
     check_format(output)
     scored = open_scores(scores_dir, wanted)
-    check_output(output, scored, run_dirs)
+    check_output(output, scored, run_dirs, extras.tables)
     scores, rows, sources = open_columns(scored, extras)
     chosen = choose(scores, choice, sources)
     facts = {

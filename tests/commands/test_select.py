@@ -182,6 +182,18 @@ def test_tables_join_by_row_and_are_in_the_mark(run_dir: Path) -> None:
     assert chosen(run_dir, *words, "select.count=5") == [14, 15, 16, 17, 18]
 
 
+def test_a_table_that_is_joined_is_not_the_output(run_dir: Path) -> None:
+    held = run(run_dir, "select.count=5", "select.output=own.parquet").artifact.read_bytes()
+    with pytest.raises(UserError, match=r"own\.parquet: select\.join reads .*choose another sel"):
+        run(
+            run_dir,
+            "select.count=3",
+            "select.output=own.parquet",
+            f"select.join={run_dir}/own.parquet",
+        )
+    assert (run_dir / "own.parquet").read_bytes() == held
+
+
 @pytest.mark.parametrize("strategy", list_groups()["select"])
 def test_every_strategy_works_from_the_command_line(run_dir: Path, strategy: str) -> None:
     frame = pl.DataFrame({"row": range(26), "rating": [5.0] * 26, "cluster": [1, 2] * 13})
@@ -282,7 +294,12 @@ def test_embeddings_of_several_models_need_a_name(
     assert main([*words, f"select.embeddings={other}"]) == 0
     frame = pl.DataFrame({"row": [0]})
     foreign = write_embeddings(tmp_path / "embeddings", frame, "other rows").folder
-    for folder, fault in ((foreign, "not the embeddings of these rows"), (run_dir, "no complete")):
+    (logprobs,) = (run_dir / "logprobs").iterdir()
+    for folder, fault in (
+        (foreign, "not the embeddings of these rows"),
+        (logprobs, "not the embeddings of these rows"),
+        (run_dir, "no complete"),
+    ):
         assert main([*words, f"select.embeddings={folder}"]) == 2
         (shown,) = capsys.readouterr().err.splitlines()
         assert fault in shown

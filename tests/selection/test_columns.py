@@ -1,6 +1,7 @@
 """Columns from records, messages and tables, made only if an expression names them."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -143,5 +144,26 @@ def test_a_name_in_two_tables_is_refused_only_if_it_is_used(tmp_path: Path) -> N
     with pytest.raises(UserError, match=r"both .*one\.parquet and .*two\.parquet have a column re"):
         sources(one, two).add(SCORES, ["reason"])
     (tmp_path / "text.parquet").write_text("row,x", encoding="utf-8")
-    with pytest.raises(UserError, match="not a Parquet file"):
+    with pytest.raises(UserError, match="not a Parquet file, or damaged"):
         sources(tmp_path / "text.parquet").add(SCORES, ["x"])
+
+
+@pytest.mark.parametrize("name", ["ifd", "instruction", "record.stars"])
+def test_a_name_that_scores_or_records_have_too_is_refused_only_if_it_is_used(
+    tmp_path: Path, name: str
+) -> None:
+    table = write(tmp_path / "a.parquet", pl.DataFrame({"row": [1], "x": [1], name: [2]}))
+    assert sources(table).add(SCORES, ["x"])["x"].to_list() == [None, 1, None, None]
+    with pytest.raises(UserError, match=rf"a\.parquet has a column {name}, and so have the scores"):
+        sources(table).add(SCORES, ["x", name])
+
+
+def test_a_damaged_table_costs_one_line(tmp_path: Path) -> None:
+    frame = pl.DataFrame({"row": range(4), "x": ["a", "b", "c", "d"]})
+    table = write(tmp_path / "a.parquet", frame)
+    content = table.read_bytes()
+    for place in range(4, len(content) - 8, 7):
+        flipped = bytes([content[place] ^ 16])
+        table.write_bytes(content[:place] + flipped + content[place + 1 :])
+        with suppress(UserError):
+            assert sources(table).add(SCORES, ["x"]).height == 4

@@ -90,6 +90,12 @@ def test_a_mistake_costs_one_line(text: str, words: str) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_numbers_beyond_64_bits_cost_one_line() -> None:
+    frame = pl.DataFrame({"x": pl.Series([2**63], dtype=pl.UInt64)})
+    with pytest.raises(UserError, match=r"^select\.rank=x: .*; check its names and types$"):
+        evaluate(parse("select.rank", "x"), frame)
+
+
 @pytest.mark.parametrize(
     "text",
     [

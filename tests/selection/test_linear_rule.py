@@ -7,16 +7,17 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import yaml
 
 from cherry_vllm.commands.fit import fit
 from cherry_vllm.commands.inputs import Job
 from cherry_vllm.config import compose
 from cherry_vllm.errors import UserError
 from cherry_vllm.selection.choice import Choice
+from cherry_vllm.selection.linear_rule import LinearRule, read_subsets
 from cherry_vllm.selection.linear_rule import fit as fit_rule
-from cherry_vllm.selection.linear_rule import read_subsets
 from cherry_vllm.selection.ranking import select_rows
-from cherry_vllm.selection.run import select_records
+from cherry_vllm.selection.run import Extras, select_records
 from tests.made_up import made_up_frame, score
 
 
@@ -54,8 +55,7 @@ def test_the_fitted_strategy_ranks_by_the_lowest_predicted_loss(
     outcome = fit(config, Job(tmp_path, is_sweep=False))
     assert outcome.artifact == tmp_path / "strategies" / "select" / "fitted.yaml"
     assert f"--config-dir {tmp_path / 'strategies'} select=fitted" in capsys.readouterr().out
-    text = outcome.artifact.read_text(encoding="utf-8")
-    rank = text.partition("rank: ")[2].strip().strip("'")
+    rank = rank_of(outcome.artifact)
     frame = made_up_frame().with_columns(reward=pl.col("row") * 7 % 100 / 100)
     chosen = select_rows(frame, Choice(rank=rank, count=20))
     predicted = frame.filter(pl.col("drop_reason").is_null()).with_columns(
@@ -74,6 +74,7 @@ def test_the_fitted_strategy_ranks_by_the_lowest_predicted_loss(
         (lambda frame: frame.head(2), "2 subsets do not determine 2 weights and an intercept"),
         (lambda frame: frame.with_columns(x=2 * pl.col("ifd")), "indicators that follow from oth"),
         (lambda frame: frame.with_columns(loss=-pl.col("loss")), "a loss is not above 0"),
+        (lambda frame: frame.with_columns(loss=pl.lit(2.0)), "all losses are equal, so no rule"),
         (lambda frame: frame.with_columns(loss=pl.lit(math.nan)), "not finite"),
         (lambda frame: frame.with_columns(ifd=pl.lit(None, pl.Float64)), "a value is missing"),
     ],
@@ -131,8 +132,36 @@ def test_indicators_are_measured_over_the_rows_of_each_selection(run_dir: Path) 
         "ifd": pytest.approx(-1, abs=1e-4),
         "row % 2": pytest.approx(0.5, abs=1e-4),
     }
-    rank = outcome.artifact.read_text(encoding="utf-8").partition("rank: ")[2].strip().strip("'")
-    assert choose_first(run_dir, rank) == 18
+    assert choose_first(run_dir, rank_of(outcome.artifact)) == 18
+
+
+def test_an_expression_with_quotes_is_a_strategy(run_dir: Path) -> None:
+    odd = "case when instruction like '%' and row % 3 = 0 then 1 else 0 end"
+    outcome = run(run_dir, f"fit.table={run_dir}/s.csv", f'fit.indicators=["{odd}"]')
+    assert f"* ({odd})" in rank_of(outcome.artifact)
+    choose_first(run_dir, rank_of(outcome.artifact))
+
+
+@pytest.mark.parametrize("name", ["reward model", "reward-model", "it's: #1", 'a "b"', "x\ny"])
+def test_any_name_of_a_column_is_a_strategy(tmp_path: Path, name: str) -> None:
+    score(tmp_path)
+    table = tmp_path / "s\nrank: ifd.parquet"
+    subsets().select("loss", pl.col("reward").alias(name)).write_parquet(table)
+    (tmp_path / "s.parquet").write_bytes(table.read_bytes())
+    rank = rank_of(run(tmp_path, f"fit.table={tmp_path}/s.parquet").artifact)
+    own = LinearRule({name: -1.0}, 0, 1, 3)
+    own.write(tmp_path / "own.yaml", table, "a: b")
+    assert yaml.safe_load((tmp_path / "own.yaml").read_text(encoding="utf-8"))["name"] == "a: b"
+    frame = pl.DataFrame({"row": range(26), name: [float(row % 7) for row in range(26)]})
+    frame.write_parquet(tmp_path / "j.parquet")
+    extras = Extras(tables=[tmp_path / "j.parquet"])
+    choice = Choice(rank=rank, count=1)
+    selected = select_records(tmp_path, tmp_path / "first.json", choice, extras=extras)
+    assert selected.facts["rows"] == "6"
+
+
+def rank_of(strategy: Path) -> str:
+    return str(yaml.safe_load(strategy.read_text(encoding="utf-8"))["rank"])
 
 
 def choose_first(run_dir: Path, rank: str) -> int:
@@ -145,6 +174,11 @@ def choose_first(run_dir: Path, rank: str) -> int:
     [
         (["fit.indicators=[nosuch]"], "fit.indicators=nosuch: no column nosuch; there are row"),
         (["fit.indicators=ifd +"], "fit.indicators=ifd \\+: "),
+        (["fit.indicators=instruction"], "fit.indicators=instruction: String, not a number"),
+        (['fit.indicators=["ifd > 0.5"]'], "fit.indicators=ifd > 0.5: Boolean, not a number"),
+        (["fit.indicators=[ifd,ifd]"], "fit.indicators=ifd: given twice, or the name of fit.loss"),
+        (['fit.indicators=["1 / (row - 3)"]'], "number in 1 of the subsets' rows, such as row 3;"),
+        (["fit.indicators=s_ifd"], "no finite number in 4 of the subsets' rows, such as row 15; "),
         (["fit.table=none.csv", "fit.indicators=ifd"], "none.csv: no such file"),
     ],
 )

@@ -127,6 +127,25 @@ def test_too_many_strata_and_lists_are_refused() -> None:
         divided("list")
 
 
+@pytest.mark.parametrize(
+    ("columns", "label"),
+    [
+        ({"x": ["no value", None]}, "no value"),
+        ({"x": ["a / b", "a"], "y": ["c", "b / c"]}, "a / b / c"),
+    ],
+)
+def test_strata_of_one_name_are_refused(columns: dict[str, list[str | None]], label: str) -> None:
+    frame = pl.DataFrame(columns)
+    with pytest.raises(UserError, match=rf"select\.strata: 2 strata are called {label}; give"):
+        divide(frame, [parse("select.strata", name) for name in frame.columns], 2)
+
+
+def test_numbers_that_differ_have_names_that_differ() -> None:
+    frame = pl.DataFrame({"x": [0.1234561, 0.1234562, 0.5, 2.0]})
+    strata = divide(frame, [parse("select.strata", "x")], 4)
+    assert strata.labels == ["0.1234561", "0.1234562", "0.5", "2"]
+
+
 def test_quotas_are_weights_by_name() -> None:
     labels, sizes = ["a", "b", "c"], [10, 20, 30]
     assert weigh("proportional", labels, sizes) == [10, 20, 30]
