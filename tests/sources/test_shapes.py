@@ -34,6 +34,9 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "texts": ("prompt_completion", {"prompt": USER, "completion": ANSWER}),
     "messages": ("prompt_completion", {"prompt": OPENAI[:1], "completion": OPENAI[1:]}),
     "mixed": ("prompt_completion", {"prompt": USER, "completion": OPENAI[1:]}),
+    # As preferences are written: the output is the whole conversation, the request included.
+    "repeated": ("prompt_completion", {"prompt": USER, "completion": OPENAI}),
+    "repeated-messages": ("prompt_completion", {"prompt": OPENAI[:1], "completion": OPENAI}),
     "question": ("question_answer", {"question": USER, "answer": ANSWER}),
     "one-text": ("question_answer", {"question": [USER], "answer": [ANSWER]}),
     "dolly": ("auto", {"instruction": USER, "context": "", "response": ANSWER}),
@@ -240,6 +243,37 @@ def test_names_may_be_nested(tmp_path: Path, name: str) -> None:
     assert messages_of(file_of(tmp_path, "d.jsonl", [record]), columns) == [tuple(PAIR)]
     message = complaint_about(file_of(tmp_path, "d.jsonl", [record]), columns=Columns("task.q"))
     assert "no field 'task.q' (found: task, answers)" in message
+
+
+def test_a_repeated_request_is_context_once_with_the_system_message_before_it(
+    tmp_path: Path,
+) -> None:
+    system = {"role": "system", "content": "Be brief."}
+    whole = [system, *OPENAI, {"role": "user", "content": "And another?"}, OPENAI[1]]
+    record = {"prompt": whole[1:4], "chosen": whole}
+    (messages,) = messages_of(file_of(tmp_path, "d.jsonl", [record]), Columns(output="chosen"))
+    assert [(said.role, said.content) for said in messages] == [
+        (fields["role"], fields["content"]) for fields in whole
+    ]
+    assert [said.is_answer for said in messages] == [False] * 4 + [True]
+    record = {"prompt": "Another request.", "chosen": OPENAI}
+    (messages,) = messages_of(file_of(tmp_path, "d.jsonl", [record]), Columns(output="chosen"))
+    assert [said.content for said in messages] == ["Another request.", USER, ANSWER]
+
+
+def test_json_text_in_a_field_is_read_as_strictly_as_a_record(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = json.dumps(OPENAI)
+    assert one(tmp_path, {"messages": text.replace(f'"{ANSWER}"', "NaN")})["drop_reason"] == (
+        "empty_answer"
+    )
+    twice = text.replace(f'"{ANSWER}"', f'"{ANSWER}", "content": "No."')
+    assert one(tmp_path, {"messages": twice})["drop_reason"] == "malformed"
+    assert "field 'messages': key 'content' occurs twice, with two values" in caplog.text
+    answer = '[{"role": "assistant", "content": "A cherry.", "content": "No."}]'
+    both = {"prompt": json.dumps(OPENAI[:1]), "completion": answer}
+    assert one(tmp_path, both)["drop_reason"] == "malformed"
 
 
 def test_messages_win_over_a_prompt_beside_them(tmp_path: Path) -> None:
