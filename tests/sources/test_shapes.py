@@ -20,10 +20,15 @@ PARTS = [
     {"role": "user", "content": [{"type": "text", "text": "Name "}, "a fruit."]},
     {"role": "assistant", "content": {"type": "text", "text": ANSWER}},
 ]
+GEMINI = [
+    {"role": "user", "parts": [{"text": "Name "}, {"text": "a fruit."}]},
+    {"role": "model", "parts": [{"text": ANSWER}]},
+]
 # The same pair in every shape that is read.
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "openai": ("messages", {"messages": OPENAI}),
     "parts": ("messages", {"messages": PARTS}),
+    "gemini": ("messages", {"messages": GEMINI}),
     "as-text": ("messages", {"messages": json.dumps(OPENAI)}),
     "sharegpt": ("sharegpt", {"id": "c0", "conversations": SHAREGPT}),
     "alpaca": ("alpaca", {"instruction": USER, "input": "", "output": ANSWER}),
@@ -219,6 +224,10 @@ IMAGE = {"type": "image_url", "image_url": {"url": "x.png"}}
             "message 0: a part of its content is 'image_url', and only text is read",
         ),
         ([{"role": "user", "content": [{"type": "text"}]}], "a part of its content has no text"),
+        (
+            [{"role": "user", "message": "x"}, {"role": "assistant", "message": "y"}],
+            "messages without content or value or text or parts (found: 'message')",
+        ),
         ([{"role": "user", "content": [7]}], "a part of its content is a number, not text"),
         ([{"role": "user", "content": "\ud800"}], "'content' contains a lone surrogate"),
         ([{"role": "user", "content": "x", "name": "\ud800"}], "contains a lone surrogate"),
@@ -295,6 +304,11 @@ def test_messages_win_over_a_prompt_beside_them(tmp_path: Path) -> None:
             "1 of 1 rows have a field 'input' that is not read",
         ),
         ({"messages": OPENAI, "context": "c"}, "1 of 1 rows have a field 'context'"),
+        ({"messages": GEMINI, "systemInstruction": {"parts": []}}, "a field 'systemInstruction'"),
+        (
+            {"prompt": USER, "completion": ANSWER, "Input": "c"},
+            "so they lack this context; data.columns.input=Input reads it",
+        ),
         (
             {"messages": [OPENAI[0], OPENAI[1] | {"reasoning_content": "Hm."}]},
             "1 answers have a field 'reasoning_content', which is not scored",
