@@ -259,7 +259,7 @@ def test_a_repeated_request_is_context_once_with_the_system_message_before_it(
 ) -> None:
     system = {"role": "system", "content": "Be brief."}
     whole = [system, *OPENAI, {"role": "user", "content": "And another?"}, OPENAI[1]]
-    record = {"prompt": whole[1:4], "chosen": whole}
+    record: dict[str, Any] = {"prompt": whole[1:4], "chosen": whole}
     (messages,) = messages_of(file_of(tmp_path, "d.jsonl", [record]), Columns(output="chosen"))
     assert [(said.role, said.content) for said in messages] == [
         (fields["role"], fields["content"]) for fields in whole
