@@ -22,6 +22,10 @@ from cherry_vllm.errors import UserError
 from cherry_vllm.runtime.console import is_verbose, quiet_libraries
 from cherry_vllm.runtime.cpu import lacks_int8
 
+# An architecture that vLLM has no code for; it tries transformers' AutoModel then.
+UNKNOWN = re.compile(
+    r"rchitectures? .* not supported|no vLLM implementation|for this kind of AutoModel"
+)
 UNLOADED = re.compile(r"weights were not initialized from checkpoint: (\{.*\})")
 NO_KERNEL = re.compile(
     r"[\w-]+ quantization is currently not supported in \w+|Unknown quantization method: [\w-]+"
@@ -285,7 +289,7 @@ def _explain(error: ValueError, checkpoint: Checkpoint) -> None:
                 f"{checkpoint.folder}: vLLM's {architecture} cannot be imported here ({cause}); "
                 "install what is missing, or use engine=hf"
             ) from None
-    if re.search("rchitectures? .* not supported|no vLLM implementation", str(error)):
+    if UNKNOWN.search(str(error)):
         raise UserError(
             f"{checkpoint.folder}: vLLM {vllm.__version__} has no architecture {architecture}; "
             "use engine=hf"

@@ -22,6 +22,8 @@ MESSAGES_KEYS = ("messages", "system", "tools")
 CONTEXT_FIELDS = (
     "system",
     "system_prompt",
+    "system_instruction",
+    "systeminstruction",
     "history",
     "chat_history",
     "context",

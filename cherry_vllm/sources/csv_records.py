@@ -15,6 +15,7 @@ from cherry_vllm.sources.records import RawRecord
 from cherry_vllm.sources.values import as_json
 
 BOM = "\ufeff"
+NULL = r"\N"  # as databases write it
 COMMA, TAB = ",", "\t"
 DELIMITERS = (COMMA, ";", TAB, "|")
 DECLARATION = re.compile(r'"?sep=(.)"?[\r\n]+', re.IGNORECASE)
@@ -109,7 +110,8 @@ def _record(file: Path, header: list[str], row: list[str], line: int) -> RawReco
             f"{file}: not readable as csv (line {line}: {len(row)} fields, but {len(header)} "
             'columns); a field with a comma or a quote must be quoted, as in "say ""hi"""'
         )
-    fields = dict(zip(header, row, strict=False))
+    values = (None if value == NULL else value for value in row)
+    fields = dict(zip(header, values, strict=False))
     text = as_json(fields)
     if len(row) < len(header):
         return RawRecord(text, fault=f"{len(row)} fields, but {len(header)} columns")

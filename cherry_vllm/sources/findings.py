@@ -144,7 +144,8 @@ class Findings:
             log.info("read %s", "; ".join(parts))
 
     def _tell_of_unread(self, name: str, count: int) -> None:
-        key = "input" if name in INPUT_FIELDS else name
+        folded = name.lower()
+        key = "input" if folded in INPUT_FIELDS else folded
         readable = MESSAGES_KEYS if name in self._beside_messages else FIELD_KEYS
         if key in readable and key not in (*REQUIRED, *self._ever_read):
             advice = f"data.columns.{key}={name} reads it"

@@ -38,6 +38,15 @@ BYTE_ORDER_MARKS = {
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
+# How files begin that aren't text, and what to do then.
+NOT_TEXT = {
+    b"\x1f\x8b": "compressed by gzip; add .gz to its name",
+    b"\x28\xb5\x2f\xfd": "compressed by Zstandard; add .zst to its name",
+    b"PAR1\x15": "Parquet; set data.format=parquet",
+    b"ARROW1\0\0": "Arrow; set data.format=arrow",
+    b"PK\x03\x04": "a zip archive; unpack it",
+}
+LFS_POINTER = b"version https://git-lfs"
 NOT_UTF8 = "its bytes are not UTF-8; name the encoding, as in data.encoding=gbk or windows-1252"
 
 log = logging.getLogger(__name__)
@@ -65,6 +74,7 @@ class Layout:
             raise UserError(f"{file}: {found.value} has no delimiter; leave out data.delimiter")
         if self.encoding is not None and found in TABLES:
             raise UserError(f"{file}: {found.value} is always UTF-8; leave out data.encoding")
+        _check_contents(file, found)
         return replace(self, format=found)
 
 
@@ -73,6 +83,19 @@ class Encoding(NamedTuple):
 
     name: str
     fault: str  # what to tell of bytes that are no text
+
+
+def _check_contents(file: Path, data_format: DataFormat) -> None:
+    """Raises a UserError if a file's first bytes show that it is not what it should be."""
+    with file.open("rb") as stream:
+        head = stream.read(len(LFS_POINTER))
+    if head == LFS_POINTER:
+        raise UserError(f"{file}: a pointer of Git LFS, not the data; fetch it with git lfs pull")
+    if data_format in TABLES or file.suffix.lower() in COMPRESSIONS:
+        return
+    for mark, advice in NOT_TEXT.items():
+        if head.startswith(mark):
+            raise UserError(f"{file}: not {data_format.value}, but {advice}")
 
 
 def detect_format(file: Path) -> DataFormat:

@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterable, Iterator
 from enum import Enum
 from pathlib import Path
-from typing import Any
 
 from cherry_vllm.errors import UserError
 from cherry_vllm.options import DataFormat
@@ -17,7 +16,7 @@ from cherry_vllm.sources.columns import legible
 from cherry_vllm.sources.formats import NOT_UTF8, Encoding, Layout, find_encoding, open_text
 from cherry_vllm.sources.json_values import BOM, JsonValues
 from cherry_vllm.sources.records import RawRecord
-from cherry_vllm.sources.values import Number, is_utf8
+from cherry_vllm.sources.values import DECODER, DuplicateKeyError, is_utf8
 
 HEAD_CHARS = 2**20
 BETWEEN = f" \t\r\n,{BOM}"  # what may stand between two records
@@ -30,10 +29,6 @@ class Shape(Enum):
     lines = "lines"
     array = "array"
     objects = "objects"
-
-
-class DuplicateKeyError(ValueError):
-    """A key occurs twice in an object, with two values; programs disagree on which one counts."""
 
 
 def read_json_records(file: Path, layout: Layout) -> Iterator[RawRecord]:
@@ -159,20 +154,3 @@ def decode_record(text: str, not_text: str = NOT_UTF8) -> RawRecord:
     except (ValueError, RecursionError) as error:
         return RawRecord(text, fault=f"broken JSON ({error})")
     return RawRecord(text, fields)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        for key, value in pairs:
-            if repr(fields[key]) != repr(value):
-                raise DuplicateKeyError(f"key '{key}' occurs twice, with two values")
-    return fields
-
-
-def _constant(name: str) -> Number | None:
-    """The value of NaN or an infinity: NaN, which pandas writes, is a missing value."""
-    return None if name == "NaN" else Number(name)
-
-
-DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_float=Number, parse_constant=_constant)

@@ -26,7 +26,7 @@ ROLE_NAMES = {
 ROLES = {name: role for role, names in ROLE_NAMES.items() for name in names}
 CALLING_ROLES = ("function_call", "tool_call")  # of messages that call a tool
 CALLS, OLD_CALL = CALL_FIELDS
-ROLE_FIELDS, TEXT_FIELDS = ("role", "from"), ("content", "value", "text")
+ROLE_FIELDS, TEXT_FIELDS = ("role", "from"), ("content", "value", "text", "parts")
 MASKS = ("weight", "train", "loss")  # 0 or false: the message is not learned from
 TEXT_PARTS = (None, "text", "input_text", "output_text")
 OWN_FIELDS = {*ROLE_FIELDS, *TEXT_FIELDS, *MASKS}
@@ -46,8 +46,15 @@ def read_messages(value: Any, name: str, numbers: list[str]) -> Iterator[Message
         value = decode_json(value, name, "a list of messages")
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         raise UnreadableError(f"field '{name}' is {kind_of(value)}, not a list of messages")
-    if any(isinstance(first_of(fields, TEXT_FIELDS), int | float) for fields in value):
+    texts = [first_of(fields, TEXT_FIELDS) for fields in value]
+    if any(isinstance(text, int | float) for text in texts):
         numbers.append(name)
+    others = {key for fields in value for key in fields} - OWN_FIELDS - {*CALL_FIELDS}
+    if others and all(text is None for text in texts):
+        raise UnreadableError(
+            f"field '{name}' has messages without {' or '.join(TEXT_FIELDS)} (found: "
+            f"{shorten(', '.join(sorted(others)))})"
+        )
     for place, fields in enumerate(value):
         try:
             yield _message(fields)

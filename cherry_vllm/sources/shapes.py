@@ -9,7 +9,6 @@ from cherry_vllm.schema import DropReason
 from cherry_vllm.sources.columns import CONVENTIONS, REQUIRED, find_field
 from cherry_vllm.sources.messages import ROLE_FIELDS, first_of, read_messages
 from cherry_vllm.sources.values import (
-    Number,
     UnreadableError,
     as_json,
     as_text,
@@ -95,39 +94,57 @@ def _from_fields(
     if "history" in names:
         yield from _history(find_field(fields, names["history"]), names["history"], numbers)
     instruction, output = (find_field(fields, names[key]) for key in REQUIRED)
-    if (opened := _open_both(instruction, output)) is not None:
-        instruction, output = opened
+    if _are_both_messages(instruction, output):
+        instruction, output = (
+            decode_json(text, names[key], "a list of messages")
+            for key, text in zip(REQUIRED, (instruction, output), strict=True)
+        )
     further = _text(fields, names, "input", numbers) or ""
     if is_messages(instruction):
-        yield from _context(read_messages(instruction, names["instruction"], numbers))
+        request = list(_context(read_messages(instruction, names["instruction"], numbers)))
         if further.strip():
             unread.append(names["input"])
     else:
         asked = _text(fields, names, "instruction", numbers)
         if asked is None:
             raise UnreadableError(f"field '{names['instruction']}' is null")
-        yield Message(USER, asked, further)
+        request = [Message(USER, asked, further)]
     if is_messages(output):
-        yield from read_messages(output, names["output"], numbers)
+        given = list(read_messages(output, names["output"], numbers))
+        start = _end_of_request(request, given)
+        yield from _context(given[:start]) if start else request
+        yield from given[start:]
     else:
+        yield from request
         answer = _text(fields, names, "output", numbers) or ""
         yield Message(ASSISTANT, answer, "", bool(answer.strip()))
 
 
-def _open_both(instruction: Any, output: Any) -> list[Any] | None:
-    """Both as messages, if both are JSON text of messages, as in a CSV file."""
-    texts = (instruction, output)
+def _end_of_request(request: Sequence[Message], given: Sequence[Message]) -> int:
+    """Where an output's messages go on after the request; 0 if they do not repeat it.
+
+    Preferences repeat it: ``chosen`` is the whole conversation, often with a system message.
+    """
+    first = 1 if given[0].role == SYSTEM != request[0].role else 0
+    stop = first + len(request)
+    asked, repeated = (
+        [(said.role, said.content.strip(), said.input.strip()) for said in messages]
+        for messages in (request, given[first:stop])
+    )
+    return stop if asked == repeated else 0
+
+
+def _are_both_messages(*texts: Any) -> bool:
+    """Whether both are JSON text of messages, as in a CSV file."""
     if not all(isinstance(text, str) and text.startswith(JSON_LIST) for text in texts):
-        return None
+        return False
     try:
-        opened = [json.loads(text, parse_float=Number) for text in texts]
+        opened = [json.loads(text) for text in texts]
     except (ValueError, RecursionError):
-        return None
-    are_messages = all(map(is_messages, opened))
-    have_roles = are_messages and all(
+        return False
+    return all(map(is_messages, opened)) and all(
         first_of(said, ROLE_FIELDS) for value in opened for said in value
     )
-    return opened if have_roles else None
 
 
 def _history(turns: Any, name: str, numbers: list[str]) -> Iterator[Message]:

@@ -23,6 +23,28 @@ class UnreadableError(ValueError):
     """A record is no conversation."""
 
 
+class DuplicateKeyError(ValueError):
+    """A key occurs twice in an object, with two values; programs disagree on which one counts."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        for key, value in pairs:
+            if repr(fields[key]) != repr(value):
+                raise DuplicateKeyError(f"key '{key}' occurs twice, with two values")
+    return fields
+
+
+def _constant(name: str) -> Number | None:
+    """The value of NaN or an infinity: NaN, which pandas writes, is a missing value."""
+    return None if name == "NaN" else Number(name)
+
+
+# Of records, and of the JSON text that their fields may hold.
+DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_float=Number, parse_constant=_constant)
+
+
 def kind_of(value: Any) -> str:
     """What a JSON value is, in words."""
     kinds = {list: "a list", dict: "an object", bool: "true or false", type(None): "null"}
@@ -75,10 +97,12 @@ def decode_json(text: str, name: str, expected: str) -> Any:
     """What a CSV file or a database holds as JSON text, in a field that should be ``expected``.
 
     Raises:
-        UnreadableError: it is no JSON.
+        UnreadableError: it is no JSON, or has a key twice.
     """
     try:
-        return json.loads(text, parse_float=Number)
+        return DECODER.decode(text)
+    except DuplicateKeyError as error:
+        raise UnreadableError(f"field '{name}': {error}") from None
     except (ValueError, RecursionError):
         raise UnreadableError(f"field '{name}' is text, not {expected}") from None
 

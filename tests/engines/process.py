@@ -77,10 +77,19 @@ def score(
 
 
 def score_stock(
-    checkpoint: Path, spans: list[Span], *, has_int8: bool | None = None, is_checked: bool = True
+    checkpoint: Path,
+    spans: list[Span],
+    *,
+    has_int8: bool | None = None,
+    is_checked: bool = True,
+    trust_remote_code: bool = False,
 ) -> list[NDArray[np.float32]]:
     """Scores with stock ``prompt_logprobs``; see :func:`score`."""
-    asked: Any = {"has_int8": has_int8, "is_checked": is_checked}
+    asked: Any = {
+        "has_int8": has_int8,
+        "is_checked": is_checked,
+        "trust_remote_code": trust_remote_code,
+    }
     engine = _loaded(build_engine, checkpoint, "vllm", "engine.enforce_eager=true", **asked)
     found: list[NDArray[np.float32]] = engine.logprobs(spans, _ignore)
     return found
@@ -113,9 +122,10 @@ def _loaded(
     has_tiles: bool | None = None,
     has_int8: bool | None = None,
     is_checked: bool = True,
+    trust_remote_code: bool = False,
     **options: Any,
 ) -> Any:
-    asked = [build, checkpoint, name, has_tiles, has_int8, is_checked]
+    asked = [build, checkpoint, name, has_tiles, has_int8, is_checked, trust_remote_code]
     if _held[:-1] != asked:
         _held.clear()
         gc.collect()
@@ -134,7 +144,7 @@ def _loaded(
                 settings,
                 read_checkpoint(checkpoint),
                 max_length=MAX_LENGTH,
-                trust_remote_code=False,
+                trust_remote_code=trust_remote_code,
                 **options,
             )
         _held.extend([*asked, engine])

@@ -14,7 +14,14 @@ import torch
 
 from cherry_vllm.errors import UserError
 from tests.conftest import ROWS, TOKENIZER, Cli
-from tests.engines.models import assert_close, expected_logprobs, load, make_multimodal, make_spans
+from tests.engines.models import (
+    assert_close,
+    expected_logprobs,
+    load,
+    make_multimodal,
+    make_remote,
+    make_spans,
+)
 from tests.engines.process import embed, generate, score, score_stock
 
 pytestmark = pytest.mark.engine
@@ -75,6 +82,11 @@ def test_an_architecture_that_vllm_lacks_is_one_line(
         UserError, match=r"^\S+: vLLM \S+ has no architecture OfTomorrowForCausalLM; use engine=hf$"
     ):
         in_process(run, checkpoint, make_spans())
+
+
+def test_code_of_its_own_that_vllm_cannot_run_is_one_line(in_process: Run, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has no architecture OwnModel; use engine=hf$"):
+        in_process(score_stock, make_remote(tmp_path), make_spans(), trust_remote_code=True)
 
 
 @pytest.mark.skipif(find_spec("torchvision") is not None, reason="vLLM needs torchvision for it")

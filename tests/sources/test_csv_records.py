@@ -65,6 +65,13 @@ def test_doubled_quotes_and_backslashes_are_text(tmp_path: Path) -> None:
     ]
 
 
+def test_the_null_of_databases_is_a_missing_value(tmp_path: Path) -> None:
+    content = b"instruction,input,output\na,\\N,\\Name\nb,NULL,\\N\n"
+    rows = rows_of(file_with(tmp_path, "d.csv", content))
+    assert rows.select(FIELDS).rows() == [("a", "", "\\Name"), ("b", "NULL", "")]
+    assert rows["drop_reason"].to_list() == [None, "empty_answer"]
+
+
 @pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
 def test_a_header_met_again_is_malformed(tmp_path: Path, bom: bytes) -> None:
     part = b"instruction,input,output\na,b,c\n"

@@ -144,6 +144,30 @@ def test_what_is_not_compressed_as_its_name_says_is_a_user_error(
     assert str(path) in complaint_about(path)
 
 
+@pytest.mark.parametrize("name", ["d.json", "d.jsonl", "d.csv"])
+@pytest.mark.parametrize(
+    ("content", "advice"),
+    [
+        (encoded([FIRST], "d.jsonl.gz"), "compressed by gzip; add .gz to its name"),
+        (encoded([FIRST], "d.jsonl.zst"), "compressed by Zstandard; add .zst to its name"),
+        (encoded([FIRST], "d.parquet"), "Parquet; set data.format=parquet"),
+        (b"ARROW1\0\0...", "Arrow; set data.format=arrow"),
+        (b"PK\x03\x04...", "a zip archive; unpack it"),
+    ],
+    ids=["gzip", "zstd", "parquet", "arrow", "zip"],
+)
+def test_a_file_of_another_kind_than_its_name_says_is_told_as_such(
+    tmp_path: Path, name: str, content: bytes, advice: str
+) -> None:
+    assert complaint_about(file_with(tmp_path, name, content)).endswith(advice)
+
+
+@pytest.mark.parametrize("name", ["d.json", "d.jsonl", "d.csv", "d.parquet", "d.jsonl.gz"])
+def test_a_pointer_of_git_lfs_is_told_as_such(tmp_path: Path, name: str) -> None:
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    assert "git lfs pull" in complaint_about(file_with(tmp_path, name, pointer))
+
+
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
 @pytest.mark.parametrize("name", ["d.json", "d.jsonl", "d.csv"])
 def test_a_cut_off_compressed_file_is_a_user_error(tmp_path: Path, name: str, suffix: str) -> None:

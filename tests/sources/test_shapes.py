@@ -20,10 +20,15 @@ PARTS = [
     {"role": "user", "content": [{"type": "text", "text": "Name "}, "a fruit."]},
     {"role": "assistant", "content": {"type": "text", "text": ANSWER}},
 ]
+GEMINI = [
+    {"role": "user", "parts": [{"text": "Name "}, {"text": "a fruit."}]},
+    {"role": "model", "parts": [{"text": ANSWER}]},
+]
 # The same pair in every shape that is read.
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "openai": ("messages", {"messages": OPENAI}),
     "parts": ("messages", {"messages": PARTS}),
+    "gemini": ("messages", {"messages": GEMINI}),
     "as-text": ("messages", {"messages": json.dumps(OPENAI)}),
     "sharegpt": ("sharegpt", {"id": "c0", "conversations": SHAREGPT}),
     "alpaca": ("alpaca", {"instruction": USER, "input": "", "output": ANSWER}),
@@ -34,6 +39,9 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "texts": ("prompt_completion", {"prompt": USER, "completion": ANSWER}),
     "messages": ("prompt_completion", {"prompt": OPENAI[:1], "completion": OPENAI[1:]}),
     "mixed": ("prompt_completion", {"prompt": USER, "completion": OPENAI[1:]}),
+    # As preferences are written: the output is the whole conversation, the request included.
+    "repeated": ("prompt_completion", {"prompt": USER, "completion": OPENAI}),
+    "repeated-messages": ("prompt_completion", {"prompt": OPENAI[:1], "completion": OPENAI}),
     "question": ("question_answer", {"question": USER, "answer": ANSWER}),
     "one-text": ("question_answer", {"question": [USER], "answer": [ANSWER]}),
     "dolly": ("auto", {"instruction": USER, "context": "", "response": ANSWER}),
@@ -216,6 +224,10 @@ IMAGE = {"type": "image_url", "image_url": {"url": "x.png"}}
             "message 0: a part of its content is 'image_url', and only text is read",
         ),
         ([{"role": "user", "content": [{"type": "text"}]}], "a part of its content has no text"),
+        (
+            [{"role": "user", "message": "x"}, {"role": "assistant", "message": "y"}],
+            "messages without content or value or text or parts (found: 'message')",
+        ),
         ([{"role": "user", "content": [7]}], "a part of its content is a number, not text"),
         ([{"role": "user", "content": "\ud800"}], "'content' contains a lone surrogate"),
         ([{"role": "user", "content": "x", "name": "\ud800"}], "contains a lone surrogate"),
@@ -242,6 +254,37 @@ def test_names_may_be_nested(tmp_path: Path, name: str) -> None:
     assert "no field 'task.q' (found: task, answers)" in message
 
 
+def test_a_repeated_request_is_context_once_with_the_system_message_before_it(
+    tmp_path: Path,
+) -> None:
+    system = {"role": "system", "content": "Be brief."}
+    whole = [system, *OPENAI, {"role": "user", "content": "And another?"}, OPENAI[1]]
+    record: dict[str, Any] = {"prompt": whole[1:4], "chosen": whole}
+    (messages,) = messages_of(file_of(tmp_path, "d.jsonl", [record]), Columns(output="chosen"))
+    assert [(said.role, said.content) for said in messages] == [
+        (fields["role"], fields["content"]) for fields in whole
+    ]
+    assert [said.is_answer for said in messages] == [False] * 4 + [True]
+    record = {"prompt": "Another request.", "chosen": OPENAI}
+    (messages,) = messages_of(file_of(tmp_path, "d.jsonl", [record]), Columns(output="chosen"))
+    assert [said.content for said in messages] == ["Another request.", USER, ANSWER]
+
+
+def test_json_text_in_a_field_is_read_as_strictly_as_a_record(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = json.dumps(OPENAI)
+    assert one(tmp_path, {"messages": text.replace(f'"{ANSWER}"', "NaN")})["drop_reason"] == (
+        "empty_answer"
+    )
+    twice = text.replace(f'"{ANSWER}"', f'"{ANSWER}", "content": "No."')
+    assert one(tmp_path, {"messages": twice})["drop_reason"] == "malformed"
+    assert "field 'messages': key 'content' occurs twice, with two values" in caplog.text
+    answer = '[{"role": "assistant", "content": "A cherry.", "content": "No."}]'
+    both = {"prompt": json.dumps(OPENAI[:1]), "completion": answer}
+    assert one(tmp_path, both)["drop_reason"] == "malformed"
+
+
 def test_messages_win_over_a_prompt_beside_them(tmp_path: Path) -> None:
     record: dict[str, Any] = {"prompt": "Name", "prompt_id": "x", "messages": OPENAI}
     assert messages_of(file_of(tmp_path, "d.jsonl", [record])) == [tuple(PAIR)]
@@ -261,6 +304,11 @@ def test_messages_win_over_a_prompt_beside_them(tmp_path: Path) -> None:
             "1 of 1 rows have a field 'input' that is not read",
         ),
         ({"messages": OPENAI, "context": "c"}, "1 of 1 rows have a field 'context'"),
+        ({"messages": GEMINI, "systemInstruction": {"parts": []}}, "a field 'systemInstruction'"),
+        (
+            {"prompt": USER, "completion": ANSWER, "Input": "c"},
+            "so they lack this context; data.columns.input=Input reads it",
+        ),
         (
             {"messages": [OPENAI[0], OPENAI[1] | {"reasoning_content": "Hm."}]},
             "1 answers have a field 'reasoning_content', which is not scored",
