@@ -73,6 +73,11 @@ STAGES = {
         }
         | RUN,
     ),
+    "check": Stage(
+        "Compares the engine with transformers, and forecasts the run.",
+        "cherry-vllm check data.path=alpaca.json model.path=Qwen/Qwen2.5-0.5B",
+        DATA | MODEL | ENGINE | {"check.count": "rows that both score (48; 1024 on a GPU)"} | RUN,
+    ),
     "score": Stage(
         "Scores rows by Instruction-Following Difficulty (IFD).",
         "cherry-vllm score data.path=alpaca.json model.path=Qwen/Qwen2.5-0.5B",
@@ -156,7 +161,7 @@ STAGES = {
     ),
 }
 
-EXIT_CODES = "exit codes: 0 done; 1 internal error; 2 a mistake to fix; 128+N signal N"
+EXIT_CODES = "exit codes: 0 done; 1 internal error, or check failed; 2 a mistake; 128+N signal"
 
 HYDRA_HELP = """\
 usage: cherry-vllm STAGE [flag ...] [key=value ...]

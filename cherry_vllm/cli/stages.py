@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from cherry_vllm.commands import pipeline
+from cherry_vllm.commands.check import check
 from cherry_vllm.commands.compare import compare_selections
 from cherry_vllm.commands.demo import fetch_demo
 from cherry_vllm.commands.fit import fit
@@ -22,6 +23,7 @@ STAGES: dict[str, Callable[[Config, Job], object]] = {
     "embed": embed,
     "sample": sample,
     "train": train,
+    "check": check,
     "score": score,
     "select": select,
     "fit": fit,

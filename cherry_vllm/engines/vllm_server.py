@@ -37,8 +37,8 @@ Item = TypeVar("Item")
 Found = TypeVar("Found")
 
 
-class ServerEngine:
-    """Scores with ``prompt_logprobs``, or the log-probs of chosen tokens, of servers."""
+class ServerModel:
+    """The servers, the model that they hold, and the room that a sequence has in it."""
 
     def __init__(
         self,
@@ -48,32 +48,48 @@ class ServerEngine:
         max_length: int,
         trust_remote_code: bool,  # noqa: ARG002 - no code runs here
     ) -> None:
-        # Room for a prompt, and for the token that a completion makes.
-        self._settings, self._model, self._num_tokens = settings, model, max_length + 1
-        self._ways: dict[str, str] = {}
+        self._settings, self._model, self._max_length = settings, model, max_length
+        self._ways: dict[str, str] = {}  # in which each server gives log-probs
+
+    def _ask_all(
+        self,
+        items: Sequence[Item],
+        ask: Callable[[Server, Item], Awaitable[Found]],
+        on_done: Callable[[int], None],
+        *,
+        num_tokens: int,
+    ) -> list[Found]:
+        """The servers' answer to each item; they must take ``num_tokens`` tokens."""
+        call = _Call(self._settings, self._model, items, ask, on_done)
+        return asyncio.run(call.run(num_tokens, self._ways))
+
+
+class ServerEngine(ServerModel):
+    """Scores with ``prompt_logprobs``, or the log-probs of chosen tokens, of servers."""
 
     def logprobs(
         self, spans: Sequence[Span], on_scored: Callable[[int], None]
     ) -> list[NDArray[np.float32]]:
         """See :class:`cherry_vllm.engines.Engine`; the same spans give nearly the same floats."""
-        call = _Call(self._settings, self._model, spans, Server.logprobs, on_scored)
-        return asyncio.run(call.run(self._num_tokens, self._ways))
+        # Room for a prompt, and for the token that a completion makes.
+        num_tokens = self._max_length + 1
+        return self._ask_all(spans, Server.logprobs, on_scored, num_tokens=num_tokens)
 
 
-class ServerGenerator:
+class ServerGenerator(ServerModel):
     def __init__(
         self,
         settings: ServerSettings,
         model: ServedModel,
         *,
         max_length: int,
-        trust_remote_code: bool,  # noqa: ARG002 - no code runs here
+        trust_remote_code: bool,
         decoding: Decoding,
         stop_ids: Sequence[int],
     ) -> None:
-        self._settings, self._model, self._max_length = settings, model, max_length
+        limits: Any = {"max_length": max_length, "trust_remote_code": trust_remote_code}
+        super().__init__(settings, model, **limits)
         self._decoding, self._stop_ids = decoding, list(stop_ids)
-        self._ways: dict[str, str] = {}
 
     def generate(
         self, prompts: Sequence[list[int]], on_answered: Callable[[int], None], *, seed: int
@@ -86,8 +102,8 @@ class ServerGenerator:
             found = await server.generate(prompt, self._parameters(limit, seed + place))
             return until_stop(found, limit, self._stop_ids)
 
-        call = _Call(self._settings, self._model, range(len(prompts)), ask, on_answered)
-        return asyncio.run(call.run(self._max_length, self._ways))
+        places = range(len(prompts))
+        return self._ask_all(places, ask, on_answered, num_tokens=self._max_length)
 
     def _parameters(self, limit: int, seed: int) -> dict[str, Any]:
         """Every parameter that the server's own defaults would fill in."""
