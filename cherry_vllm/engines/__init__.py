@@ -5,11 +5,10 @@ An engine turns spans into log-probabilities:
     token ids   [ p0 p1 p2 | a0 a1 a2 ]     start = 3
     returns                [ l0 l1 l2 ]     l0 = log P(a0 | p0 p1 p2), ...
 
-An embedder turns prompts into vectors, and a generator continues them. Only :mod:`engines.vllm`
-and the model class that it puts in place, :mod:`engines.answer_model`, import vllm; servers are
-asked over HTTP (:mod:`engines.vllm_server`). vLLM and
-transformers are imported only when an engine is built, so commands that need no model start in a
-second.
+An embedder turns prompts into vectors and log-probs, and a generator continues them. Only
+:mod:`engines.vllm` and the model class that it puts in place, :mod:`engines.answer_model`, import
+vllm; servers are asked over HTTP (:mod:`engines.vllm_server`). vLLM and transformers are imported
+only when an engine is built, so commands that need no model start in a second.
 """
 
 from collections.abc import Callable, Sequence
@@ -72,15 +71,20 @@ class Engine(Protocol):
         ...
 
 
-class Embedder(Protocol):
-    def embed(
-        self, prompts: Sequence[list[int]], on_embedded: Callable[[int], None]
-    ) -> NDArray[np.float32]:
-        """The mean of the model's last hidden states over all tokens of each prompt.
+class Embedded(NamedTuple):
+    """What one pass over each prompt gives, in the order of the prompts."""
 
-        Returns an array of shape [prompts, hidden size], not normalised, in the order of
-        ``prompts``, which are token ids. ``on_embedded`` is called with the number of prompts that
-        have just finished.
+    embeddings: NDArray[np.float32]
+    """The mean of the last hidden states over all tokens: [prompts, width], not normalised."""
+    logprobs: list[NDArray[np.float32]]
+    """The natural log-probability of each token but the first, given all tokens before it."""
+
+
+class Embedder(Protocol):
+    def embed(self, prompts: Sequence[list[int]], on_embedded: Callable[[int], None]) -> Embedded:
+        """Embeds prompts, which are token ids, and scores them in the same pass.
+
+        ``on_embedded`` is called with the number of prompts that have just finished.
         """
         ...
 
@@ -151,9 +155,10 @@ def build_embedder(
     limits: Any = {"max_length": max_length, "trust_remote_code": trust_remote_code}
     if isinstance(settings, VllmSettings):
         _check_vllm(settings.name)
-        from cherry_vllm.engines.vllm import VllmEmbedder
+        from cherry_vllm.engines.vllm import FusedVllmEngine
 
-        return VllmEmbedder(settings, checkpoint, **limits)
+        # Also for engine=vllm: stock vLLM gives embeddings or log-probs, but not both at once.
+        return FusedVllmEngine(settings, checkpoint, **limits)
     if isinstance(settings, ServerSettings):
         raise UserError(NOT_BY_SERVERS)
     from cherry_vllm.engines.hf import HfEmbedder
