@@ -31,6 +31,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
     UnquantizedEmbeddingMethod,
 )
 from vllm.platforms import current_platform
+from vllm.pooling_params import PoolingParams
 from vllm.tasks import PoolingTask
 from vllm.utils.torch_utils import PIN_MEMORY
 from vllm.v1.pool.metadata import PoolingMetadata
@@ -42,6 +43,14 @@ TASK: PoolingTask = "token_classify"
 RANGES, TARGETS, MEAN = "ranges", "targets", "mean"
 HEAD_ROWS = 1024  # enough for a fast product, few enough that their logits take little memory
 UNSCORED = float("inf")  # stands for a log-prob that no step has computed
+
+
+class Params(PoolingParams):  # type: ignore[misc]
+    """A request's parameters. vLLM copies them token by token, but no two requests share these."""
+
+    def clone(self) -> "Params":
+        """See :meth:`PoolingParams.clone`."""
+        return self
 
 
 def __getattr__(name: str) -> type[Any]:

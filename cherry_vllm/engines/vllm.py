@@ -129,14 +129,13 @@ class FusedVllmEngine:
         mean: bool,
     ) -> list[NDArray[np.float32]]:
         """What the pooler returns for each prompt and the span that it begins."""
-        from vllm import PoolingParams
         from vllm.inputs.engine import tokens_input
 
-        from cherry_vllm.engines.answer_model import MEAN, RANGES, TARGETS, TASK
+        from cherry_vllm.engines.answer_model import MEAN, RANGES, TARGETS, TASK, Params
 
         for index, (token_ids, span) in enumerate(requests):
             targets = [token for start, stop in span.ranges for token in span.token_ids[start:stop]]
-            params = PoolingParams(
+            params = Params(
                 task=TASK,
                 extra_kwargs={RANGES: span.ranges, TARGETS: targets, MEAN: mean},
                 skip_reading_prefix_cache=not use_cache,
