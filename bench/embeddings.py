@@ -50,7 +50,7 @@ def embed(name: str, data: Path, model: Path, num_rows: int) -> NDArray[np.float
         max_length=MAX_LENGTH,
         trust_remote_code=False,
     )
-    return embedder.embed(prompts, lambda _count: None)
+    return embedder.embed(prompts, lambda _count: None).embeddings
 
 
 def in_process(*arguments: Any) -> NDArray[np.float32]:

@@ -18,7 +18,7 @@ class DropReason(StrEnum):
     TEMPLATE_REFUSED = "template_refused"  # the prompt has no place for such a conversation
     PROMPT_TOO_LONG = "prompt_too_long"  # the prompt alone fills max_length
     OUT_OF_VOCABULARY = "out_of_vocabulary"  # the tokenizer made an id the model does not have
-    PROMPT_TOO_SHORT = "prompt_too_short"  # no token; or a single one, which has no perplexity
+    PROMPT_TOO_SHORT = "prompt_too_short"  # no token
     ENGINE_FAILED = "engine_failed"  # the engine died twice on this row alone
     NON_FINITE = "non_finite"  # a log-probability or the IFD is not a finite number
     IFD_ABOVE_ONE = "ifd_above_one"  # scored; the instruction does not help (paper, section 2.3)
@@ -47,15 +47,12 @@ ROWS: Schema = {
     "drop_reason": REASON,
 }
 
-# One line per input row, written by the embedding stage. Between these two comes "embedding", an
-# array of Float32 as wide as the model's hidden states.
-EMBEDDINGS: Schema = {"row": pl.Int64, "drop_reason": REASON}
-
-# One line per input row, written by the perplexity stage.
-PERPLEXITIES: Schema = {
+# One line per input row, written by the embedding stage. After "row" comes "embedding", an array of
+# Float32 as wide as the model's hidden states.
+EMBEDDINGS: Schema = {
     "row": pl.Int64,
     "num_prompt_tokens": pl.UInt32,
-    "perplexity": pl.Float64,  # of the prompt under the base model
+    "perplexity": pl.Float64,  # of the prompt; null for a single token, or if it is not finite
     "drop_reason": REASON,
 }
 

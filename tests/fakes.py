@@ -20,7 +20,7 @@ import polars as pl
 import pytest
 from numpy.typing import NDArray
 
-from cherry_vllm.engines import Continuation, Span
+from cherry_vllm.engines import Continuation, Embedded, Span
 from cherry_vllm.engines.checkpoint import Checkpoint
 from cherry_vllm.schema import REASON
 from cherry_vllm.store.shards import Shards
@@ -94,16 +94,14 @@ class FakeEngine:
         self._faults.meet([span.token_ids for span in spans])
         return [self._score(span, on_scored) for span in spans]
 
-    def embed(
-        self, prompts: Sequence[list[int]], on_embedded: Callable[[int], None]
-    ) -> NDArray[np.float32]:
+    def embed(self, prompts: Sequence[list[int]], on_embedded: Callable[[int], None]) -> Embedded:
         """See :class:`cherry_vllm.engines.Embedder`."""
         self._faults.meet(prompts)
         vectors = np.zeros((len(prompts), WIDTH), np.float32)
         for row, token_ids in enumerate(prompts):
             vectors[row] = self._noise(np.array(token_ids[-WIDTH:])).mean() + np.arange(WIDTH)
-            self._finish(on_embedded)
-        return vectors
+        spans = [Span.from_start(token_ids, 1) for token_ids in prompts]
+        return Embedded(vectors, [self._score(span, on_embedded) for span in spans])
 
     def generate(
         self, prompts: Sequence[list[int]], on_answered: Callable[[int], None], *, seed: int
@@ -233,7 +231,6 @@ def install(
     monkeypatch.setattr("cherry_vllm.sources.shards.isolate", run_here)
     monkeypatch.setattr("cherry_vllm.scoring.run.build_engine", build)
     monkeypatch.setattr("cherry_vllm.scoring.trial.build_engine", build)
-    monkeypatch.setattr("cherry_vllm.experience.rows.build_engine", build)
     monkeypatch.setattr("cherry_vllm.experience.rows.build_embedder", build)
     monkeypatch.setattr("cherry_vllm.evaluation.generation.build_generator", build)
     return inline

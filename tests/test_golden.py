@@ -8,6 +8,7 @@ import pytest
 from cherry_vllm.commands.inputs import model_use
 from cherry_vllm.config import arguments_of, compose, prompt_of
 from cherry_vllm.engines.checkpoint import Checkpoint
+from cherry_vllm.experience import rows as experience
 from cherry_vllm.store.files import fingerprint
 from cherry_vllm.workers.run import ModelRun
 
@@ -47,6 +48,20 @@ def test_inference(overrides: tuple[str, ...], expected: tuple[str, str]) -> Non
     # Without what schema 3 added, the settings read as they always have.
     assert settings.pop("trust_remote_code") is False
     assert fingerprint({**settings, "schema_version": 2}) == before
+
+
+def test_embeddings_without_perplexities_are_not_found_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ModelRun, "run", lambda run, *_, **__: run.target)
+    rows: Any = _Rows()
+    checkpoint = Checkpoint(Path("model"), "fedcba9876543210", ())
+    config = compose()
+    use = model_use(config, prompt_of(config))
+    settings = experience.embed(Path("run"), rows, checkpoint, use).settings
+    assert fingerprint(settings) == "0dfe3730e26ff23e"
+    assert settings.pop("perplexities") is True
+    assert fingerprint(settings) == "e466093680ba3257"
 
 
 def test_remote_code_makes_other_scores() -> None:

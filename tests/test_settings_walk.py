@@ -42,7 +42,7 @@ from tests.runs import plain_answer, write_rows
 
 ROWS = {"rows"}
 SCORES = {"logprobs"}
-PROMPTS = {"embeddings", "perplexities", "experience"}
+PROMPTS = {"embeddings", "experience"}
 MODELS = {"models"}
 ANSWERS = {"answers"}
 BY_MODEL = SCORES | PROMPTS | MODELS | ANSWERS

@@ -28,12 +28,12 @@ from cherry_vllm.workers.run import WHOLE, Share
 
 
 def embed(config: Config, _job: Job) -> Outcome:
-    """Embeds the prompts of a data set with the base model, and measures their perplexity."""
+    """Embeds the prompts of a data set with the base model, and measures their perplexities."""
     files, checkpoint = find_input(config), find_model(config)
     with hold_share(config) as share:
         rows = read_input(config, files)
-        embeddings, perplexities = _embed(config, rows, checkpoint, share)
-    print(printable(f"embeddings: {embeddings.folder}  perplexities: {perplexities.folder}"))
+        embeddings = _embed(config, rows, checkpoint, share)
+    print(printable(f"embeddings and perplexities: {embeddings.folder}"))
     return Outcome(embeddings.folder, {"num_shards": rows.num_shards})
 
 
@@ -67,8 +67,8 @@ def sample_from(
     with exclusive(run_dir):
         rows = read_input(config, files)
         if diverse and base:
-            shards = _embed(config, rows, base)
-            found = experience.sample_diverse(run_dir, rows, *shards, diverse, seed=seed)
+            embeddings = _embed(config, rows, base)
+            found = experience.sample_diverse(run_dir, rows, embeddings, diverse, seed=seed)
         elif settings.strategy is Sampling.difficulty:
             found = experience.sample_most_difficult(
                 run_dir, rows, scores_dir, count=count, wanted=scores
@@ -104,11 +104,8 @@ def has_experience(config: Config) -> bool:
     return config.sample.strategy is not Sampling.none and config.sample.count > 0
 
 
-def _embed(
-    config: Config, rows: Shards, checkpoint: Checkpoint, share: Share = WHOLE
-) -> tuple[Shards, Shards]:
+def _embed(config: Config, rows: Shards, checkpoint: Checkpoint, share: Share = WHOLE) -> Shards:
     prompt = find_prompt(config, checkpoint)
     check_fit(config, checkpoint, prompt, rows, with_answers=False)
     use = model_use(config, prompt)
-    arguments = (Path(config.run_dir), rows, checkpoint, use, share)
-    return experience.embed(*arguments), experience.measure_perplexity(*arguments)
+    return experience.embed(Path(config.run_dir), rows, checkpoint, use, share)

@@ -40,6 +40,7 @@ def train_on(
     is_made_here: bool = False,
 ) -> TunedModel | None:
     """Fine-tunes ``checkpoint`` on ``files``, which another stage wrote if ``is_made_here``."""
+    training.sleep_while_waiting()  # also in the passes over the probe rows, which run here
     prompt = find_prompt(config, checkpoint)
     run_dir, is_first = Path(config.run_dir), training.is_first_process()
     with exclusive(run_dir) if is_first else nullcontext():

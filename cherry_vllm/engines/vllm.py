@@ -1,11 +1,10 @@
-"""vLLM, on GPUs and CPUs: scoring in two ways, embeddings by mean pooling, and answers."""
+"""vLLM, on GPUs and CPUs: scoring in two ways, embeddings and answers."""
 
 import io
 import logging
 import os
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cherry_vllm.engines import Continuation, Decoding, Span, until_stop
+from cherry_vllm.engines import Continuation, Decoding, Embedded, Span, until_stop
 from cherry_vllm.engines.checkpoint import Checkpoint, checkpoint_dtype
 from cherry_vllm.engines.settings import VllmSettings
 from cherry_vllm.engines.weights import check_weights, read_settings
@@ -67,7 +66,10 @@ class VllmEngine:
 
 
 class FusedVllmEngine:
-    """Scores with :mod:`answer_model`: the LM head on answer rows only, and no object per token."""
+    """Scores and embeds with :mod:`answer_model`.
+
+    The LM head sees answer rows only, and there is no object per token.
+    """
 
     def __init__(
         self,
@@ -101,64 +103,51 @@ class FusedVllmEngine:
             found[index] = floats
         return found
 
+    def embed(self, prompts: Sequence[list[int]], on_embedded: Callable[[int], None]) -> Embedded:
+        """See :class:`cherry_vllm.engines.Embedder`."""
+        # Every token is scored but the first, and every token's hidden state is needed.
+        spans = [Span.from_start(token_ids, 1) for token_ids in prompts]
+        found = self._run(zip(prompts, spans, strict=True), on_embedded, use_cache=False, mean=True)
+        width = self._llm.model_config.get_hidden_size()
+        embeddings = np.empty((len(prompts), width), dtype=np.float32)
+        for row, floats in enumerate(found):
+            embeddings[row] = floats[:width]
+        logprobs = [floats[width:] for floats in found]
+        if any(np.isposinf(floats).any() for floats in logprobs):
+            raise RuntimeError("vLLM left out tokens of a prompt")
+        return Embedded(embeddings, logprobs)
+
     def _encode(
         self, spans: Sequence[Span], on_scored: Callable[[int], None], *, use_cache: bool
     ) -> list[NDArray[np.float32]]:
-        from vllm import PoolingParams
+        # The last token is predicted, but predicts nothing.
+        requests = ((span.token_ids[:-1], span) for span in spans)
+        return self._run(requests, on_scored, use_cache=use_cache, mean=False)
+
+    def _run(
+        self,
+        requests: Iterable[tuple[list[int], Span]],
+        on_done: Callable[[int], None],
+        *,
+        use_cache: bool,
+        mean: bool,
+    ) -> list[NDArray[np.float32]]:
+        """What the pooler returns for each prompt and the span that it begins."""
         from vllm.inputs.engine import tokens_input
 
-        from cherry_vllm.engines.answer_model import RANGES, TARGETS, TASK
+        from cherry_vllm.engines.answer_model import MEAN, RANGES, TARGETS, TASK, Params
 
-        for index, span in enumerate(spans):
+        for index, (token_ids, span) in enumerate(requests):
             targets = [token for start, stop in span.ranges for token in span.token_ids[start:stop]]
-            params = PoolingParams(
+            params = Params(
                 task=TASK,
-                extra_kwargs={RANGES: span.ranges, TARGETS: targets},
+                extra_kwargs={RANGES: span.ranges, TARGETS: targets, MEAN: mean},
                 skip_reading_prefix_cache=not use_cache,
             )
-            # The last token is predicted, but predicts nothing.
-            prompt = tokens_input(span.token_ids[:-1])
             # Not LLM.encode(), which does a lot of work per request and needs a tokenizer.
-            self._llm.llm_engine.add_request(str(index), prompt, params)
-        outputs = self._llm.wait_for_completion(use_tqdm=partial(_Progress, on_scored=on_scored))
+            self._llm.llm_engine.add_request(str(index), tokens_input(token_ids), params)
+        outputs = self._llm.wait_for_completion(use_tqdm=partial(_Progress, on_scored=on_done))
         return [output.outputs.data.numpy() for output in outputs]
-
-
-class VllmEmbedder:
-    def __init__(
-        self,
-        settings: VllmSettings,
-        checkpoint: Checkpoint,
-        *,
-        max_length: int,
-        trust_remote_code: bool,
-    ) -> None:
-        # A prompt must be pooled in one piece: in one step, and without a cached prefix.
-        whole = replace(
-            settings,
-            max_num_batched_tokens=max(settings.max_num_batched_tokens, max_length),
-            enable_prefix_caching=False,
-        )
-        self._llm = _load(
-            whole, checkpoint, max_length, _mean_pooling, trust_remote_code=trust_remote_code
-        )
-
-    def embed(
-        self, prompts: Sequence[list[int]], on_embedded: Callable[[int], None]
-    ) -> NDArray[np.float32]:
-        """See :class:`cherry_vllm.engines.Embedder`."""
-        # encode() refuses an empty list.
-        outputs = prompts and self._llm.encode(
-            [{"prompt_token_ids": token_ids} for token_ids in prompts],
-            pooling_task="embed",
-            use_tqdm=partial(_Progress, on_scored=on_embedded),
-        )
-        embeddings = np.empty(
-            (len(prompts), self._llm.model_config.get_hidden_size()), dtype=np.float32
-        )
-        for row, output in enumerate(outputs):
-            embeddings[row] = output.outputs.data.float().numpy()
-        return embeddings
 
 
 class VllmGenerator:
@@ -310,13 +299,6 @@ def _architecture(checkpoint: Checkpoint) -> str:
 
 def _generating(_checkpoint: Checkpoint) -> dict[str, Any]:
     return {"runner": "generate", "skip_tokenizer_init": True}
-
-
-def _mean_pooling(_checkpoint: Checkpoint) -> dict[str, Any]:
-    from vllm.config import PoolerConfig
-
-    pooler = PoolerConfig(pooling_type="MEAN", use_activation=False)
-    return {"runner": "pooling", "convert": "embed", "pooler_config": pooler}
 
 
 def _scoring_answers(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A shard of rows to embeddings of their prompts, or to their perplexities."""
+"""A shard of rows to the embeddings and perplexities of their prompts."""
 
 from collections.abc import Callable
 
@@ -7,9 +7,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from cherry_vllm.conversation import open_conversations
-from cherry_vllm.engines import Span
+from cherry_vllm.engines import Embedded
 from cherry_vllm.prompts.spans import SpanBuilder
-from cherry_vllm.schema import PERPLEXITIES, REASON, DropReason
+from cherry_vllm.schema import REASON, DropReason
 
 
 def embed_shard(
@@ -17,21 +17,34 @@ def embed_shard(
     on_embedded: Callable[[int], None],
     *,
     builder: SpanBuilder,
-    model: Callable[..., NDArray[np.float32]],
+    model: Callable[..., Embedded],
 ) -> pl.DataFrame:
     """Embeds one shard: a frame of :data:`schema.ROWS` to one of :data:`schema.EMBEDDINGS`.
 
     An embedding is the mean of the last hidden states over all tokens of the prompt (paper,
-    section 2.1); it is null for a dropped row. ``model`` is :meth:`engines.Embedder.embed`.
+    section 2.1); it is null for a dropped row. The perplexity of a prompt is the exponential of the
+    mean negative log-likelihood of all its tokens but the first; a single token has none, and one
+    that is not a finite number is null, too. ``model`` is :meth:`engines.Embedder.embed`.
     """
     encoded = _encode_prompts(rows, builder)
     prompts = encoded.filter(pl.col("token_ids").is_not_null())
-    embeddings = model(prompts["token_ids"].to_list(), on_embedded)
-    finite = np.asarray(np.isfinite(embeddings).all(axis=1))
-    vectors = pl.Series("embedding", embeddings, pl.Array(pl.Float32, embeddings.shape[1]))
-    found = prompts.select("row").with_columns(vectors, finite=finite)
-    joined = encoded.join(found, on="row", how="left", maintain_order="left")
-    return _drop_non_finite(joined, "embedding").select("row", "embedding", "drop_reason")
+    embeddings, logprobs = model(prompts["token_ids"].to_list(), on_embedded)
+    found = prompts.select("row").with_columns(
+        pl.Series("embedding", embeddings, pl.Array(pl.Float32, embeddings.shape[1])),
+        pl.Series("perplexity", [_perplexity(values) for values in logprobs], pl.Float64),
+        finite=np.asarray(np.isfinite(embeddings).all(axis=1)),
+    )
+    is_lost = ~pl.col("finite")  # null for a row that was dropped before
+    return encoded.join(found, on="row", how="left", maintain_order="left").select(
+        "row",
+        pl.when("finite").then("embedding").alias("embedding"),
+        pl.col("token_ids").list.len().cast(pl.UInt32).alias("num_prompt_tokens"),
+        "perplexity",
+        pl.when(is_lost)
+        .then(pl.lit(DropReason.NON_FINITE.value, REASON))
+        .otherwise("drop_reason")
+        .alias("drop_reason"),
+    )
 
 
 def count_tokens(rows: pl.DataFrame, builder: SpanBuilder) -> int:
@@ -39,39 +52,12 @@ def count_tokens(rows: pl.DataFrame, builder: SpanBuilder) -> int:
     return int(_encode_prompts(rows, builder)["token_ids"].list.len().sum())
 
 
-def measure_shard(
-    rows: pl.DataFrame,
-    on_scored: Callable[[int], None],
-    *,
-    builder: SpanBuilder,
-    model: Callable[..., list[NDArray[np.float32]]],
-) -> pl.DataFrame:
-    """Measures one shard: a frame of :data:`schema.ROWS` to one of :data:`schema.PERPLEXITIES`.
-
-    The perplexity of a prompt is the exponential of the mean negative log-likelihood of all its
-    tokens but the first; a single token has none. ``model`` is :meth:`engines.Engine.logprobs`.
-    """
-    encoded = _drop_single_tokens(_encode_prompts(rows, builder))
-    prompts = encoded.filter(pl.col("token_ids").is_not_null())
-    spans = [Span.from_start(token_ids, 1) for token_ids in prompts["token_ids"].to_list()]
-    logprobs = model(spans, on_scored)
+def _perplexity(logprobs: NDArray[np.float32]) -> float | None:
+    if not len(logprobs):
+        return None
     with np.errstate(over="ignore"):
-        perplexities = [float(np.exp(-np.mean(values, dtype=np.float64))) for values in logprobs]
-    found = pl.DataFrame(
-        {"row": prompts["row"], "perplexity": perplexities, "finite": np.isfinite(perplexities)},
-        schema_overrides={"perplexity": pl.Float64, "finite": pl.Boolean},
-    )
-    joined = encoded.join(found, on="row", how="left", maintain_order="left")
-    return (
-        _drop_non_finite(joined, "perplexity")
-        .select(
-            "row",
-            pl.col("token_ids").list.len().alias("num_prompt_tokens"),
-            "perplexity",
-            "drop_reason",
-        )
-        .cast(PERPLEXITIES)  # type: ignore[arg-type]
-    )
+        found = float(np.exp(-np.mean(logprobs, dtype=np.float64)))
+    return found if np.isfinite(found) else None
 
 
 def _encode_prompts(rows: pl.DataFrame, builder: SpanBuilder) -> pl.DataFrame:
@@ -90,23 +76,4 @@ def _encode_prompts(rows: pl.DataFrame, builder: SpanBuilder) -> pl.DataFrame:
         rows.select("row", "drop_reason")
         .join(found, on="row", how="left", maintain_order="left")
         .select("row", "token_ids", pl.coalesce("drop_reason", "reason").alias("drop_reason"))
-    )
-
-
-def _drop_single_tokens(encoded: pl.DataFrame) -> pl.DataFrame:
-    is_single = pl.col("token_ids").list.len() == 1
-    return encoded.with_columns(
-        pl.when(~is_single).then("token_ids").alias("token_ids"),
-        drop_reason=pl.when(is_single)
-        .then(pl.lit(DropReason.PROMPT_TOO_SHORT.value, REASON))
-        .otherwise("drop_reason"),
-    )
-
-
-def _drop_non_finite(frame: pl.DataFrame, column: str) -> pl.DataFrame:
-    return frame.with_columns(
-        pl.when("finite").then(column).alias(column),
-        drop_reason=pl.when(~pl.col("finite"))
-        .then(pl.lit(DropReason.NON_FINITE.value, REASON))
-        .otherwise("drop_reason"),
     )

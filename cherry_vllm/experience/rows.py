@@ -1,10 +1,9 @@
 """Row shards and the base model to the rows of the brief experience.
 
-run_dir/embeddings/FINGERPRINT/     embed: mean hidden states, shard for shard
-run_dir/perplexities/FINGERPRINT/   measure_perplexity: of the prompts, shard for shard
+run_dir/embeddings/FINGERPRINT/   embed: the prompts' mean hidden states and perplexities
 run_dir/experience/STRATEGY-FINGERPRINT/
-  experience.json                   sample: the chosen rows, with all their fields
-  experience.json.meta.json         their row numbers, and how they were chosen
+  experience.json                 sample: the chosen rows, with all their fields
+  experience.json.meta.json       their row numbers, and how they were chosen
 """
 
 import logging
@@ -18,7 +17,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from cherry_vllm.engines import build_embedder, build_engine
+from cherry_vllm.engines import build_embedder
 from cherry_vllm.engines.checkpoint import Checkpoint
 from cherry_vllm.errors import UserError
 from cherry_vllm.experience.clusters import (
@@ -27,7 +26,7 @@ from cherry_vllm.experience.clusters import (
     sample_difficult,
     sample_random,
 )
-from cherry_vllm.experience.embeddings import count_tokens, embed_shard, measure_shard
+from cherry_vllm.experience.embeddings import count_tokens, embed_shard
 from cherry_vllm.options import Sampling
 from cherry_vllm.runtime.versions import installed_versions
 from cherry_vllm.schema import SCHEMA_VERSION
@@ -88,18 +87,10 @@ def embed(
     Raises:
         UserError: the model cannot be used, or cannot take ``max_length`` tokens.
     """
-    return ModelRun(run_dir / Folder.EMBEDDINGS, rows, checkpoint, use, count_tokens).run(
-        "embedding", build_embedder, "embed", embed_shard, done="embedded", share=share
-    )
-
-
-def measure_perplexity(
-    run_dir: Path, rows: Shards, checkpoint: Checkpoint, use: ModelUse, share: Share = WHOLE
-) -> Shards:
-    """Row shards to shards of :data:`schema.PERPLEXITIES`; see :func:`embed`."""
-    return ModelRun(run_dir / Folder.PERPLEXITIES, rows, checkpoint, use, count_tokens).run(
-        "perplexity", build_engine, "logprobs", measure_shard, done="measured", share=share
-    )
+    # Earlier shards have no perplexities.
+    return ModelRun(
+        run_dir / Folder.EMBEDDINGS, rows, checkpoint, use, count_tokens, perplexities=True
+    ).run("embedding", build_embedder, "embed", embed_shard, done="embedded", share=share)
 
 
 def find_clusters(
@@ -171,7 +162,6 @@ def sample_diverse(
     run_dir: Path,
     rows: Shards,
     embeddings: Shards,
-    perplexities: Shards,
     sampling: DiverseSampling,
     *,
     seed: int,
@@ -183,7 +173,7 @@ def sample_diverse(
     """
 
     def choose() -> tuple[list[int], dict[str, Any]]:
-        usable, vectors = _load_embeddings(embeddings, perplexities)
+        usable, vectors = _load_embeddings(embeddings)
         if usable.is_empty():
             return [], {}
         clustering = cluster_embeddings(
@@ -210,7 +200,6 @@ def sample_diverse(
 
     settings = {
         "embeddings": [embeddings.fingerprint, embeddings.summary["contents"]],
-        "perplexities": [perplexities.fingerprint, perplexities.summary["contents"]],
         "rows_per_cluster": sampling.rows_per_cluster,
         "percentiles": list(sampling.percentiles),
         "num_clusters": sampling.num_clusters,
@@ -259,16 +248,11 @@ def sample_any(run_dir: Path, rows: Shards, *, count: int, seed: int) -> Experie
     return _sample(run_dir, rows, Sampling.random, settings, choose)
 
 
-def _load_embeddings(
-    embeddings: Shards, perplexities: Shards
-) -> tuple[pl.DataFrame, NDArray[np.float32]]:
+def _load_embeddings(embeddings: Shards) -> tuple[pl.DataFrame, NDArray[np.float32]]:
     """Row numbers and perplexities of the rows that have both, and their embeddings."""
     kept, vectors = [], []
     for index in range(embeddings.num_shards):
-        shard = embeddings.read(index).join(
-            perplexities.read(index), on="row", maintain_order="left"
-        )
-        usable = shard.filter(pl.col("embedding").is_not_null(), pl.col("perplexity").is_not_null())
+        usable = embeddings.read(index).drop_nulls(["embedding", "perplexity"])
         kept.append(usable.select("row", "perplexity"))
         vectors.append(usable["embedding"].to_numpy())
     return pl.concat(kept), np.concatenate(vectors)

@@ -1,6 +1,7 @@
 """Child processes, for work whose memory or crash must not affect this process."""
 
 import ctypes
+import gc
 import logging
 import os
 import signal
@@ -26,6 +27,7 @@ from cherry_vllm.runtime.signals import descendants, interrupt, kill_all
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 GRACE_S = 10.0  # for a child to exit
+GC_THRESHOLD = 100_000  # objects; at Python's 700, a seventh of vLLM's import is garbage collection
 INTERRUPT_GRACE_S = 0.5  # to clean up after a signal; less than :data:`signals.GRACE_S`
 HOME = Path(__file__).parents[2]  # the folder that holds this package
 # The path's last entry is needed by a checkout that is not installed.
@@ -166,6 +168,7 @@ def run_child(descriptor: str, parent: str) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != int(parent):  # the parent ended before the line above
         return
+    gc.set_threshold(GC_THRESHOLD)
     wire = Wire(int(descriptor))
     logging.getLogger().addHandler(QueueHandler(wire))  # type: ignore[arg-type]
     logging.getLogger("cherry_vllm").setLevel(logging.INFO)

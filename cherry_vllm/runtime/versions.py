@@ -1,7 +1,7 @@
 """The installed versions that a result may depend on."""
 
 from functools import cache
-from importlib.metadata import distributions
+from importlib.metadata import PackageNotFoundError, version
 from platform import python_version
 
 from cherry_vllm import __version__
@@ -21,6 +21,13 @@ NAMES = (
 @cache
 def installed_versions() -> dict[str, str]:
     """The releases of this package, of Python and of the libraries that do the arithmetic."""
-    installed = {name.metadata["Name"].lower(): name.version for name in distributions()}
-    found = {name: installed[name] for name in NAMES if name in installed}
+    found = {name: release for name in NAMES if (release := installed_version(name))}
     return {"cherry-vllm": __version__, "python": python_version(), **found}
+
+
+def installed_version(name: str) -> str | None:
+    """The release of a package, found by its name: to read what all packages say takes longer."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -20,7 +20,6 @@ class Folder(StrEnum):
     ROWS = "rows"
     LOGPROBS = "logprobs"
     EMBEDDINGS = "embeddings"
-    PERPLEXITIES = "perplexities"
     QUESTIONS = "questions"
     ANSWERS = "answers"
     EXPERIENCE = "experience"

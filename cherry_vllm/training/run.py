@@ -265,13 +265,21 @@ def _run_apart(work: Callable[[], list[dict[str, float]]]) -> list[dict[str, flo
 def child_environment() -> dict[str, str]:
     """The environment of the training process; the user's own settings take precedence.
 
-    Its threads sleep while they wait for each other: if they were spinning, they would take a
-    shared core from the thread that they wait for.
+    See :func:`sleep_while_waiting`.
     """
     import torch
 
     waiting = {} if "OMP_WAIT_POLICY" in os.environ else {"OMP_WAIT_POLICY": "PASSIVE"}
     return waiting if torch.cuda.is_available() else {**waiting, **preload_malloc()}
+
+
+def sleep_while_waiting() -> None:
+    """Lets this process's threads sleep while they wait for each other; call it before torch loads.
+
+    If they were spinning, they would take a shared core from the thread that they wait for. The
+    user's own setting takes precedence.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _measure(training_set: TrainingSet) -> dict[str, Any]:

@@ -4,7 +4,6 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from cherry_vllm.runtime.processes import (
     Wire,
     preload_malloc,
 )
+from cherry_vllm.runtime.versions import installed_version
 from cherry_vllm.workers import WorkerError
 from cherry_vllm.workers.failures import EngineError
 from cherry_vllm.workers.settings import ExecutorSettings
@@ -146,7 +146,7 @@ def uses_gpus(engine: EngineSettings) -> bool:
         return engine.device in ("auto", "cuda")  # "cuda:1" is the user's own choice
     if isinstance(engine, ServerSettings):
         return False
-    return any(item.metadata["Name"].lower() == "vllm" for item in distributions())
+    return installed_version("vllm") is not None
 
 
 def find_gpus(engine: EngineSettings) -> list[str]:

@@ -10,7 +10,7 @@ import transformers
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
-from cherry_vllm.engines import Span
+from cherry_vllm.engines import Embedded, Span
 
 VOCABULARY = 300
 MAX_LENGTH = 200
@@ -109,6 +109,21 @@ def assert_close(spans: list[Span], found: Any, expected: Any) -> None:
     for span, left, right in zip(spans, found, expected, strict=True):
         assert left.shape == (span.num_answer_tokens,)
         np.testing.assert_allclose(left, right, atol=2e-4)
+
+
+def assert_plain_pass(checkpoint: Path, prompts: list[list[int]], found: Embedded) -> None:
+    """Checks the mean hidden states and the log-probs of prompts."""
+    model = load(checkpoint)
+    for prompt, embedding in zip(prompts, found.embeddings, strict=True):
+        with torch.no_grad():
+            states = model(torch.tensor([prompt]), output_hidden_states=True).hidden_states[-1][0]
+        np.testing.assert_allclose(embedding, states.mean(0), atol=1e-4)
+    spans = [Span.from_start(prompt, 1) for prompt in prompts if len(prompt) > 1]
+    expected = iter(expected_logprobs(model, spans))
+    for prompt, logprobs in zip(prompts, found.logprobs, strict=True):
+        assert logprobs.shape == (len(prompt) - 1,)
+        if len(prompt) > 1:
+            np.testing.assert_allclose(logprobs, next(expected), atol=2e-4)
 
 
 REMOTE = """

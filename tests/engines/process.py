@@ -15,6 +15,7 @@ from cherry_vllm.config import compose, engine_settings
 from cherry_vllm.engines import (
     Continuation,
     Decoding,
+    Embedded,
     Span,
     build_embedder,
     build_engine,
@@ -95,11 +96,16 @@ def score_stock(
     return found
 
 
-def embed(checkpoint: Path, prompts: list[list[int]]) -> NDArray[np.float32]:
-    """Mean hidden states."""
+def embed(checkpoint: Path, prompts: list[list[int]], *, preempt: bool = False) -> Embedded:
+    """Mean hidden states and log-probs; see :func:`score`."""
     embedder = _loaded(build_embedder, checkpoint, "vllm_fused_eager")
-    embeddings: NDArray[np.float32] = embedder.embed(prompts, _ignore)
-    return embeddings
+
+    def on_embedded(_count: int) -> None:
+        if preempt:
+            embedder._llm.reset_prefix_cache(reset_running_requests=True)
+
+    found: Embedded = embedder.embed(prompts, on_embedded)
+    return found
 
 
 def generate(checkpoint: Path, prompts: list[list[int]]) -> list[Continuation]:

@@ -21,6 +21,7 @@ from cherry_vllm.conversation import (
     frame_messages,
     single_turn,
 )
+from cherry_vllm.engines import Span
 from cherry_vllm.engines.checkpoint import read_checkpoint
 from cherry_vllm.engines.hf import HfEmbedder, HfEngine, load_model
 from cherry_vllm.engines.settings import HfSettings
@@ -32,8 +33,8 @@ from cherry_vllm.scoring.ifd import aggregate_logprobs
 from cherry_vllm.scoring.shard import score_shard
 from tests.engines.models import (
     assert_close,
+    assert_plain_pass,
     expected_logprobs,
-    load,
     make_multimodal,
     make_remote,
     make_spans,
@@ -104,17 +105,21 @@ def test_a_multimodal_model_is_scored_on_text_alone(tmp_path: Path) -> None:
     found = hf_engine(checkpoint, 1024).logprobs(spans, ignore)
     assert_close(spans, found, expected_logprobs(checkpoint, spans))
     embedder = HfEmbedder(SETTINGS, read_checkpoint(checkpoint), max_length=9, **UNTRUSTED)
-    assert np.isfinite(embedder.embed([[5], [6, 7, 8]], ignore)).all()
+    assert np.isfinite(embedder.embed([[5], [6, 7, 8]], ignore).embeddings).all()
 
 
-def test_embeddings_are_mean_hidden_states_also_of_one_token(model_of: ModelOf) -> None:
-    checkpoint, prompts = model_of("Llama"), [[5], [6, 7, 8], list(range(3, 200))]
+@pytest.mark.parametrize("architecture", ["Llama", "Gemma2"])
+def test_one_pass_gives_mean_hidden_states_and_log_probs(
+    architecture: str, model_of: ModelOf
+) -> None:
+    checkpoint, prompts = model_of(architecture), [[5], [6, 7, 8], list(range(3, 200)), [9, 8]]
     embedder = HfEmbedder(SETTINGS, read_checkpoint(checkpoint), max_length=200, **UNTRUSTED)
-    found, model = embedder.embed(prompts, ignore), load(checkpoint)
-    for prompt, embedding in zip(prompts, found, strict=True):
-        with torch.no_grad():
-            states = model(torch.tensor([prompt]), output_hidden_states=True).hidden_states[-1][0]
-        np.testing.assert_allclose(embedding, states.mean(0), atol=1e-4)
+    assert_plain_pass(checkpoint, prompts, embedder.embed(prompts, ignore))
+    spans = [Span.from_start(prompt, 1) for prompt in prompts]
+    for one, other in zip(
+        embedder.embed(prompts, ignore).logprobs, embedder.logprobs(spans, ignore), strict=True
+    ):
+        assert np.array_equal(one, other)  # the hidden states are kept on the way
 
 
 def test_no_model_is_loaded_without_some_weights(model_of: ModelOf, tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from cherry_vllm.errors import UserError
-from tests.conftest import ROWS, TOKENIZER, Cli
+from tests.conftest import ROWS, Cli
 from tests.engines.models import (
     assert_close,
+    assert_plain_pass,
     expected_logprobs,
     load,
     make_multimodal,
@@ -37,18 +38,15 @@ def test_stock_log_probs_are_those_of_a_plain_forward_pass(
     assert_close(spans, found, expected_logprobs(checkpoint, spans))
 
 
-def test_embeddings_are_mean_hidden_states_also_of_one_token(
-    model_of: ModelOf, in_process: Run, tmp_path: Path
+@pytest.mark.parametrize("preempt", [False, True])
+def test_one_pass_gives_mean_hidden_states_and_log_probs(
+    *, preempt: bool, model_of: ModelOf, in_process: Run
 ) -> None:
-    # vLLM's embedding wants a tokenizer, though it is given token ids.
-    checkpoint = shutil.copytree(model_of("Llama"), tmp_path / "model")
-    shutil.copytree(TOKENIZER, checkpoint, dirs_exist_ok=True)
-    prompts = [[5], [6, 7, 8], list(range(3, 200))]
-    found, model = in_process(embed, checkpoint, prompts), load(checkpoint)
-    for prompt, embedding in zip(prompts, found, strict=True):
-        with torch.no_grad():
-            states = model(torch.tensor([prompt]), output_hidden_states=True).hidden_states[-1][0]
-        np.testing.assert_allclose(embedding, states.mean(0), atol=1e-4)
+    checkpoint = model_of("Llama")
+    # A single token, prompts with one beginning, and some in many parts.
+    prompts = [[5], [6, 7, 8], *(list(range(3, end)) for end in (200, 150, 120, 201))]
+    found = in_process(embed, checkpoint, prompts, preempt=preempt)
+    assert_plain_pass(checkpoint, prompts, found)
 
 
 def test_answers_are_what_a_plain_greedy_loop_writes(model_of: ModelOf, in_process: Run) -> None:
@@ -105,7 +103,7 @@ def test_a_multimodal_model_tells_what_vllm_lacks(
 def test_a_multimodal_model_is_used_on_text_alone(in_process: Run, tmp_path: Path) -> None:
     checkpoint, spans = make_multimodal(tmp_path), make_spans()
     prompts = [[5], [6, 7, 8]]
-    assert np.isfinite(in_process(embed, checkpoint, prompts)).all()
+    assert np.isfinite(in_process(embed, checkpoint, prompts).embeddings).all()
     assert len(in_process(generate, checkpoint, prompts)) == len(prompts)
     expected = expected_logprobs(checkpoint, spans)
     assert_close(spans, in_process(score_stock, checkpoint, spans), expected)

@@ -6,8 +6,9 @@ import numpy as np
 import polars as pl
 
 from cherry_vllm.conversation import Conversation, frame_messages, single_turn
-from cherry_vllm.experience.embeddings import embed_shard, measure_shard
-from cherry_vllm.schema import REASON, DropReason
+from cherry_vllm.engines import Embedded
+from cherry_vllm.experience.embeddings import embed_shard
+from cherry_vllm.schema import EMBEDDINGS, REASON, DropReason
 
 
 class Builder:
@@ -24,25 +25,27 @@ def rows(*instructions: str) -> pl.DataFrame:
     return pl.DataFrame(columns).with_columns(drop_reason=pl.lit(None, REASON))
 
 
-def embed(prompts: list[list[int]], _on_embedded: Any) -> Any:
-    return np.array([[len(prompt)] * 2 for prompt in prompts], np.float32).reshape(-1, 2)
-
-
-def logprobs(spans: Any, _on_scored: Any) -> Any:
-    assert all(span.num_answer_tokens for span in spans)
-    return [np.full(span.num_answer_tokens, -1, np.float32) for span in spans]
+def embed(prompts: list[list[int]], _on_embedded: Any) -> Embedded:
+    lengths = [len(prompt) for prompt in prompts]
+    vectors = np.array([[length] * 2 for length in lengths], np.float32).reshape(-1, 2)
+    vectors[vectors == 3] = np.nan
+    logprobs = [np.full(length - 1, -1e9 if length == 4 else -1, np.float32) for length in lengths]
+    return Embedded(vectors, logprobs)
 
 
 def test_a_prompt_of_one_token_is_embedded_and_has_no_perplexity() -> None:
-    shard, builder = rows("a", "ab", "too long"), Builder()
-    embedded = embed_shard(shard, len, builder=builder, model=embed)  # type: ignore[arg-type]
-    assert embedded["embedding"].to_list() == [[1, 1], [2, 2], None]
-    assert embedded["drop_reason"].to_list() == [None, None, "prompt_too_long"]
-    measured = measure_shard(shard, len, builder=builder, model=logprobs)  # type: ignore[arg-type]
-    assert measured["drop_reason"].to_list() == ["prompt_too_short", None, "prompt_too_long"]
-    assert measured["perplexity"].is_null().to_list() == [True, False, True]
+    shard = rows("a", "ab", "abc", "abcd", "too long")
+    found = embed_shard(shard, len, builder=Builder(), model=embed)  # type: ignore[arg-type]
+    assert found.columns[:1] + found.columns[2:] == list(EMBEDDINGS)
+    assert found["embedding"].to_list() == [[1, 1], [2, 2], None, [4, 4], None]
+    assert found["drop_reason"].to_list() == [None, None, "non_finite", None, "prompt_too_long"]
+    assert found["num_prompt_tokens"].to_list() == [1, 2, 3, 4, None]
+    # Of the first there is none, and that of the fourth is not a finite number.
+    assert found["perplexity"].is_null().to_list() == [True, False, False, True, True]
+    assert found["perplexity"][1] == np.exp(1)
 
 
-def test_a_shard_of_nothing_but_single_tokens_is_measured() -> None:
-    measured = measure_shard(rows("a"), len, builder=Builder(), model=logprobs)  # type: ignore[arg-type]
-    assert measured["drop_reason"].to_list() == ["prompt_too_short"]
+def test_a_shard_without_a_usable_row_has_all_columns() -> None:
+    found = embed_shard(rows("too long"), len, builder=Builder(), model=embed)  # type: ignore[arg-type]
+    assert found["drop_reason"].to_list() == ["prompt_too_long"]
+    assert found.columns[:1] + found.columns[2:] == list(EMBEDDINGS)

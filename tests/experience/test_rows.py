@@ -71,12 +71,8 @@ def rows(tmp_path: Path, model: Checkpoint) -> Shards:  # noqa: ARG001 - it read
 
 
 @pytest.fixture
-def shards(tmp_path: Path, rows: Shards, model: Checkpoint) -> tuple[Shards, Shards]:
-    """Embeddings and perplexities."""
-    return (
-        experience.embed(tmp_path, rows, model, FAKE_USE),
-        experience.measure_perplexity(tmp_path, rows, model, FAKE_USE),
-    )
+def embeddings(tmp_path: Path, rows: Shards, model: Checkpoint) -> Shards:
+    return experience.embed(tmp_path, rows, model, FAKE_USE)
 
 
 @pytest.fixture(scope="module")
@@ -107,10 +103,8 @@ def test_both_engines_give_what_a_plain_forward_pass_gives(
 ) -> None:
     rows = read(tmp_path)
     arguments = (tmp_path, rows, read_checkpoint(wide))
-    embeddings = experience.embed(*arguments, USE)
-    perplexities = experience.measure_perplexity(*arguments, USE)
-    frames = (rows.scan(), embeddings.scan(), perplexities.scan())
-    assert_plain_forward_pass(wide, *(frame.collect() for frame in frames))
+    expected = experience.embed(*arguments, USE).scan().collect()
+    assert_plain_forward_pass(wide, rows.scan().collect(), expected)
     done = cli(
         "embed",
         f"data.path={ROWS}",
@@ -123,12 +117,8 @@ def test_both_engines_give_what_a_plain_forward_pass_gives(
         "shard_rows=10",
     )
     assert done.returncode == 0, done.stderr
-    embedded, measured = (
-        pl.concat([pl.read_parquet(path) for path in sorted(found)])
-        for name in ("embeddings", "perplexities")
-        if (found := list((tmp_path / "vllm" / name).glob("*/part-*.parquet")))
-    )
-    expected = embeddings.scan().collect()
+    found = sorted((tmp_path / "vllm" / "embeddings").glob("*/part-*.parquet"))
+    embedded = pl.concat([pl.read_parquet(path) for path in found])
     assert embedded["drop_reason"].equals(expected["drop_reason"])
     one, other = (frame["embedding"].drop_nulls().to_numpy() for frame in (expected, embedded))
     np.testing.assert_allclose(one, other, atol=5e-3)
@@ -137,17 +127,16 @@ def test_both_engines_give_what_a_plain_forward_pass_gives(
         for vectors in (one, other)
     ]
     assert adjusted_rand_score(*labels) == 1
-    wanted = perplexities.scan().collect()["perplexity"].drop_nulls()
-    np.testing.assert_allclose(measured["perplexity"].drop_nulls(), wanted, rtol=1e-3)
+    one, other = (frame["perplexity"].drop_nulls().to_numpy() for frame in (expected, embedded))
+    np.testing.assert_allclose(one, other, rtol=1e-3)
 
 
 def assert_plain_forward_pass(
-    checkpoint: Path, source: pl.DataFrame, embedded: pl.DataFrame, measured: pl.DataFrame
+    checkpoint: Path, source: pl.DataFrame, embedded: pl.DataFrame
 ) -> None:
     model: Any = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     assert source["row"].equals(embedded["row"])
-    assert source["row"].equals(measured["row"])
     seen = 0
     for row, (asked, *_) in enumerate(open_messages(source["messages"])):
         if source["drop_reason"][row]:
@@ -158,8 +147,8 @@ def assert_plain_forward_pass(
         text = template.format(instruction=asked.content, input=asked.input)
         ids = tokenizer(text)["input_ids"]
         if len(ids) >= 64:
-            assert embedded["drop_reason"][row] == measured["drop_reason"][row] == "prompt_too_long"
-            assert measured["perplexity"][row] is None
+            assert embedded["drop_reason"][row] == "prompt_too_long"
+            assert embedded["perplexity"][row] is None
             continue
         seen += 1
         with torch.no_grad():
@@ -168,15 +157,14 @@ def assert_plain_forward_pass(
             )
         mean = output.hidden_states[-1][0].mean(0)
         np.testing.assert_allclose(embedded["embedding"][row].to_numpy(), mean, atol=2e-3)
-        assert measured["perplexity"][row] == pytest.approx(float(output.loss.exp()), rel=1e-3)
-        assert measured["num_prompt_tokens"][row] == len(ids)
+        assert embedded["perplexity"][row] == pytest.approx(float(output.loss.exp()), rel=1e-3)
+        assert embedded["num_prompt_tokens"][row] == len(ids)
     assert seen > 15
 
 
 def test_a_lost_shard_alone_is_made_again(
-    tmp_path: Path, model: Checkpoint, rows: Shards, shards: tuple[Shards, Shards]
+    tmp_path: Path, model: Checkpoint, rows: Shards, embeddings: Shards
 ) -> None:
-    embeddings, _ = shards
     before = embeddings.path(1).read_bytes()
     kept = embeddings.path(0).stat().st_mtime_ns
     embeddings.path(1).unlink()
@@ -187,9 +175,9 @@ def test_a_lost_shard_alone_is_made_again(
 
 
 def test_a_sample_holds_the_records_and_says_where_from(
-    tmp_path: Path, rows: Shards, shards: tuple[Shards, Shards]
+    tmp_path: Path, rows: Shards, embeddings: Shards
 ) -> None:
-    found = experience.sample_diverse(tmp_path, rows, *shards, KMEANS, seed=0)
+    found = experience.sample_diverse(tmp_path, rows, embeddings, KMEANS, seed=0)
     mark = json.loads(mark_path(found.artifact).read_text())
     records = json.loads(found.artifact.read_text(encoding="utf-8"))
     lines = ROWS.read_text(encoding="utf-8").splitlines()
@@ -197,11 +185,11 @@ def test_a_sample_holds_the_records_and_says_where_from(
     assert (mark["rows"], mark["counts"]) == (found.rows, found.facts)
     assert found.facts["num_sampled"] == len(records) <= 6
     assert found.facts["num_clusters"] == 3
-    usable = shards[0].scan().filter(pl.col("drop_reason").is_null()).collect()["row"]
+    usable = embeddings.scan().filter(pl.col("drop_reason").is_null()).collect()["row"]
     assert found.facts["num_candidates"] == len(usable)
     assert set(found.rows) <= set(usable)
     stamp = found.artifact.stat().st_mtime_ns
-    again = experience.sample_diverse(tmp_path, rows, *shards, KMEANS, seed=0)
+    again = experience.sample_diverse(tmp_path, rows, embeddings, KMEANS, seed=0)
     assert again == found
     assert again.artifact.stat().st_mtime_ns == stamp
 
@@ -222,14 +210,11 @@ def test_fewer_rows_than_clusters_and_equal_instructions_are_counted(
     file = tmp_path / "same.jsonl"
     file.write_text('{"instruction": "Say hello.", "output": "Hello."}\n' * 4)
     rows = read(tmp_path, file)
-    shards = (
-        experience.embed(tmp_path, rows, model, FAKE_USE),
-        experience.measure_perplexity(tmp_path, rows, model, FAKE_USE),
-    )
+    embeddings = experience.embed(tmp_path, rows, model, FAKE_USE)
     sampling = DiverseSampling(
         count=20, num_clusters=10, percentiles=(25.0, 75.0), n_init=10, minibatch_rows=10_000
     )
-    found = experience.sample_diverse(tmp_path, rows, *shards, sampling, seed=0)
+    found = experience.sample_diverse(tmp_path, rows, embeddings, sampling, seed=0)
     assert found.facts["num_candidates"] == 4
     assert found.facts["num_clusters"] == 1
     assert 1 <= found.facts["num_sampled"] <= 4
@@ -258,9 +243,6 @@ def test_nothing_to_sample_from_is_refused(model: Checkpoint, tmp_path: Path) ->
     file = tmp_path / "blank.jsonl"
     file.write_text('{"instruction": "Say nothing.", "output": " "}\n')
     rows = read(tmp_path, file)
-    shards = (
-        experience.embed(tmp_path, rows, model, FAKE_USE),
-        experience.measure_perplexity(tmp_path, rows, model, FAKE_USE),
-    )
+    embeddings = experience.embed(tmp_path, rows, model, FAKE_USE)
     with pytest.raises(UserError, match="no row can be sampled"):
-        experience.sample_diverse(tmp_path, rows, *shards, KMEANS, seed=0)
+        experience.sample_diverse(tmp_path, rows, embeddings, KMEANS, seed=0)
