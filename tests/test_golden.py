@@ -56,7 +56,7 @@ def test_embeddings_without_perplexities_are_not_found_again(
     monkeypatch.setattr(ModelRun, "run", lambda run, *_, **__: run.target)
     rows: Any = _Rows()
     checkpoint = Checkpoint(Path("model"), "fedcba9876543210", ())
-    config = compose()
+    config = compose("engine.enforce_eager=false")
     use = model_use(config, prompt_of(config))
     settings = experience.embed(Path("run"), rows, checkpoint, use).settings
     assert fingerprint(settings) == "0dfe3730e26ff23e"

@@ -74,7 +74,7 @@ STAGES = {
         | RUN,
     ),
     "check": Stage(
-        "Compares the engine with transformers, and forecasts the run.",
+        "Compares the engine with transformers; forecasts a run.",
         "cherry-vllm check data.path=alpaca.json model.path=Qwen/Qwen2.5-0.5B",
         DATA | MODEL | ENGINE | {"check.count": "rows that both score (48; 1024 on a GPU)"} | RUN,
     ),
@@ -192,8 +192,7 @@ Scores instruction data by Instruction-Following Difficulty, and selects rows.
 stages:
 {stages}
 
-example:
-  cherry-vllm score data.path=alpaca.json model.path=Qwen/Qwen2.5-0.5B
+example: cherry-vllm score data.path=alpaca.json model.path=Qwen/Qwen2.5-0.5B
 
 STAGE --help: its most used keys; --hydra-help: flags; docs/usage.md: all keys
 TAB completes words after: eval "$(cherry-vllm -sc install=bash)"
