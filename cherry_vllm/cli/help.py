@@ -76,7 +76,7 @@ STAGES = {
     "check": Stage(
         "Compares the engine with transformers; forecasts a run.",
         "cherry-vllm check data.path=alpaca.json model.path=Qwen/Qwen2.5-0.5B",
-        DATA | MODEL | ENGINE | {"check.count": "rows that both score (48; 1024 on a GPU)"} | RUN,
+        DATA | MODEL | ENGINE | {"check.count": "rows that both score (32; 1024 on a GPU)"} | RUN,
     ),
     "score": Stage(
         "Scores rows by Instruction-Following Difficulty (IFD).",

@@ -28,7 +28,7 @@ from cherry_vllm.workers.run import ModelRun, ModelUse
 from cherry_vllm.workers.settings import ExecutorSettings
 
 REFERENCE = HfSettings(name="hf", dtype="float32", device="auto", batch_tokens=2048)
-USUAL_ROWS, USUAL_ROWS_ON_GPU = 48, 1024  # two minutes for 135M on two cores
+USUAL_ROWS, USUAL_ROWS_ON_GPU = 32, 1024  # at most two minutes for 135M on two cores
 ENGINE, OTHER = "engine", "reference"  # folders
 
 
