@@ -132,7 +132,7 @@ def measure(
             time.sleep(0.2)
     seconds = time.monotonic() - started
     text = log.read_text()
-    found = re.search(r"start, ([\d.]+) rows/s without it; ([\d.]+)% of that", text)
+    found = re.search(r"without it ([\d.]+) rows/s, \d+ tokens/s, ([\d.]+)% of that", text)
     if process.returncode or not found:
         raise RuntimeError(text)
     driver = peaks.pop(process.pid)

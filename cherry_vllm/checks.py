@@ -17,6 +17,7 @@ from typing import Any
 from cherry_vllm.errors import UserError
 
 LIMIT = "limit"  # the key of a field's metadata that holds its limit
+AUTO = "auto"  # the value of a setting that the program decides
 MOST = 2**31 - 1  # the largest whole number: C and torch count in 32 bits
 MOST_LONG = 2**63 - 1
 YEAR_S = 366 * 24 * 3600.0  # longer waits overflow the system's clocks
@@ -109,6 +110,19 @@ class OneOf(Limit):
     def advice(self, value: Any) -> str:  # noqa: ARG002
         """See :class:`Limit`."""
         return " or ".join([", ".join(self.words[:-1]), self.words[-1]])
+
+
+@dataclass(frozen=True, slots=True)
+class Switch(Limit):
+    """True or false, or ``auto``: the program decides."""
+
+    def allows(self, value: Any) -> bool:
+        """See :class:`Limit`."""
+        return isinstance(value, bool) or value == AUTO
+
+    def advice(self, value: Any) -> str:  # noqa: ARG002
+        """See :class:`Limit`."""
+        return "auto, true or false"
 
 
 @dataclass(frozen=True, slots=True)

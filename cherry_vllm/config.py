@@ -19,6 +19,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from cherry_vllm.checks import (
+    AUTO,
     FRACTION,
     HALF,
     LIMIT,
@@ -32,6 +33,7 @@ from cherry_vllm.checks import (
     Named,
     OneOf,
     Quota,
+    Switch,
     Text,
     check,
     number,
@@ -166,7 +168,7 @@ class VllmConfig(EngineConfig):
     gpu_memory_utilization: float = setting(FRACTION)
     max_num_batched_tokens: int = setting(whole(1))
     max_num_seqs: int = setting(whole(1))
-    enforce_eager: bool = MISSING
+    enforce_eager: Any = setting(Switch())  # bool or "auto"
     enable_prefix_caching: bool = MISSING
     cpu_kv_cache_gib: float = setting(number(above=0, at_most=2**20))
 
@@ -218,6 +220,14 @@ class ScoreConfig:
     turns: Turns = MISSING
     keep_logprobs: bool = MISSING
     s_ifd_percent: float = setting(number(above=0, at_most=100))
+
+
+@dataclass(kw_only=True, slots=True)
+class CheckConfig:
+    count: int | None = setting(whole(1), None)
+    min_spearman: float | None = setting(number(at_least=-1, at_most=1), None)
+    max_ifd_difference: float | None = setting(number(above=0), None)
+    max_logprob_difference: float | None = setting(number(above=0), None)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -390,6 +400,7 @@ class Config:
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
     share: ShareConfig = field(default_factory=ShareConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
+    check: CheckConfig = field(default_factory=CheckConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     pre_experience: TrainConfig = field(default_factory=TrainConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -416,8 +427,11 @@ def engine_settings(engine: EngineConfig) -> "EngineSettings":
 
     if isinstance(engine, ServerConfig):
         return ServerSettings(**arguments_of(engine))
-    settings_class = VllmSettings if isinstance(engine, VllmConfig) else HfSettings
-    return settings_class(**arguments_of(engine))
+    if isinstance(engine, VllmConfig):
+        given = arguments_of(engine)
+        is_open = given["enforce_eager"] == AUTO
+        return VllmSettings(**given | ({"enforce_eager": None} if is_open else {}))
+    return HfSettings(**arguments_of(engine))
 
 
 def executor_settings(executor: ExecutorConfig) -> "ExecutorSettings":

@@ -1,11 +1,19 @@
-"""The one exception a user is meant to see."""
+"""The exceptions that a user is meant to see."""
 
 
 class UserError(Exception):
     """A mistake that the user can fix: one line that says what, where and how to fix it.
 
-    The command line prints it without a traceback and exits with code 2.
+    The command line prints it without a traceback and exits with its code.
     """
+
+    exit_code = 2
+
+
+class DisagreementError(UserError):
+    """The engine's scores are further from the reference's than they may be."""
+
+    exit_code = 1
 
 
 class DamagedFileError(UserError, ValueError):

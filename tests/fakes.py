@@ -231,6 +231,7 @@ def install(
     monkeypatch.setattr("cherry_vllm.workers.run.build_executor", lambda *_, **__: inline)
     monkeypatch.setattr("cherry_vllm.sources.shards.isolate", run_here)
     monkeypatch.setattr("cherry_vllm.scoring.run.build_engine", build)
+    monkeypatch.setattr("cherry_vllm.scoring.trial.build_engine", build)
     monkeypatch.setattr("cherry_vllm.experience.rows.build_engine", build)
     monkeypatch.setattr("cherry_vllm.experience.rows.build_embedder", build)
     monkeypatch.setattr("cherry_vllm.evaluation.generation.build_generator", build)

@@ -20,6 +20,7 @@ class _Rows:
 # text for later turns, is another prompt since.)
 GOLDEN = {
     (): ("4cb2631d1a0b4ec5", "1e83a968eb1b80fe"),
+    ("engine.enforce_eager=false",): ("4cb2631d1a0b4ec5", "1e83a968eb1b80fe"),
     ("engine=vllm", "max_length=1024"): ("3e774fadd32d17cc", "ce986001740dd01a"),
     ("engine=hf", "prompt=chat", "engine.dtype=float32"): ("958626fe56a700bd", "708fbedbacd4232d"),
     ("engine=vllm_fused_eager", "prompt=wizardlm"): ("4f183d6cc4dea281", "8be78ab8f4b21bf0"),

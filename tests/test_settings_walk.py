@@ -97,6 +97,7 @@ HARMLESS = {
     "train.report_to": "who is told",
     "train.num_probe_rows": "what is measured next to training",
     "score.s_ifd_percent": "computed again from the log-probs; score.json holds it",
+    "check": "measured again each time",
     "select": "done again each time; .meta.json holds the settings",
     "fit": "done again each time",
     "generate.output": "the place of a copy",
@@ -135,6 +136,7 @@ OTHER = {  # values that a rule of a setting's own asks for
     "prompt.later_turn": "{instruction}",
     "prompt.template_kwargs": {"x": "y"},
     "prompt.date": "2026-01-31",
+    "engine.enforce_eager": True,
     "engine.max_num_seqs": 100,
     "engine.base_url": ["http://elsewhere:8000"],
     "sample.count": 200,
@@ -266,7 +268,11 @@ BASE = ("model.base",)
 LAYOUT = ("data.field", "data.delimiter")
 
 VARIANTS = {
-    "vllm": Variant(["judge=pairwise"], elsewhere=(*CHAT, *TEXT, *ASPECTS, *BASE, *LAYOUT)),
+    # Settled, since deciding it takes a moment each time.
+    "vllm": Variant(
+        ["judge=pairwise", "engine.enforce_eager=false"],
+        elsewhere=(*CHAT, *TEXT, *ASPECTS, *BASE, *LAYOUT),
+    ),
     "csv": Variant([], ("data.delimiter",), data="one.csv"),
     "wrapped": Variant(["data.field=data"], ("data.field",), data="one.json"),
     "chat": Variant(["prompt=chat"], CHAT),

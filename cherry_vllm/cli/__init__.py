@@ -1,7 +1,8 @@
 """The command line: ``cherry-vllm STAGE [hydra overrides]``.
 
-Exit codes: 0 done; 1 internal error (please report it); 2 a mistake to fix, explained in one line
-on stderr; 128 + n stopped by signal n (:mod:`runtime.signals`).
+Exit codes: 0 done; 1 internal error (please report it), or ``check`` found the engine out of
+bounds; 2 a mistake to fix, explained in one line on stderr; 128 + n stopped by signal n
+(:mod:`runtime.signals`).
 """
 
 import io
@@ -90,7 +91,7 @@ def _run(stage: str, words: list[str]) -> int:
 
 def _report(failure: "Failure", *, is_verbose: bool) -> int:
     if not failure.trace:
-        return _complain(failure.message)
+        return _complain(failure.message, failure.exit_code)
     if is_verbose:
         print(failure.trace, file=sys.stderr)
         details = "the traceback is above"
@@ -103,9 +104,9 @@ def _report(failure: "Failure", *, is_verbose: bool) -> int:
     return 1
 
 
-def _complain(message: str) -> int:
+def _complain(message: str, exit_code: int = 2) -> int:
     _say(message)
-    return 2
+    return exit_code
 
 
 def _say(message: str) -> None:

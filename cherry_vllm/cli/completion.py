@@ -69,7 +69,7 @@ def list_words(begun: str) -> list[str]:
     key, equals, given = word.partition("=")
     if equals:
         found = known_keys().get(key)
-        values = list_groups().get(key) or (list_values(found.kind) if found else [])
+        values = list_groups().get(key) or (list_values(found.kind, found.limit) if found else [])
         start = begun.removesuffix(given.rpartition(",")[2])  # with the values of a sweep so far
         return _beginning([f"{start}{value} " for value in values], begun)
     names = [f"{name}=" for name in [*known_keys(), *list_groups()]]

@@ -72,6 +72,11 @@ STAGES = {
         }
         | RUN,
     ),
+    "check": Stage(
+        "Compares the engine with transformers, and forecasts the run.",
+        "cherry-vllm check data.path=alpaca.json model.path=Qwen/Qwen2.5-0.5B",
+        DATA | MODEL | ENGINE | {"check.count": "rows that both score (32; 1024 on a GPU)"} | RUN,
+    ),
     "score": Stage(
         "Scores every row by its Instruction-Following Difficulty (IFD).",
         "cherry-vllm score data.path=alpaca.json model.path=Qwen/Qwen2.5-0.5B",
@@ -144,7 +149,7 @@ STAGES = {
     ),
 }
 
-EXIT_CODES = "exit codes: 0 done; 1 internal error; 2 a mistake to fix; 128+N signal N"
+EXIT_CODES = "exit codes: 0 done; 1 internal error, or check failed; 2 a mistake; 128+N signal"
 
 HYDRA_HELP = """\
 usage: cherry-vllm STAGE [flag ...] [key=value ...]
@@ -177,7 +182,6 @@ stages:
 
 example:
   cherry-vllm score data.path=alpaca.json model.path=Qwen/Qwen2.5-0.5B
-  cherry-vllm select select.fraction=0.05
 
 STAGE --help: its most used keys; --hydra-help: flags; docs/usage.md: all keys
 TAB completes words after: eval "$(cherry-vllm -sc install=bash)"

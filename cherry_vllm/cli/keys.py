@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from cherry_vllm.checks import LIMIT, Limit, Named, Quota
+from cherry_vllm.checks import AUTO, LIMIT, Limit, Named, Quota, Switch
 from cherry_vllm.config import CONF, Config, register
 
 SCHEMA = "_schema"  # the end of names that only conf/ refers to
@@ -103,8 +103,10 @@ def advise(key: str, value: str) -> str | None:
     return f"choose from {', '.join(choices)}" if choices else None
 
 
-def list_values(kind: Any) -> list[str]:
+def list_values(kind: Any, limit: Limit | None = None) -> list[str]:
     """The values of a switch or a choice; none for other types."""
+    if isinstance(limit, Switch):
+        return [AUTO, "false", "true"]
     if kind is bool:
         return ["false", "true"]
     is_choice = isinstance(kind, type) and issubclass(kind, Enum)

@@ -65,6 +65,7 @@ class Failure(NamedTuple):
 
     message: str
     trace: str = ""  # of an internal error
+    exit_code: int = 2  # without a trace
 
 
 READER_LEFT = Failure("stdout: its reader left")  # as `head` does; not told
@@ -73,7 +74,7 @@ READER_LEFT = Failure("stdout: its reader left")  # as `head` does; not told
 def describe_failure(error: Exception) -> Failure:
     """The failure in one line; it has a traceback unless it is the user's mistake or the disk's."""
     if isinstance(error, UserError):
-        return Failure(str(error))
+        return Failure(str(error), exit_code=error.exit_code)
     if isinstance(error, MemoryError):
         return Failure("out of memory; free some, or lower shard_rows")
     if isinstance(error, OSError) and error.errno in PLACE_ERRORS:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from cherry_vllm.commands import pipeline
+from cherry_vllm.commands.check import check
 from cherry_vllm.commands.demo import fetch_demo
 from cherry_vllm.commands.fit import fit
 from cherry_vllm.commands.generate import generate
@@ -21,6 +22,7 @@ STAGES: dict[str, Callable[[Config, Job], object]] = {
     "embed": embed,
     "sample": sample,
     "train": train,
+    "check": check,
     "score": score,
     "select": select,
     "fit": fit,

@@ -43,7 +43,7 @@ class VllmSettings(EngineSettings):
     gpu_memory_utilization: float
     max_num_batched_tokens: int
     max_num_seqs: int
-    enforce_eager: bool
+    enforce_eager: bool | None  # None: open, until engines.compilation decides it
     enable_prefix_caching: bool
     cpu_kv_cache_gib: float
 

@@ -239,7 +239,7 @@ def _load(
         kv_cache_memory_bytes=int(settings.cpu_kv_cache_gib * 2**30) if is_on_cpu else None,
         max_num_batched_tokens=settings.max_num_batched_tokens,
         max_num_seqs=settings.max_num_seqs,
-        enforce_eager=settings.enforce_eager,
+        enforce_eager=bool(settings.enforce_eager),  # if it is open, the model is compiled
         enable_prefix_caching=settings.enable_prefix_caching,
         trust_remote_code=trust_remote_code,
         **use(checkpoint),

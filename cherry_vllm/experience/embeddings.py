@@ -34,6 +34,11 @@ def embed_shard(
     return _drop_non_finite(joined, "embedding").select("row", "embedding", "drop_reason")
 
 
+def count_tokens(rows: pl.DataFrame, builder: SpanBuilder) -> int:
+    """How many tokens the prompts of a frame of :data:`schema.ROWS` have."""
+    return int(_encode_prompts(rows, builder)["token_ids"].list.len().sum())
+
+
 def measure_shard(
     rows: pl.DataFrame,
     on_scored: Callable[[int], None],

@@ -27,7 +27,7 @@ from cherry_vllm.experience.clusters import (
     sample_difficult,
     sample_random,
 )
-from cherry_vllm.experience.embeddings import embed_shard, measure_shard
+from cherry_vllm.experience.embeddings import count_tokens, embed_shard, measure_shard
 from cherry_vllm.options import Sampling
 from cherry_vllm.runtime.versions import installed_versions
 from cherry_vllm.schema import SCHEMA_VERSION
@@ -88,7 +88,7 @@ def embed(
     Raises:
         UserError: the model cannot be used, or cannot take ``max_length`` tokens.
     """
-    return ModelRun(run_dir / Folder.EMBEDDINGS, rows, checkpoint, use).run(
+    return ModelRun(run_dir / Folder.EMBEDDINGS, rows, checkpoint, use, count_tokens).run(
         "embedding", build_embedder, "embed", embed_shard, done="embedded", share=share
     )
 
@@ -97,7 +97,7 @@ def measure_perplexity(
     run_dir: Path, rows: Shards, checkpoint: Checkpoint, use: ModelUse, share: Share = WHOLE
 ) -> Shards:
     """Row shards to shards of :data:`schema.PERPLEXITIES`; see :func:`embed`."""
-    return ModelRun(run_dir / Folder.PERPLEXITIES, rows, checkpoint, use).run(
+    return ModelRun(run_dir / Folder.PERPLEXITIES, rows, checkpoint, use, count_tokens).run(
         "perplexity", build_engine, "logprobs", measure_shard, done="measured", share=share
     )
 

@@ -32,11 +32,11 @@ class Encoder:
             for text in texts
         ]
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of token ids, without special tokens."""
+    def decode(self, token_ids: Sequence[int], *, with_special: bool = False) -> str:
+        """The text of token ids, without special tokens unless these are asked for."""
         return str(
             self._tokenizer.decode(
-                token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+                token_ids, skip_special_tokens=not with_special, clean_up_tokenization_spaces=False
             )
         )
 

@@ -101,9 +101,9 @@ class SpanBuilder:
             for prompt in prompts
         ]
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of token ids, without special tokens."""
-        return self._encoder.decode(token_ids)
+    def decode(self, token_ids: Sequence[int], *, with_special: bool = False) -> str:
+        """The text of token ids, without special tokens unless these are asked for."""
+        return self._encoder.decode(token_ids, with_special=with_special)
 
     def _goes_on(self, conversation: Conversation, turns: list[Turn] | None, count: int) -> bool:
         """Whether a turn after the first ``count`` may begin within ``max_length``."""

@@ -10,6 +10,7 @@ import polars as pl
 
 from cherry_vllm.errors import UserError
 from cherry_vllm.figures.results import JobResult, Selection
+from cherry_vllm.scoring.check import describe
 from cherry_vllm.selection.choice import Choice
 from cherry_vllm.selection.explanation import decode_rows
 from cherry_vllm.selection.extremes import Side
@@ -185,6 +186,22 @@ def _parse_embeddings(summary: Path, scores: Scores) -> pl.LazyFrame | None:
 def find_rows(scores: Scores) -> pl.LazyFrame | None:
     """The rows that were scored, as a frame of ROWS; None if their shards were deleted."""
     return scores.open_rows().scan() if list(scores.rows_folder.glob("part-*.parquet")) else None
+
+
+def find_check(run_dir: Path) -> tuple[str, dict[str, str]] | None:
+    """The fingerprint of the run that was checked, and what was found in words; None without it."""
+    path = run_dir / File.CHECK
+    return _read(path, _parse_check) if path.is_file() else None
+
+
+def _parse_check(path: Path) -> tuple[str, dict[str, str]]:
+    if not is_ours(path):
+        raise ValueError("edited")
+    found = read_json(path)
+    facts = describe(found)
+    lines = {"could be tried": found["advice"], "warning": found["warnings"]}
+    facts |= {label: "; ".join(texts) for label, texts in lines.items() if texts}
+    return str(found["scoring"]), facts
 
 
 def find_losses(run_dir: Path) -> pl.DataFrame:

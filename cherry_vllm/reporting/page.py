@@ -40,6 +40,7 @@ class Page:
     clusters: list[Cluster] = field(default_factory=list)
     samples: dict[str, list[Sample]] = field(default_factory=dict)
     jobs: list[JobResult] = field(default_factory=list)
+    check: dict[str, str] = field(default_factory=dict)  # of the engine, by label
     missing: list[Missing] = field(default_factory=list)
     origin: dict[str, str] = field(default_factory=dict)
 

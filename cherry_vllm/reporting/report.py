@@ -18,6 +18,7 @@ from cherry_vllm.figures.figure import save_png
 from cherry_vllm.figures.results import Selection
 from cherry_vllm.reporting.artifacts import (
     find_aspects,
+    find_check,
     find_embeddings,
     find_jobs,
     find_losses,
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 
 COMMAND = "report"
 MODEL = "model.path=..."
+FINGERPRINT = "fingerprint of the scores"
 
 
 class Scored(NamedTuple):
@@ -80,8 +82,8 @@ def report(
         check_replaceable(target, COMMAND)
     page = Page(name=run_dir.resolve().name, fraction=fraction)
     page.jobs, losses = find_jobs(run_dir, mark_name), find_losses(run_dir)
-    folders = find_scores(run_dir, scores_dir)
-    if not (page.jobs or folders or losses.height):
+    folders, check = find_scores(run_dir, scores_dir), find_check(run_dir)
+    if not (page.jobs or folders or losses.height or check):
         raise UserError(
             f"{run_dir}: nothing to report on; run `cherry-vllm score` or `cherry-vllm pipeline` "
             "with this run_dir first"
@@ -105,6 +107,8 @@ def report(
     else:
         page.lack("A model's loss curve", "train", "data.path=...", MODEL, place)
     _add_judgements(page, place)
+    if check:
+        _add_check(page, *check)
     return _write(page, output_dir), page
 
 
@@ -230,6 +234,13 @@ def _add_judgements(page: Page, place: str) -> None:
         )
 
 
+def _add_check(page: Page, checked: str, facts: dict[str, str]) -> None:
+    """Adds what was found of the engine of the run that is named ``checked``."""
+    page.check = facts
+    if page.origin and page.origin[FINGERPRINT] != checked:
+        page.check = {"settings": "others than those of the scores on this page"} | facts
+
+
 def _data_path(scored: Scored) -> str:
     files = scored.manifest["read"]["files"]
     return f"data.path={files[0] if len(files) == 1 else '[' + ','.join(files) + ']'}"
@@ -241,7 +252,7 @@ def _add_origin(page: Page, scored: Scored) -> None:
     page.origin |= {
         "data": ", ".join(scored.manifest["read"]["files"]),
         "scores": str(scored.folder),
-        "fingerprint of the scores": scored.manifest["fingerprint"],
+        FINGERPRINT: scored.manifest["fingerprint"],
         "longest prompt and answer": f"{settings['max_length']:,} tokens",
         "engine": f"{engine['name']}, {engine['dtype']}",
         "versions": ", ".join(

@@ -21,6 +21,13 @@ def _escape(char: str) -> str:
     return char.encode("unicode_escape", errors="surrogatepass").decode()
 
 
+def rough_time(seconds: float) -> str:
+    """A time as people say it: "40 s", "25 min" or "3.5 h"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:,.1f} h"
+
+
 class OneLine(logging.Formatter):
     """Formats a log record as one printable line; a traceback follows unchanged."""
 

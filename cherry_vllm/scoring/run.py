@@ -9,10 +9,13 @@ import polars as pl
 from cherry_vllm.engines import build_engine
 from cherry_vllm.engines.checkpoint import Checkpoint
 from cherry_vllm.errors import UserError
+from cherry_vllm.runtime.text import rough_time
 from cherry_vllm.schema import GAINS, SCORES, SUMS
 from cherry_vllm.scoring.gains import find_threshold
 from cherry_vllm.scoring.ifd import aggregate_logprobs, count_outcomes
-from cherry_vllm.scoring.shard import score_shard, sum_shard
+from cherry_vllm.scoring.shard import count_tokens, score_shard, sum_shard
+from cherry_vllm.store.files import read_json
+from cherry_vllm.store.marks import is_ours
 from cherry_vllm.store.run_folder import File, Folder
 from cherry_vllm.store.scores import (
     S_IFD,
@@ -46,9 +49,7 @@ def score_rows(
             replace the user's files; or ``scores_dir`` holds scores of other settings and
             ``may_replace`` is False.
     """
-    scoring = ModelRun(
-        run_dir / Folder.LOGPROBS, rows, checkpoint, use, keep_logprobs=keep_logprobs
-    )
+    scoring = prepare(run_dir, rows, checkpoint, use, keep_logprobs=keep_logprobs)
     check_scores_dir(scores_dir)
     held = scores_fingerprint(scores_dir)
     if not may_replace and held not in (None, scoring.target.fingerprint):
@@ -56,6 +57,7 @@ def score_rows(
             f"{scores_dir}: holds scores of other settings, which this sweep would replace; give "
             "each job a folder of its own, as in run_dir='runs/${max_length}'"
         )
+    _tell_forecast(run_dir, scoring.target)
     return scoring.run(
         "scoring",
         build_engine,
@@ -64,6 +66,25 @@ def score_rows(
         done="scored",
         units_per_row=2,  # two passes
         share=share,
+    )
+
+
+def _tell_forecast(run_dir: Path, target: Shards) -> None:
+    """Says how long a run takes, if a check measured that; an edited file counts as none."""
+    file = run_dir / File.CHECK
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        found = read_json(file)
+        seconds = float(found["forecast"]["seconds"])
+        if found["scoring"] == target.fingerprint and is_ours(file) and not target.is_begun():
+            log.info("scoring: about %s, as `check` measured", rough_time(seconds))
+
+
+def prepare(
+    run_dir: Path, rows: Shards, checkpoint: Checkpoint, use: ModelUse, *, keep_logprobs: bool
+) -> ModelRun:
+    """The run that scores the rows, with all that names it decided; nothing is run yet."""
+    return ModelRun(
+        run_dir / Folder.LOGPROBS, rows, checkpoint, use, count_tokens, keep_logprobs=keep_logprobs
     )
 
 

@@ -58,6 +58,14 @@ def sum_shard(
     return sum_logprobs(score_shard(rows, on_scored, builder=builder, model=model).lazy()).collect()
 
 
+def count_tokens(rows: pl.DataFrame, builder: SpanBuilder) -> int:
+    """How many tokens the model gets for a frame of :data:`schema.ROWS`, in both passes."""
+    open_rows = rows.filter(pl.col("drop_reason").is_null())
+    built = builder.build(open_conversations(open_rows))
+    pairs = [item for item in built if isinstance(item, AnswerSpans)]
+    return sum(len(span.token_ids) for it in pairs for span in (*it.conditioned, *it.direct))
+
+
 def _score(
     pairs: Sequence[AnswerSpans],
     model: Callable[..., list[Logprobs]],

@@ -45,6 +45,7 @@ class File(StrEnum):
     ASPECTS = "aspects.parquet"
     ASPECT_SUMMARY = "aspects.json"
     ASPECT_PICTURE = "aspects.png"
+    CHECK = "check.json"
 
 
 class Inner(StrEnum):
@@ -62,6 +63,7 @@ class Inner(StrEnum):
 
 
 RUN_LOCK = ".lock"  # every run folder has one
+TRIAL = ".check"  # a folder in which `check` scores a few rows
 NAMED = frozenset(Folder) - {Folder.SCORES, Folder.REPORT}  # hold folders named by fingerprint
 NAMED_BY_FINGERPRINT = re.compile(r"(.+-)?[0-9a-f]{16}")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from threading import get_ident
 from typing import Any, Self
 
+import numpy as np
 import polars as pl
 
 from cherry_vllm.errors import UserError
@@ -144,6 +145,23 @@ class Shards:
         if hashlib.sha256(content).hexdigest() != written:
             raise _damaged(path)
         return pl.read_parquet(io.BytesIO(content))
+
+    def draw(self, count: int, *, seed: int) -> pl.DataFrame:
+        """So many rows of a closed folder, spread evenly, in order; all if there are no more.
+
+        Raises:
+            UserError: a shard is missing or damaged.
+        """
+        heights = [self.num_rows(index) for index in range(self.num_shards)]
+        ends, total = np.cumsum(heights), sum(heights)
+        edges = np.arange(min(count, total) + 1) * total // max(1, min(count, total))
+        rows = np.random.default_rng(seed).integers(edges[:-1], edges[1:])
+        owners = np.searchsorted(ends, rows, side="right")
+        drawn: list[pl.DataFrame] = []
+        for index in map(int, np.unique(owners)):
+            first = ends[index] - heights[index]
+            drawn.append(self.read(index)[(rows[owners == index] - first).tolist()])
+        return pl.concat(drawn)
 
     def scan(self, schema: Schema | None = None) -> pl.LazyFrame:
         """All shards of a closed folder as one lazy frame, in order.

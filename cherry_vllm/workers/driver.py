@@ -13,14 +13,17 @@ import polars as pl
 
 from cherry_vllm.errors import UserError
 from cherry_vllm.runtime.progress import Progress
+from cherry_vllm.runtime.text import rough_time
 from cherry_vllm.schema import DropReason
 from cherry_vllm.store.run_folder import Inner
 from cherry_vllm.workers import Executor, Worker, WorkerError
+from cherry_vllm.workers.pace import Pace
 from cherry_vllm.workers.schedule import Schedule
 from cherry_vllm.workers.work import Made, Piece, Task
 
 log = logging.getLogger(__name__)
 
+MIN_FORETOLD_S = 10  # less is not worth a line
 WAIT_S = 0.5  # between two checks for signals, which do not interrupt a wait under some handlers
 
 
@@ -39,9 +42,10 @@ class Driver:
         self._error: BaseException | None = None
         self._rows_done, self._rows_under_way = 0, dict[int, int]()
         self._parts: dict[int, dict[int, pl.DataFrame]] = defaultdict(dict)
-        self._seconds = self._model_seconds = 0.0
+        self._made: list[Made] = []  # without their parts
+        self._load_s = 0.0
 
-    def run(self, indices: Sequence[int], missing: Sequence[int]) -> None:
+    def run(self, indices: Sequence[int], missing: Sequence[int]) -> Pace:
         """Makes the shards ``missing``; the progress bar covers all those at ``indices``.
 
         Raises:
@@ -50,12 +54,12 @@ class Driver:
             OSError: a shard cannot be written.
         """
         heights = {index: self._task.source.num_rows(index) for index in indices}
-        total = sum(heights.values())
+        self._total = total = sum(heights.values())
         num_rows = sum(heights[index] for index in missing)
         self._rows_done = total - num_rows
         if self._rows_done:
             log.info("%s: %d of %d rows are done already", self._label, self._rows_done, total)
-        num_workers = min(self._executor.num_workers, len(missing))
+        num_workers = self._num_workers = min(self._executor.num_workers, len(missing))
         self._schedule = Schedule((Piece(i, 0, heights[i]) for i in missing), num_workers)
         threads = [
             Thread(target=self._serve, args=(slot,), daemon=True) for slot in range(num_workers)
@@ -74,7 +78,14 @@ class Driver:
         if self._error:
             raise self._error
         self._check_done(missing)
-        self._report(num_rows, num_workers, time.monotonic() - started)
+        pace = self._sum_up(num_rows, time.monotonic() - started)
+        log.info(
+            "%s: %d rows in %.1f s including the engine's start; without it %.1f rows/s, "
+            "%.0f tokens/s, %.1f%% of that time outside the engine",
+            *(self._label, num_rows, pace.seconds),
+            *(pace.rows_per_s, pace.tokens_per_s, 100 * pace.share_outside),
+        )
+        return pace
 
     def _serve(self, slot: int) -> None:
         """Runs in a thread: one worker after another in the same slot."""
@@ -120,7 +131,8 @@ class Driver:
         with self._changed:
             self._schedule.loaded()
             if not self._is_loaded:
-                log.info("loaded in %.0f s", time.monotonic() - started)
+                self._load_s = time.monotonic() - started
+                log.info("loaded in %.0f s", self._load_s)
                 self._is_loaded = True
                 self._progress.start()
 
@@ -133,10 +145,11 @@ class Driver:
         with self._changed:
             if made.part is not None:
                 self._join(piece.index, piece.start, pl.read_parquet(io.BytesIO(made.part)))
-            self._seconds += made.seconds
-            self._model_seconds += made.model_seconds
+            self._made.append(made._replace(part=None))
             self._rows_under_way.pop(slot, None)
             self._finish(piece, made.num_units)
+            if len(self._made) == 1:
+                self._foretell(piece, made)
 
     def _drop(self, piece: Piece) -> None:
         """Drops a row on which the engine died; no engine is needed."""
@@ -246,16 +259,28 @@ class Driver:
         for index in indices:
             self._task.target.discard(index)
 
-    def _report(self, num_rows: int, num_workers: int, seconds: float) -> None:
-        outside = 1 - self._model_seconds / self._seconds if self._seconds else 0
-        log.info(
-            "%s: %d rows in %.1f s including the engine's start, %.1f rows/s without it; "
-            "%.1f%% of that time outside the engine",
-            self._label,
-            num_rows,
-            seconds,
-            num_rows * num_workers / self._seconds if self._seconds else 0,
-            100 * outside,
+    def _foretell(self, piece: Piece, made: Made) -> None:
+        """Says how long the rest will take, as measured on the first shard."""
+        per_row = made.seconds / piece.num_rows / self._num_workers
+        left_s = per_row * (self._total - self._rows_done)
+        if left_s >= MIN_FORETOLD_S:
+            log.info(
+                "%s: about %s left, as measured on the first shard",
+                *(self._label, rough_time(left_s)),
+            )
+
+    def _sum_up(self, num_rows: int, seconds: float) -> Pace:
+        made = self._made
+        return Pace(
+            num_rows=num_rows,
+            num_tokens=sum(it.num_tokens for it in made),
+            num_workers=self._num_workers,
+            seconds=seconds,
+            load_s=self._load_s,
+            working_s=sum(it.seconds for it in made),
+            model_s=sum(it.model_seconds for it in made),
+            peak_bytes=max((it.peak_bytes for it in made), default=0),
+            peak_gpu_bytes=max((it.peak_gpu_bytes for it in made), default=0),
         )
 
 

@@ -1,20 +1,22 @@
 """Runs a model over all rows: what scoring, embedding and measuring perplexity have in common."""
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from cherry_vllm.engines import compilation
 from cherry_vllm.engines.checkpoint import Checkpoint, checkpoint_dtype
-from cherry_vllm.engines.settings import EngineSettings
+from cherry_vllm.engines.settings import EngineSettings, VllmSettings
 from cherry_vllm.errors import DamagedFileError, UserError
 from cherry_vllm.prompts.prompt import Prompt
-from cherry_vllm.prompts.spans import open_span_builder
+from cherry_vllm.prompts.spans import SpanBuilder, open_span_builder
 from cherry_vllm.runtime.cpu import lacks_bf16
 from cherry_vllm.schema import SCHEMA_VERSION, DropReason
 from cherry_vllm.store.files import fingerprint, read_json
@@ -22,11 +24,17 @@ from cherry_vllm.store.run_folder import Inner
 from cherry_vllm.store.shards import Shards
 from cherry_vllm.workers import build_executor
 from cherry_vllm.workers.driver import Driver
-from cherry_vllm.workers.local import find_gpus
+from cherry_vllm.workers.local import find_gpus, uses_gpus
+from cherry_vllm.workers.pace import Pace
 from cherry_vllm.workers.settings import ExecutorSettings, RaySettings
 from cherry_vllm.workers.work import MakeShard, Task
 
 log = logging.getLogger(__name__)
+
+CountTokens = Callable[[pl.DataFrame, SpanBuilder], int]
+"""Called with a frame of rows: how many tokens the model gets for them."""
+
+COUNTED_ROWS = 512  # of which tokens are counted, to estimate those of all rows
 
 ADVICE = {  # for a model that an engine does not fit
     "vllm_fused": "use engine=vllm or engine=hf",
@@ -75,21 +83,71 @@ class ModelRun:
         rows: Shards,
         checkpoint: Checkpoint,
         use: ModelUse,
+        count_tokens: CountTokens | None = None,
         **content: Any,
     ) -> None:
-        """``content`` is whatever else decides the contents of the shards."""
+        """``content`` is whatever else decides the contents of the shards.
+
+        ``count_tokens`` counts what the model gets for a frame of rows: an engine that is open as
+        to whether it compiles decides by that, once for all shares. Without it, it compiles.
+        """
         self._rows, self._checkpoint, self._use = rows, checkpoint, use
-        self._settings = {
-            "schema_version": SCHEMA_VERSION,
-            "rows": rows.fingerprint,
-            "model": checkpoint.fingerprint,
-            "prompt": use.prompt.as_json(),
-            "max_length": use.max_length,
-            "trust_remote_code": use.trust_remote_code,  # its code may be another model
-            "engine": use.engine.identity(),
-            **content,
-        }
+        self._content, self._decision = content, ""
+        self.pace: Pace | None = None  # of the shards that `run` made
+        if isinstance(use.engine, VllmSettings) and use.engine.enforce_eager is None:
+            engine = self._settle(parent, use.engine, count_tokens)
+            self._use = replace(use, engine=engine)
+        self._settings = self._settings_with(self.engine)
         self.target = Shards(parent, self._settings)
+
+    @property
+    def engine(self) -> EngineSettings:
+        """The engine, with nothing left open."""
+        return self._use.engine
+
+    def estimate_tokens(self, count_tokens: CountTokens) -> int:
+        """The number of tokens that the model gets for all rows, estimated from some of them."""
+        sample = self._rows.draw(COUNTED_ROWS, seed=0)
+        found = count_tokens(sample, self.open_builder())
+        num_rows = sum(map(self._rows.num_rows, range(self._rows.num_shards)))
+        return round(found * num_rows / max(1, sample.height))
+
+    def _settle(
+        self, parent: Path, engine: VllmSettings, count_tokens: CountTokens | None
+    ) -> VllmSettings:
+        """The engine as the run began with it; if it has not begun, as is faster for its tokens."""
+        ways = [replace(engine, enforce_eager=is_eager) for is_eager in (False, True)]
+        if count_tokens is None:
+            return ways[0]
+        for name in (Inner.COMPLETE, Inner.SETTINGS):
+            folders = [parent / fingerprint(self._settings_with(way)) for way in ways]
+            begun = [
+                it for it, folder in zip(ways, folders, strict=True) if (folder / name).exists()
+            ]
+            if len(begun) == 1:
+                return begun[0]
+        decision = compilation.decide(
+            engine,
+            self._checkpoint,
+            num_tokens=self.estimate_tokens(count_tokens),
+            is_on_gpu=uses_gpus(engine),
+            num_cores=len(os.sched_getaffinity(0)),
+        )
+        self._decision = decision.reason
+        return decision.settings
+
+    def _settings_with(self, engine: EngineSettings) -> dict[str, Any]:
+        """All that decides the contents of the shards that ``engine`` makes."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "rows": self._rows.fingerprint,
+            "model": self._checkpoint.fingerprint,
+            "prompt": self._use.prompt.as_json(),
+            "max_length": self._use.max_length,
+            "trust_remote_code": self._use.trust_remote_code,  # its code may be another model
+            "engine": engine.identity(),
+            **self._content,
+        }
 
     def run(
         self,
@@ -143,11 +201,19 @@ class ModelRun:
                 self.target.begin()
             self._checkpoint = self._checkpoint.settle(self.target.folder)
 
-    def _task(self, open_model: Callable[..., Any], method: str, make_shard: MakeShard) -> Task:
-        limits: dict[str, Any] = {
+    @property
+    def _limits(self) -> dict[str, Any]:
+        return {
             "max_length": self._use.max_length,
             "trust_remote_code": self._use.trust_remote_code,
         }
+
+    def open_builder(self) -> SpanBuilder:
+        """The builder of what the model gets for a row."""
+        return open_span_builder(self._checkpoint, prompt=self._use.prompt, **self._limits)
+
+    def _task(self, open_model: Callable[..., Any], method: str, make_shard: MakeShard) -> Task:
+        limits = self._limits
         return Task(
             self._rows,
             self.target,
@@ -170,6 +236,8 @@ class ModelRun:
                 "bf16 is slow on this CPU, which has no instructions for it; engine.dtype=float32 "
                 "is several times faster, and more exact"
             )
+        if self._decision:
+            log.info("%s", self._decision)
         log.info("loading %s, which usually takes %s", folder, engine.usual_start)
         driver = Driver(
             label,
@@ -178,7 +246,7 @@ class ModelRun:
             units_per_row=units_per_row,
             recycle_shards=executor.recycle_shards,
         )
-        driver.run(indices, missing)
+        self.pace = driver.run(indices, missing)
 
     def _take_back_failed(self, finished: Iterable[int]) -> list[int]:
         """Unmarks the finished shards that hold rows dropped as engine_failed; returns them."""

@@ -2,15 +2,17 @@
 
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import polars as pl
 
+from cherry_vllm.engines import Span
 from cherry_vllm.engines.checkpoint import Checkpoint
 from cherry_vllm.errors import UserError
 from cherry_vllm.prompts.spans import SpanBuilder
+from cherry_vllm.runtime.memory import peak_bytes, peak_gpu_bytes
 from cherry_vllm.runtime.versions import installed_versions
 from cherry_vllm.store.shards import Shards
 from cherry_vllm.workers.failures import MEETS_EVERY_ROW, EngineError, blame_engine
@@ -47,6 +49,9 @@ class Made(NamedTuple):
     num_units: int  # of work that the model did
     seconds: float
     model_seconds: float  # the part of them that was spent in calls of the model
+    num_tokens: int  # that the model got
+    peak_bytes: int  # of main memory, so far
+    peak_gpu_bytes: int  # of the worker's GPU, so far; 0 without one
     part: bytes | None  # the result as Parquet, if the piece is not a whole shard
 
 
@@ -93,7 +98,8 @@ class Work:
             UserError: the model's files changed since the run began.
             EngineError: the engine failed. Errors of the disk are raised as they are.
         """
-        started, before, num_units = time.monotonic(), self._model.seconds, 0
+        started, num_units = time.monotonic(), 0
+        model_s, num_tokens = self._model.seconds, self._model.num_tokens
 
         def count(units: int) -> None:
             nonlocal num_units
@@ -116,20 +122,32 @@ class Work:
             buffer = io.BytesIO()
             frame.write_parquet(buffer)
             part = buffer.getvalue()
-        seconds = time.monotonic() - started
-        return Made(num_units, seconds, self._model.seconds - before, part)
+        return Made(
+            num_units,
+            time.monotonic() - started,
+            self._model.seconds - model_s,
+            self._model.num_tokens - num_tokens,
+            peak_bytes(),
+            peak_gpu_bytes(),
+            part,
+        )
 
 
 class ModelCall:
-    """A model's method that measures its time and turns what it raises into an EngineError."""
+    """A model's method that measures its work and turns what it raises into an EngineError."""
 
     def __init__(self, method: Callable[..., Any]) -> None:
-        self._method, self.seconds = method, 0.0
+        self._method, self.seconds, self.num_tokens = method, 0.0, 0
 
-    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+    def __call__(
+        self, sequences: Sequence[Span | list[int]], *arguments: Any, **keywords: Any
+    ) -> Any:
         started = time.monotonic()
+        self.num_tokens += sum(
+            len(it.token_ids if isinstance(it, Span) else it) for it in sequences
+        )
         try:
-            return self._method(*arguments, **keywords)
+            return self._method(sequences, *arguments, **keywords)
         except UserError:
             raise
         except Exception as error:

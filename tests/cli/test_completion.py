@@ -25,6 +25,7 @@ ENGINES = sorted(file.stem for file in (Path(CONF) / "engine").iterdir())
         ("cherry-vllm select select.fr", ["select.fraction="]),
         ("cherry-vllm select select.order=", ["select.order=input ", "select.order=ifd "]),
         ("cherry-vllm score verbose=t", ["verbose=true "]),
+        ("cherry-vllm score engine.enforce_eager=a", ["engine.enforce_eager=auto "]),
         ("cherry-vllm score +experiment=demo", ["+experiment=demo ", "+experiment=demo_score "]),
         ("cherry-vllm score --mul", ["--multirun "]),
         ("cherry-vllm score nothing", []),

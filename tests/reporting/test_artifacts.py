@@ -7,6 +7,7 @@ import pytest
 
 from cherry_vllm.reporting.artifacts import (
     find_aspects,
+    find_check,
     find_embeddings,
     find_jobs,
     find_losses,
@@ -53,6 +54,7 @@ def test_another_programs_files_are_left_out_with_a_warning(
         ("pipeline.json", '{"config": {"run_dir": "a"}, "stages": [{"artifact": "b"}]}'),
         ("embeddings/0123/complete.json", "{}"),
         ("cherry.json.meta.json", '{"scores": "a", "num_selected": 1}'),
+        ("check.json", '{"pace": {}}'),
     ],
 )
 def test_a_damaged_file_is_left_out_with_one_line_that_names_it(
@@ -66,6 +68,7 @@ def test_a_damaged_file_is_left_out_with_one_line_that_names_it(
     assert find_aspects(tmp_path, scores) is None
     assert find_embeddings(tmp_path, scores) is None
     assert find_losses(tmp_path).is_empty()
+    assert find_check(tmp_path) is None
     warnings = {message.partition(": ")[0] for message in caplog.messages}
     assert warnings == {str(path)}
     assert not any("\n" in message for message in caplog.messages)

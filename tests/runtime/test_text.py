@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from cherry_vllm.runtime.text import OneLine, printable
+from cherry_vllm.runtime.text import OneLine, printable, rough_time
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,11 @@ def test_other_text_stays_as_it_is(text: str) -> None:
 def test_a_log_line_is_one_printable_line() -> None:
     record = logging.LogRecord("n", logging.WARNING, "f", 1, "%s: %d", ("a\nb\x1b[2J", 3), None)
     assert OneLine("[now] %(message)s").format(record) == r"[now] a\nb\x1b[2J: 3"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.4, "0 s"), (99, "99 s"), (110, "2 min"), (5400, "90 min"), (9000, "2.5 h")],
+)
+def test_a_time_is_told_roughly(seconds: float, words: str) -> None:
+    assert rough_time(seconds) == words

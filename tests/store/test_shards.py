@@ -164,6 +164,19 @@ def test_more_than_ten_shards_are_scanned_in_order(tmp_path: Path) -> None:
 # --- what is read is what was written ------------------------------------------------------------
 
 
+def test_rows_are_drawn_from_equal_parts_of_shards_of_any_height(tmp_path: Path) -> None:
+    shards, first = Shards(tmp_path, {}), 0
+    for index, height in enumerate((7, 1, 0, 12)):
+        shards.write(index, pl.DataFrame({"row": range(first, first + height)}, {"row": pl.Int64}))
+        first += height
+    shards.close(4)
+    drawn = [shards.draw(5, seed=seed)["row"].to_list() for seed in (0, 0, 1)]
+    assert [row // 4 for row in drawn[0]] == list(range(5))
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert shards.draw(20, seed=0)["row"].to_list() == list(range(20))
+    assert shards.draw(99, seed=0).height == 20
+
+
 @pytest.mark.parametrize("harm", ["flipped", "no data", "no marker", "another shard"])
 def test_a_shard_that_is_not_what_was_written_is_never_read(tmp_path: Path, harm: str) -> None:
     shards = Shards(tmp_path, SETTINGS)

@@ -15,6 +15,7 @@ from cherry_vllm.errors import UserError
 from cherry_vllm.store.shards import Shards
 from cherry_vllm.workers import WorkerError
 from cherry_vllm.workers.driver import Driver
+from cherry_vllm.workers.pace import Pace
 from cherry_vllm.workers.schedule import MAX_TIMEOUTS
 from cherry_vllm.workers.work import Made, Piece, Task
 from tests.fakes import (
@@ -65,12 +66,12 @@ class Run:
             make_shard,
         )
 
-    def drive(self, executor: InlineExecutor, *, recycle_shards: int = 200) -> None:
+    def drive(self, executor: InlineExecutor, *, recycle_shards: int = 200) -> Pace:
         self.target.folder.mkdir(parents=True, exist_ok=True)
         indices = range(NUM_SHARDS)
         task = self.task(read_checkpoint(self.model))
         driver = Driver("scoring", task, executor, units_per_row=1, recycle_shards=recycle_shards)
-        driver.run(indices, self.target.missing(indices))
+        return driver.run(indices, self.target.missing(indices))
 
     def results(self) -> pl.DataFrame:
         return pl.concat([self.target.read(index) for index in range(NUM_SHARDS)])
@@ -136,7 +137,7 @@ def test_a_worker_that_says_done_and_wrote_nothing_is_found_out(run: Run) -> Non
     class Liar:
         def load(self) -> None: ...
         def make(self, piece: Piece, _on_units: Callable[[int], None]) -> Made:
-            return Made(piece.num_rows, 0.0, 0.0, None)
+            return Made(piece.num_rows, 0.0, 0.0, 0, 0, 0, None)
 
         def kill(self) -> None: ...
         def close(self) -> None: ...
@@ -144,6 +145,21 @@ def test_a_worker_that_says_done_and_wrote_nothing_is_found_out(run: Run) -> Non
     executor.start = lambda _slot, _task: Liar()  # type: ignore[assignment,method-assign,return-value]
     with pytest.raises(RuntimeError, match="not made by this run"):
         run.drive(executor)
+
+
+def test_a_run_tells_its_pace_and_after_the_first_shard_what_is_left(
+    run: Run, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cherry_vllm.workers.driver.MIN_FORETOLD_S", 0)
+    with caplog.at_level(logging.INFO):
+        pace = run.drive(InlineExecutor())
+    assert pace.num_rows == SHARD_ROWS * NUM_SHARDS
+    assert pace.num_tokens == 2 * pace.num_rows
+    assert 0 < pace.model_s <= pace.working_s <= pace.seconds
+    assert 0 <= pace.share_outside < 1
+    assert pace.peak_bytes > 2**20
+    assert sum("left, as measured on the first shard" in it for it in caplog.messages) == 1
+    assert "tokens/s" in caplog.messages[-1]
 
 
 # --- rows that kill ------------------------------------------------------------------------------

@@ -8,13 +8,14 @@ import pytest
 
 from cherry_vllm.commands.inputs import model_use
 from cherry_vllm.config import compose, prompt_of
+from cherry_vllm.engines import compilation
 from cherry_vllm.engines.checkpoint import Checkpoint, read_checkpoint
 from cherry_vllm.errors import UserError
 from cherry_vllm.store.files import read_json, write_json
 from cherry_vllm.store.shards import Shards
 from cherry_vllm.workers import WorkerError
 from cherry_vllm.workers.driver import Driver
-from cherry_vllm.workers.run import WHOLE, ModelRun, Share
+from cherry_vllm.workers.run import WHOLE, CountTokens, ModelRun, Share
 from cherry_vllm.workers.work import Piece
 from tests.fakes import FakeEngine, Faults, InlineExecutor, make_shard, write_row_shards
 
@@ -41,12 +42,19 @@ class Runs:
             "cherry_vllm.workers.run.open_span_builder", lambda _checkpoint, **_settings: None
         )
 
-    def run(self, *overrides: str, share: Share = WHOLE) -> Shards:
+    def prepare(self, *overrides: str, count_tokens: CountTokens | None = None) -> ModelRun:
         config = compose(*overrides)
         use = model_use(config, prompt_of(config))
         checkpoint = read_checkpoint(self.model)
-        run = ModelRun(self.folder / "scores", self.rows, checkpoint, use)
-        return run.run(
+        return ModelRun(self.folder / "scores", self.rows, checkpoint, use, count_tokens)
+
+    def run(
+        self,
+        *overrides: str,
+        share: Share = WHOLE,
+        count_tokens: CountTokens | None = None,
+    ) -> Shards:
+        return self.prepare(*overrides, count_tokens=count_tokens).run(
             "scoring", self.open_model, "logprobs", make_shard, done="scored", share=share
         )
 
@@ -240,6 +248,73 @@ def test_executor_settings_are_no_part_of_a_fingerprint(runs: Runs) -> None:
     plain = runs.run()
     other = runs.run("executor=ray", "executor.num_workers=2", "executor.timeout_s=5")
     assert other.fingerprint == plain.fingerprint
+
+
+# --- whether it compiles ------------------------------------------------------------------------
+
+PER_ROW = 1000
+
+
+@pytest.fixture
+def parameters(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The size of the model, which a test may change."""
+    size = [1e6]
+    monkeypatch.setattr(compilation, "count_parameters", lambda _checkpoint: size[0])
+    return size
+
+
+def count(rows: pl.DataFrame, _builder: object) -> int:
+    return PER_ROW * rows.height
+
+
+def test_a_small_run_does_not_compile_and_says_so_in_one_line(
+    runs: Runs, parameters: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        made = runs.run(count_tokens=count)
+        runs.run(count_tokens=count)
+    assert made.fingerprint == runs.prepare("engine.enforce_eager=true").target.fingerprint
+    tokens = PER_ROW * NUM_SHARDS * SHARD_ROWS
+    (line,) = [it for it in caplog.messages if "enforce_eager" in it]
+    assert f"auto: not compiled, since about {tokens:,} tokens" in line
+    parameters[0] = 1e12
+    large = runs.prepare("max_length=64", count_tokens=count).target
+    as_told = runs.prepare("max_length=64", "engine.enforce_eager=false").target
+    assert large.fingerprint == as_told.fingerprint
+
+
+@pytest.mark.parametrize("is_eager", [False, True])
+@pytest.mark.parametrize("share", [Share(0, 2), WHOLE])
+def test_a_run_goes_on_as_it_began_whatever_would_be_decided_now(
+    *, is_eager: bool, share: Share, runs: Runs, parameters: list[float]
+) -> None:
+    begun = runs.run(f"engine.enforce_eager={is_eager}", share=share)
+    for size in (1e6, 1e12):
+        parameters[0] = size
+        assert runs.prepare(count_tokens=count).target.fingerprint == begun.fingerprint
+    assert runs.run(share=Share(1, 2), count_tokens=count).is_complete()
+
+
+def test_of_two_runs_the_finished_one_is_found_again(runs: Runs, parameters: list[float]) -> None:
+    runs.run("engine.enforce_eager=false", share=Share(0, 2))
+    finished = runs.run("engine.enforce_eager=true")
+    parameters[0] = 1e12
+    assert runs.run(count_tokens=count).fingerprint == finished.fingerprint
+
+
+def test_tokens_are_estimated_from_rows_of_all_shards(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cherry_vllm.workers.run.COUNTED_ROWS", 6)
+    seen = list[int]()
+
+    def count_and_keep(rows: pl.DataFrame, _builder: object) -> int:
+        seen.extend(rows["row"])
+        return 10 * rows.height
+
+    run = runs.prepare()
+    assert run.estimate_tokens(count_and_keep) == 10 * NUM_SHARDS * SHARD_ROWS
+    assert sorted(row // SHARD_ROWS for row in seen) == list(range(NUM_SHARDS))
 
 
 def reasons(shards: Shards) -> list[str | None]:
