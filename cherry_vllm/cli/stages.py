@@ -17,7 +17,7 @@ from cherry_vllm.commands.select import select
 from cherry_vllm.commands.train import train
 from cherry_vllm.config import Config
 
-# What a stage returns is for the pipeline; the command line ignores it.
+# What a command returns is for its callers in Python; the command line ignores it.
 STAGES: dict[str, Callable[[Config, Job], object]] = {
     "pipeline": pipeline.run,
     "embed": embed,

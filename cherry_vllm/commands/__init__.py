@@ -1,1 +1,1 @@
-"""One file per command: each reads the configuration, calls the components and prints."""
+"""The commands, and what they share: each reads the configuration, calls components and prints."""

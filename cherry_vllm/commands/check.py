@@ -29,7 +29,7 @@ from cherry_vllm.scoring.trial import Trial, try_engine
 from cherry_vllm.store.locks import exclusive
 from cherry_vllm.store.marks import check_replaceable
 from cherry_vllm.store.run_folder import File
-from cherry_vllm.workers.local import uses_gpus
+from cherry_vllm.workers.local import may_use_gpus
 
 log = logging.getLogger(__name__)
 
@@ -115,11 +115,18 @@ def _conclude(config: Config, trial: Trial, reference: Checkpoint, num_rows: int
             trial,
             forecast,
             dtype=dtype,
-            is_on_gpu=uses_gpus(engine),
+            is_on_gpu=_is_on_gpu(trial),
             num_cores=len(os.sched_getaffinity(0)),
         ),
         warnings=[warning] if warning else [],
     )
+
+
+def _is_on_gpu(trial: Trial) -> bool:
+    """Whether the engine used a GPU; several of them hold it in processes of their own."""
+    engine = trial.run.engine
+    has_used_one = trial.engine.pace.peak_gpu_bytes > 0 or engine.num_devices > 1
+    return may_use_gpus(engine) and has_used_one
 
 
 def _bounds(settings: CheckConfig, dtype: str) -> Bounds:

@@ -1,7 +1,7 @@
 """Whether compiling a model pays: decided from the tokens of a run and the size of the model.
 
-The figures are of docs/results.md. They are rough, but where they decide the wrong way, both ways
-take about the same time.
+The figures come from docs/results.md. They are rough, but where they decide the wrong way, both
+ways take about the same time.
 """
 
 import math

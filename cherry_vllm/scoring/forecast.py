@@ -1,6 +1,7 @@
 """What scoring a whole data set will take, and what would be faster or more exact.
 
-Time and disk follow from what a trial measured. What it could not measure is of docs/results.md.
+Time and disk follow from what a trial measured. What it could not measure comes from
+docs/results.md.
 """
 
 from dataclasses import dataclass

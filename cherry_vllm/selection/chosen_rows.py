@@ -13,6 +13,7 @@ from cherry_vllm.store.marks import MADE_BY, SUFFIX, read_mark
 from cherry_vllm.store.scores import Scores
 
 ROWS = "rows"  # a key of the mark
+NOT_OURS = "not what `cherry-vllm select` wrote, or edited; select again"
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,17 @@ def open_selection(output: Path, scored: Scores) -> Selection:
         raise UserError(f"{output}: no such file; give what `cherry-vllm select` wrote")
     mark = read_json(output) if output.name.endswith(SUFFIX) else read_mark(output)
     if mark is None or mark.get(MADE_BY) != COMMAND or ROWS not in mark:
-        raise UserError(f"{output}: not what `cherry-vllm select` wrote, or edited; select again")
-    if mark["scores"] != scored.fingerprint:
+        raise UserError(f"{output}: {NOT_OURS}")
+    if mark.get("scores") != scored.fingerprint:
         raise UserError(
             f"{output}: chosen by other scores than those in {scored.folder}; give the run_dir or "
             "scores_dir that it was chosen from"
         )
-    return Selection(output, mark, decode_rows(mark[ROWS]))
+    try:
+        rows = decode_rows(mark[ROWS])
+    except ValueError:
+        raise UserError(f"{output}: {NOT_OURS}") from None
+    return Selection(output, mark, rows)
 
 
 def encode_rows(rows: Iterable[int]) -> str:

@@ -140,8 +140,8 @@ def split_cores(slot: int, num_workers: int) -> list[int]:
     return cores[first:last]
 
 
-def uses_gpus(engine: EngineSettings) -> bool:
-    """Whether each of the engine's workers gets its own GPUs, if there are any."""
+def may_use_gpus(engine: EngineSettings) -> bool:
+    """Whether each of the engine's workers gets GPUs of its own where there are some."""
     if isinstance(engine, HfSettings):
         return engine.device in ("auto", "cuda")  # "cuda:1" is the user's own choice
     if isinstance(engine, ServerSettings):
@@ -151,7 +151,7 @@ def uses_gpus(engine: EngineSettings) -> bool:
 
 def find_gpus(engine: EngineSettings) -> list[str]:
     """The GPUs that the engine's workers share out, named as in CUDA_VISIBLE_DEVICES."""
-    if not (uses_gpus(engine) and Path("/dev/nvidiactl").exists()):
+    if not (may_use_gpus(engine) and Path("/dev/nvidiactl").exists()):
         return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:

@@ -16,7 +16,7 @@ from cherry_vllm.runtime.imports import make_environment_safe
 from cherry_vllm.runtime.liveness import Pulse, cpu_seconds_of
 from cherry_vllm.workers import WorkerError
 from cherry_vllm.workers.failures import EngineError
-from cherry_vllm.workers.local import uses_gpus
+from cherry_vllm.workers.local import may_use_gpus
 from cherry_vllm.workers.settings import RaySettings
 from cherry_vllm.workers.work import Made, Piece, Task, Work
 
@@ -37,7 +37,7 @@ class RayExecutor:
         import ray
 
         resources, num_cpus = ray.cluster_resources(), settings.num_cpus
-        gpus = engine.num_devices if uses_gpus(engine) and resources.get("GPU", 0) else 0
+        gpus = engine.num_devices if may_use_gpus(engine) and resources.get("GPU", 0) else 0
         found = resources.get("GPU", 0) // gpus if gpus else resources.get("CPU", 1) // num_cpus
         self.num_workers = settings.num_workers or max(1, int(found))
         if self.num_workers > found:

@@ -1,4 +1,4 @@
-"""Runs a model over all rows: what scoring, embedding and measuring perplexity have in common."""
+"""Runs a model over all rows: what scoring, embedding and answering have in common."""
 
 import logging
 import os
@@ -24,7 +24,7 @@ from cherry_vllm.store.run_folder import Inner
 from cherry_vllm.store.shards import Shards
 from cherry_vllm.workers import build_executor
 from cherry_vllm.workers.driver import Driver
-from cherry_vllm.workers.local import find_gpus, uses_gpus
+from cherry_vllm.workers.local import find_gpus, may_use_gpus
 from cherry_vllm.workers.pace import Pace
 from cherry_vllm.workers.settings import ExecutorSettings, RaySettings
 from cherry_vllm.workers.work import MakeShard, Task
@@ -130,7 +130,7 @@ class ModelRun:
             engine,
             self._checkpoint,
             num_tokens=self.estimate_tokens(count_tokens),
-            is_on_gpu=uses_gpus(engine),
+            is_on_gpu=may_use_gpus(engine),
             num_cores=len(os.sched_getaffinity(0)),
         )
         self._decision = decision.reason

@@ -85,6 +85,10 @@ def test_what_is_no_selection_of_these_scores_is_refused_in_one_line(run_dir: Pa
     (run_dir / "mine.json").write_text("[]")
     with pytest.raises(UserError, match=r"mine\.json: not what `cherry-vllm select` wrote"):
         compare(run_dir, "mine.json", "high.json")
+    mark = json.loads((run_dir / "low.json.meta.json").read_text())
+    (run_dir / "edited.meta.json").write_text(json.dumps(mark | {"rows": "one two"}))
+    with pytest.raises(UserError, match=r"edited\.meta\.json: not what .* or edited"):
+        compare(run_dir, "edited.meta.json", "high.json")
     with pytest.raises(UserError, match=r"no column nosuch"):
         compare(run_dir, "low.json", "high.json", "select.strata=nosuch")
     score(run_dir, first=0.2)
