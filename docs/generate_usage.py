@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
+from cherry_vllm.checks import LIMIT, Switch
 from cherry_vllm.config import Config, register
 
 ROOT = Path(__file__).parents[1]
@@ -136,6 +137,9 @@ def _type_of(schema: type[Any] | None, name: str) -> str:
         hints = get_type_hints(kind)
         if part not in hints:
             return ""
+        (limit,) = (item.metadata.get(LIMIT) for item in fields(kind) if item.name == part)
+        if isinstance(limit, Switch):
+            return "auto, true or false"
         kind = hints[part]
     return _describe(kind)
 

@@ -152,12 +152,14 @@ def score(run_dir: Path, data: Path = SHIPPED, first: float = 0.1, step: float =
     return rows
 
 
-def write_embeddings(folder: Path, frame: pl.DataFrame, rows: str, model: str = "") -> Shards:
+def write_embeddings(
+    folder: Path, frame: pl.DataFrame, rows: str, model: str = "", **settings: bool
+) -> Shards:
     """Embeddings of the rows with the fingerprint ``rows``, as `embed` leaves them, in one shard.
 
     ``frame`` has the columns row and embedding.
     """
-    embeddings = Shards(folder, {"rows": rows, "model": model})
+    embeddings = Shards(folder, {"rows": rows, "model": model, **settings})
     embeddings.write(0, frame)
     embeddings.close(1)
     return embeddings

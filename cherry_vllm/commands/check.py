@@ -96,7 +96,7 @@ def _conclude(config: Config, trial: Trial, reference: Checkpoint, num_rows: int
     engine, keep = trial.run.engine, config.score.keep_logprobs
     dtype = engine.computes_in(checkpoint_dtype(reference.folder))
     agreement = compare(trial.engine.logprobs, trial.reference.logprobs)
-    if not (agreement.num_compared or agreement.num_scored_by_one):
+    if not (agreement.num_compared or agreement.num_scored_by_one or agreement.num_other_tokens):
         reasons = ", ".join(f"{name} {count[1]}" for name, count in agreement.outcomes.items())
         raise UserError(
             f"check.count: none of the {trial.sample.height} rows drawn can be scored ({reasons}); "

@@ -41,7 +41,7 @@ def compare_selections(config: Config, job: Job) -> Outcome:
         open_selection(Path(path), scored) for path in (settings.first, settings.second)
     )
     scores, rows, sources = open_columns(scored, extras_of(config))
-    scores = sources.add(scores, sources.joined)
+    scores = sources.add(scores, [name for name in sources.joined if name not in scores.columns])
     grouped = overlap.group_rows(scores, first.rows, second.rows)
     facts = {
         "first": _describe(first),
@@ -83,7 +83,8 @@ def _share_strata(
     ]
     is_chosen = pl.col("row").is_in([*first.rows, *second.rows])
     pool = scores.filter(pl.col("drop_reason").is_null() | is_chosen)
-    pool = sources.add(pool, [name for each in expressions for name in each.columns])
+    named = [name for each in expressions for name in each.columns]
+    pool = sources.add(pool, [name for name in named if name not in pool.columns])
     for expression in expressions:
         expression.check(pool.columns, sources.known)
     return overlap.share_strata(pool, divide(pool, expressions, bins), first.rows, second.rows)

@@ -46,11 +46,15 @@ def decide(
     *,
     num_tokens: int,
     is_on_gpu: bool,
+    num_devices: int,
     num_cores: int,
 ) -> Decision:
-    """Settles whether the model is compiled for a run of ``num_tokens`` tokens."""
+    """Settles whether the model is compiled for a run of ``num_tokens`` tokens.
+
+    ``num_devices`` are the GPUs that share the run.
+    """
     hardware = GPU if is_on_gpu else CPU_CORE
-    devices = settings.num_devices if is_on_gpu else num_cores
+    devices = num_devices if is_on_gpu else num_cores
     work = 2 * count_parameters(checkpoint) * num_tokens / (hardware.operations_per_s * devices)
     eager_s = max(work, num_tokens / hardware.tokens_per_s)
     pays = eager_s >= hardware.worth_s

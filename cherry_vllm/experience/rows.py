@@ -131,6 +131,8 @@ def find_embeddings(
                 embeddings = Shards.open(summary.parent)
                 if embeddings.settings["rows"] == scores.rows_fingerprint:
                     found.append(embeddings)
+        # An earlier release made the same ones without perplexities.
+        found = [it for it in found if it.settings.get("perplexities")] or found
         if len(found) > 1:
             raise UserError(
                 f"{place / Folder.EMBEDDINGS}: embeddings of these rows by several models "

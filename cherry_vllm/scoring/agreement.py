@@ -7,7 +7,7 @@ import polars as pl
 from cherry_vllm.scoring.ifd import aggregate_logprobs, count_outcomes
 
 LOGPROBS = ("conditioned_logprobs", "direct_logprobs")
-MIN_RANKED = 3  # fewer rows have no order to speak of
+MIN_RANKED = 20  # in the order of fewer rows, two neighbours that change places weigh too much
 FULL_PRECISION = "float32"
 
 

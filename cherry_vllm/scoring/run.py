@@ -57,7 +57,8 @@ def score_rows(
             f"{scores_dir}: holds scores of other settings, which this sweep would replace; give "
             "each job a folder of its own, as in run_dir='runs/${max_length}'"
         )
-    _tell_forecast(run_dir, scoring.target)
+    if share == WHOLE:
+        _tell_forecast(run_dir, scoring.target)
     return scoring.run(
         "scoring",
         build_engine,

@@ -36,7 +36,7 @@ def open_selection(output: Path, scored: Scores) -> Selection:
     if not output.exists():
         raise UserError(f"{output}: no such file; give what `cherry-vllm select` wrote")
     mark = read_json(output) if output.name.endswith(SUFFIX) else read_mark(output)
-    if mark is None or mark.get(MADE_BY) != COMMAND or ROWS not in mark:
+    if not isinstance(mark, dict) or mark.get(MADE_BY) != COMMAND or ROWS not in mark:
         raise UserError(f"{output}: {NOT_OURS}")
     if mark.get("scores") != scored.fingerprint:
         raise UserError(

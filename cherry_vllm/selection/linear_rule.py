@@ -63,8 +63,8 @@ class LinearRule:
             num_subsets=self.num_subsets,
             table=printable(table.name),
             r_squared=self.r_squared,
-            name=json.dumps(name),
-            rank=json.dumps(self.rank),
+            name=json.dumps(name, ensure_ascii=False),
+            rank=json.dumps(self.rank, ensure_ascii=False),
         )
         path.write_text(text, encoding="utf-8")
 

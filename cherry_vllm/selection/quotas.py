@@ -119,10 +119,9 @@ def _divide_by(values: pl.Series, expression: Expression, bins: int) -> tuple[pl
     places = _bins(values, bins) if is_cut else values
     held = pl.DataFrame({"code": places.rank("dense"), "value": values}).drop_nulls()
     ends = held.group_by("code").agg(low=pl.min("value"), high=pl.max("value")).sort("code")
-    labels = [
-        f"{_label(low)} to {_label(high)}" if is_cut else _label(low)
-        for _, low, high in ends.iter_rows()
-    ]
+    labels = _name(ends, short=True, is_cut=is_cut)
+    if len(set(labels)) < len(labels):
+        labels = _name(ends, short=False, is_cut=is_cut)
     codes = places.rank("dense").cast(pl.Int64) - 1
     return codes.fill_null(len(labels)), [*labels, NO_VALUE]
 
@@ -137,8 +136,12 @@ def _bins(values: pl.Series, bins: int) -> pl.Series:
     )
 
 
-def _label(value: object) -> str:
-    if not isinstance(value, float):
-        return str(value)
-    short = f"{value:g}"
-    return short if float(short) == value else repr(value)
+def _name(ends: pl.DataFrame, *, short: bool, is_cut: bool) -> list[str]:
+    """The labels of codes, from their least and greatest values."""
+
+    def show(value: object) -> str:
+        return f"{value:g}" if short and isinstance(value, float) else str(value)
+
+    return [
+        f"{show(low)} to {show(high)}" if is_cut else show(low) for _, low, high in ends.iter_rows()
+    ]

@@ -89,7 +89,7 @@ class ModelRun:
         """``content`` is whatever else decides the contents of the shards.
 
         ``count_tokens`` counts what the model gets for a frame of rows: an engine that is open as
-        to whether it compiles decides by that, once for all shares. Without it, it compiles.
+        to whether it compiles decides by that, for all shares alike. Without it, it compiles.
         """
         self._rows, self._checkpoint, self._use = rows, checkpoint, use
         self._content, self._decision = content, ""
@@ -126,11 +126,21 @@ class ModelRun:
             ]
             if len(begun) == 1:
                 return begun[0]
+        try:
+            num_tokens = self.estimate_tokens(count_tokens)
+        except UserError:
+            raise
+        except Exception as error:  # of a tokenizer, whose row will be dropped
+            log.debug(
+                "engine.enforce_eager=auto: compiled, since tokens cannot be counted: %s", error
+            )
+            return ways[0]
         decision = compilation.decide(
             engine,
             self._checkpoint,
-            num_tokens=self.estimate_tokens(count_tokens),
+            num_tokens=num_tokens,
             is_on_gpu=may_use_gpus(engine),
+            num_devices=max(engine.num_devices, len(find_gpus(engine))),
             num_cores=len(os.sched_getaffinity(0)),
         )
         self._decision = decision.reason

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from cherry_vllm.engines import Span
+from cherry_vllm.engines import Continuation, Span
 from cherry_vllm.engines.checkpoint import Checkpoint
 from cherry_vllm.errors import UserError
 from cherry_vllm.prompts.spans import SpanBuilder
@@ -147,7 +147,10 @@ class ModelCall:
             len(it.token_ids if isinstance(it, Span) else it) for it in sequences
         )
         try:
-            return self._method(sequences, *arguments, **keywords)
+            found = self._method(sequences, *arguments, **keywords)
+            if found and isinstance(found[0], Continuation):
+                self.num_tokens += sum(len(it.token_ids) for it in found)
+            return found
         except UserError:
             raise
         except Exception as error:

@@ -248,13 +248,13 @@ def test_what_cannot_be_chosen_costs_one_line(
     assert line in shown
 
 
-def embed_rows(run_dir: Path, model: str = "") -> Path:
+def embed_rows(run_dir: Path, model: str = "", **settings: bool) -> Path:
     """Embeddings in three directions, by row; row 18 has none."""
     vectors = [[float(row % 3), 1.0] if row != 18 else None for row in range(26)]
     column = pl.Series("embedding", vectors, pl.Array(pl.Float32, 2))
     frame = pl.DataFrame({"row": range(26)}).with_columns(column)
     rows = open_scores(run_dir).rows_fingerprint
-    return write_embeddings(run_dir / "embeddings", frame, rows, model).folder
+    return write_embeddings(run_dir / "embeddings", frame, rows, model, **settings).folder
 
 
 def test_clusters_come_from_the_embeddings_of_the_run(run_dir: Path) -> None:
@@ -303,6 +303,8 @@ def test_embeddings_of_several_models_need_a_name(
         assert main([*words, f"select.embeddings={folder}"]) == 2
         (shown,) = capsys.readouterr().err.splitlines()
         assert fault in shown
+    embed_rows(run_dir, "one", perplexities=True)  # as they are made now, beside those of before
+    assert main(words) == 0
 
 
 @pytest.mark.parametrize("dedup", ["exact", "minhash"])

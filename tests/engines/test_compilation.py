@@ -42,6 +42,7 @@ def test_the_tokens_the_model_and_the_device_decide(
         checkpoint,
         num_tokens=rows * ALPACA_ROW,
         is_on_gpu=bool(where["is_on_gpu"]),
+        num_devices=1,
         num_cores=where["num_cores"],
     )
     assert found.settings.enforce_eager is not pays

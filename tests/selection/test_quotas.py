@@ -143,7 +143,11 @@ def test_strata_of_one_name_are_refused(columns: dict[str, list[str | None]], la
 def test_numbers_that_differ_have_names_that_differ() -> None:
     frame = pl.DataFrame({"x": [0.1234561, 0.1234562, 0.5, 2.0]})
     strata = divide(frame, [parse("select.strata", "x")], 4)
-    assert strata.labels == ["0.1234561", "0.1234562", "0.5", "2"]
+    assert strata.labels == ["0.1234561", "0.1234562", "0.5", "2.0"]
+    assert divide(frame, [parse("select.strata", "x")], 2).labels == [
+        "0.123456 to 0.123456",
+        "0.5 to 2",
+    ]
 
 
 def test_quotas_are_weights_by_name() -> None:
