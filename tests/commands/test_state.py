@@ -71,6 +71,7 @@ CHOSEN = st.builds(
     with_code=st.booleans(),
 )
 EITHER = st.integers(0, 1)  # of the settings or outputs of an example
+DAMAGES = st.sampled_from(["flip", "cut", "delete"])
 
 
 class RunFolder(RuleBasedStateMachine):
@@ -169,7 +170,7 @@ class RunFolder(RuleBasedStateMachine):
         self.users[path] = content
 
     @precondition(lambda self: self.possible)
-    @rule(place=st.integers(0, 99), kind=st.sampled_from(["flip", "cut", "delete"]))
+    @rule(place=st.integers(0, 99), kind=DAMAGES)
     def damage(self, place: int, kind: str) -> None:
         """A flipped bit, a cut or a lost file anywhere in the run folder."""
         files = sorted(
@@ -177,10 +178,20 @@ class RunFolder(RuleBasedStateMachine):
             for path in self.run_dir.rglob("*")
             if path.is_file() and not path.name.startswith(".")
         )
-        if not files:
-            return
+        if files:
+            self._damage(files[place % len(files)], kind)
+
+    @precondition(lambda self: self.possible)
+    @rule(output=EITHER, count=st.integers(1, 4), place=st.integers(0, 99), kind=DAMAGES)
+    def select_from_damaged_rows(self, output: int, count: int, place: int, kind: str) -> None:
+        """The records of a selection are those that were read, or it is refused."""
+        shards = sorted(self.run_dir.glob("rows/*/part-*.parquet"))
+        if shards:
+            self._damage(shards[place % len(shards)], kind)
+            self.select(output, count)
+
+    def _damage(self, path: Path, kind: str) -> None:
         self.is_whole = False
-        path = files[place % len(files)]
         content = path.read_bytes()
         middle = len(content) // 2
         if kind == "delete" or not content:

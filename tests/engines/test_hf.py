@@ -149,7 +149,7 @@ def test_scores_agree_with_the_slow_reference(
     template: str,
     max_length: int,
 ) -> None:
-    rows = shipped_rows if max_length == 512 else shipped_rows[::2]  # the reference is slow
+    rows = shipped_rows if max_length == 512 else shipped_rows[1::2]  # the reference is slow
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     hf = hf_engine(checkpoint, 1024)
     model = hf._model
