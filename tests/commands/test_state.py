@@ -219,7 +219,7 @@ class RunFolder(RuleBasedStateMachine):
         for folder in (self.run_dir, self.run_dir / "logprobs" / name):  # others keep theirs
             assert not [path for path in folder.glob(".*") if ".tmp" in path.name]
 
-    @rule(chosen=EITHER, changes=st.integers(0, 60))
+    @rule(chosen=EITHER, changes=st.integers(0, 72))
     def score_and_kill(self, chosen: int, changes: int) -> None:
         """`kill -9` after any change to the disk."""
         state = self._state(chosen)
@@ -292,7 +292,7 @@ class RunFolder(RuleBasedStateMachine):
         self._check_selection(path, count)
 
     @precondition(lambda self: self.possible)
-    @rule(output=EITHER, count=st.integers(1, 4), changes=st.integers(0, 12))
+    @rule(output=EITHER, count=st.integers(1, 4), changes=st.integers(0, 24))
     def select_and_kill(self, output: int, count: int, changes: int) -> None:
         """`kill -9` in the middle of a selection, which leaves the old output or the new one."""
         path = self._output(output)
