@@ -72,6 +72,8 @@ CHOSEN = st.builds(
 )
 EITHER = st.integers(0, 1)  # of the settings or outputs of an example
 DAMAGES = st.sampled_from(["flip", "cut", "delete"])
+# Changes of a selection to the disk; those around the swap of a folder come more often.
+SELECT_CHANGES = st.sampled_from([*range(25), *3 * [13, 14, 15, 16, 17]])
 
 
 class RunFolder(RuleBasedStateMachine):
@@ -292,7 +294,7 @@ class RunFolder(RuleBasedStateMachine):
         self._check_selection(path, count)
 
     @precondition(lambda self: self.possible)
-    @rule(output=EITHER, count=st.integers(1, 4), changes=st.integers(0, 24))
+    @rule(output=EITHER, count=st.integers(1, 4), changes=SELECT_CHANGES)
     def select_and_kill(self, output: int, count: int, changes: int) -> None:
         """`kill -9` in the middle of a selection, which leaves the old output or the new one."""
         path = self._output(output)
