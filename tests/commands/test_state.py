@@ -415,7 +415,7 @@ class RunFolder(RuleBasedStateMachine):
         try:
             made = score(config, Job(self.run_dir, is_sweep=False)).artifact
         except (Killed, UserError) as ended:
-            if isinstance(ended, Killed) or not may_be_refused:
+            if isinstance(ended, Killed) or not may_be_refused or self.handed:
                 self.begun.add(state.data)
             raise
         finally:
