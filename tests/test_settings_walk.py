@@ -291,7 +291,7 @@ VARIANTS = {
 
 
 # The walk over most settings is slow; the others are those that it leaves out.
-SLOW = {"vllm": pytest.mark.slow}
+SLOW = dict.fromkeys(("vllm", "hf", "servers", "drawn", "chat", "rating"), pytest.mark.slow)
 
 
 @pytest.fixture(

@@ -119,6 +119,7 @@ def test_a_prompt_that_makes_answers_harder_is_warned_of_and_no_fault_of_the_eng
     assert warning in caplog.messages
 
 
+@pytest.mark.slow
 def test_a_check_touches_nothing_of_a_run_and_the_run_nothing_of_it(checking: Checking) -> None:
     def stop(_slot: int, piece: Piece) -> None:
         if piece.index == 2:
@@ -141,6 +142,7 @@ def test_a_check_touches_nothing_of_a_run_and_the_run_nothing_of_it(checking: Ch
     assert folder.name == first["scoring"] == second["scoring"]
 
 
+@pytest.mark.slow
 def test_score_says_at_its_start_what_the_check_measured(
     checking: Checking, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -213,6 +215,7 @@ def test_servers_are_compared_with_the_weights_or_one_line_asks_for_them(
         checking.run()
 
 
+@pytest.mark.slow
 def test_the_report_shows_the_check_and_whether_it_is_of_the_scores(checking: Checking) -> None:
     checking.run()
     checking.run(stage=score)

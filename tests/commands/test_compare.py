@@ -91,6 +91,7 @@ def test_the_mark_alone_will_do_and_a_folder_too(
     assert "only first:" not in shown
 
 
+@pytest.mark.slow
 def test_what_is_no_selection_of_these_scores_is_refused_in_one_line(run_dir: Path) -> None:
     with pytest.raises(UserError, match=r"none\.json: no such file"):
         compare(run_dir, "high.json", "none.json")

@@ -77,6 +77,7 @@ def test_a_run_resumed_after_an_upgrade_states_both_versions(
     assert sum(f"torch {mixture}" in message for message in caplog.messages) == 1
 
 
+@pytest.mark.slow
 def test_remote_code_is_never_taken_for_none(scoring: Scoring) -> None:
     found = []
     for value in ("false", "true", "false"):
@@ -165,6 +166,7 @@ def test_scores_in_a_linked_folder_are_selected_from(scoring: Scoring, tmp_path:
     assert len(json.loads((scoring.run_dir / "cherry.json").read_text())) == 1
 
 
+@pytest.mark.slow
 def test_a_pipeline_selects_by_the_scores_that_it_made(scoring: Scoring) -> None:
     scoring.run()
     made = open_scores(scoring.run_dir).fingerprint
@@ -253,6 +255,7 @@ def test_the_picture_is_drawn_when_it_is_missing_or_of_other_scores(tmp_path: Pa
     assert picture.is_file()
 
 
+@pytest.mark.slow
 def test_what_was_made_from_failed_rows_is_made_again_once_they_are_scored(
     scoring: Scoring, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -281,6 +281,7 @@ def test_diverse_rows_come_from_the_embeddings_of_the_run(
     assert mark["diversify"] == "facility_location"
 
 
+@pytest.mark.slow
 def test_embeddings_of_several_models_need_a_name(
     run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -97,6 +97,7 @@ def test_the_picks_are_those_of_the_definition_whatever_the_blocks(
     assert found[:asked] == list(slow(grid, asked))
 
 
+@pytest.mark.slow
 @METHODS
 @pytest.mark.parametrize("limits", SMALL[1:3])
 def test_many_points_are_picked_as_with_other_blocks(

@@ -86,6 +86,7 @@ def test_a_share_that_is_not_there_is_refused() -> None:
             Share(index, count).check()
 
 
+@pytest.mark.slow
 def test_rows_dropped_as_engine_failed_are_tried_again_by_one_option(runs: Runs) -> None:
     runs.faults.deadly_tokens = frozenset([DEADLY])
     failed = runs.run()
@@ -302,6 +303,7 @@ def test_of_two_runs_the_finished_one_is_found_again(runs: Runs, parameters: lis
     assert runs.run(count_tokens=count).fingerprint == finished.fingerprint
 
 
+@pytest.mark.slow
 def test_tokens_are_estimated_from_rows_of_all_shards(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:

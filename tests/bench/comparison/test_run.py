@@ -146,6 +146,7 @@ def test_mistakes_are_one_line_before_any_work(
     assert message in line
 
 
+@pytest.mark.slow
 def test_a_folder_holds_one_comparison(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
