@@ -18,6 +18,8 @@ from cherry_vllm.store.files import file_sha256
 from cherry_vllm.store.run_folder import Folder
 from cherry_vllm.store.shards import Shards
 
+READING = 2  # part of the fingerprint of rows: raise it when the same file is read in another way
+
 log = logging.getLogger(__name__)
 
 
@@ -40,6 +42,7 @@ def read_row_shards(
     states = [_state(file) for file in files]
     settings = {
         "schema_version": SCHEMA_VERSION,
+        "reading": READING,
         "files": [[file_sha256(file), *file.suffixes] for file in files],
         "layout": asdict(layout) | {"format": layout.format.value},
         "columns": asdict(columns),
