@@ -74,8 +74,8 @@ def try_engine(
 ) -> Trial:
     """Scores ``count`` rows, spread over the data set, twice; the caller holds the run's lock.
 
-    ``reference`` is the model as transformers can load it. Nothing that a run made is read or
-    written. Without a ``count``, it is as many rows as the device scores in a moment.
+    ``reference`` is the model as transformers can load it. No log-probs or scores of a run are read
+    or written. Without a ``count``, it is as many rows as the device scores in a moment.
 
     Raises:
         UserError: a model cannot be used, or an engine dies on anything.

@@ -6,9 +6,9 @@ from typing import Any
 import polars as pl
 from polars import selectors as cs
 
+from cherry_vllm.selection.explanation import QUARTILES
 from cherry_vllm.selection.quotas import Strata
 
-QUARTILES = (0.25, 0.5, 0.75)
 FIRST, BOTH, SECOND = "only_first", "both", "only_second"  # the groups of the chosen rows
 GROUPS = (FIRST, BOTH, SECOND)
 
