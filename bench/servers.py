@@ -137,7 +137,7 @@ def compare_probe(file: Path, model: Path, url: str) -> None:
         file.write_text(json.dumps(logprobs.tolist()))
 
 
-def main() -> None:
+def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data", default=str(DEMO / "alpaca_en_demo.json"))
     parser.add_argument("--rows", type=int, default=60)
@@ -145,40 +145,56 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=DEMO / "SmolLM2-135M-Instruct")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--probe", type=Path)
-    arguments = parser.parse_args()
-    model, dtype = arguments.model, arguments.dtype
-    spans = build_spans(arguments.data, model, arguments.rows)
+    return parser.parse_args()
+
+
+def start_servers(stack: ExitStack, model: Path, dtype: str, logs: Path) -> list[str]:
+    """The addresses of three servers: one with all cores, and two that share them out."""
     cores = sorted(os.sched_getaffinity(0))
     half = len(cores) // 2
+    return [
+        stack.enter_context(
+            run_server(
+                model,
+                logs / f"{number}.txt",
+                name="m",
+                max_length=MAX_LENGTH + 1,
+                cores=own,
+                arguments=["--dtype", dtype, "--max-num-batched-tokens", "2048"],
+            )
+        ).address
+        for number, own in enumerate((cores, cores[:half], cores[half:]))
+    ]
+
+
+def start_engine(
+    stack: ExitStack, model: Path, dtype: str, spans: list[Span]
+) -> Callable[[], Floats]:
+    """Loads stock vLLM in a process of its own; returns what makes it score all spans."""
+    from bench.servers import score_here  # by a name that the child can import
+
+    child = Child(score_here, model, dtype, spans)
+    stack.callback(child.close)
+    child.receive()
+
+    def score() -> Floats:
+        child.send("score")
+        return list(child.receive())
+
+    return score
+
+
+def main() -> None:
+    arguments = read_arguments()
+    model, dtype = arguments.model, arguments.dtype
+    spans = build_spans(arguments.data, model, arguments.rows)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        urls = [
-            stack.enter_context(
-                run_server(
-                    model,
-                    Path(folder) / f"{number}.txt",
-                    name="m",
-                    max_length=MAX_LENGTH + 1,
-                    cores=own,
-                    arguments=["--dtype", dtype, "--max-num-batched-tokens", "2048"],
-                )
-            ).address
-            for number, own in enumerate((cores, cores[:half], cores[half:]))
-        ]
+        urls = start_servers(stack, model, dtype, Path(folder))
         if arguments.probe:
             compare_probe(arguments.probe, model, urls[0])
         count_bytes(urls[0], spans[:NUM_COUNTED])
-        from bench.servers import score_here  # by a name that the child can import
-
-        child = Child(score_here, model, dtype, spans)
-        stack.callback(child.close)
-        child.receive()
-
-        def here() -> Floats:
-            child.send("score")
-            return list(child.receive())
-
         ways: dict[str, Callable[[], Floats]] = {
-            "vllm": here,
+            "vllm": start_engine(stack, model, dtype, spans),
             "one server": ask_servers(model, urls[:1], spans),
             "two, of half the cores": ask_servers(model, urls[1:], spans),
         }

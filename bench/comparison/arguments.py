@@ -25,6 +25,18 @@ def read_arguments(words: Sequence[str]) -> argparse.Namespace:
     Raises:
         UserError: an option does not exist, or has a value that it does not take.
     """
+    settings = [word for word in words if "=" in word and not word.startswith("-")]
+    found = _build_parser().parse_args([word for word in words if word not in settings])
+    found.settings = settings
+    _check(found)
+    if found.tokens_of.isdecimal():
+        found.tokens_of = int(found.tokens_of)
+    if found.without_experience == []:
+        found.without_experience = ["cherry"]
+    return found
+
+
+def _build_parser() -> Parser:
     parser = Parser(
         prog="python -m bench.comparison",
         description=bench.comparison.__doc__,
@@ -77,16 +89,13 @@ def read_arguments(words: Sequence[str]) -> argparse.Namespace:
         metavar="FOLDER",
         help="of the results",
     )
-    settings = [word for word in words if "=" in word and not word.startswith("-")]
-    found = parser.parse_args([word for word in words if word not in settings])
-    found.settings = settings
+    return parser
+
+
+def _check(found: argparse.Namespace) -> None:
+    """Raises a UserError for a number that is out of its range."""
     FRACTION.check("--fraction", found.fraction)
     for name, least in (("rows", 1), ("held_out", 1)):
         whole(least).check(f"--{name.replace('_', '-')}", getattr(found, name))
     for seed in found.seeds:
         whole(0).check("--seeds", seed)
-    if found.tokens_of.isdecimal():
-        found.tokens_of = int(found.tokens_of)
-    if found.without_experience == []:
-        found.without_experience = ["cherry"]
-    return found

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -174,32 +175,6 @@ def sample_diverse(
         UserError: no row can be chosen, or the file of an earlier run was changed.
     """
 
-    def choose() -> tuple[list[int], dict[str, Any]]:
-        usable, vectors = _load_embeddings(embeddings)
-        if usable.is_empty():
-            return [], {}
-        clustering = cluster_embeddings(
-            vectors,
-            num_clusters=sampling.num_clusters,
-            n_init=sampling.n_init,
-            minibatch_rows=sampling.minibatch_rows,
-            seed=seed,
-        )
-        chosen = sample_clusters(
-            clustering.labels,
-            usable["perplexity"].to_numpy(),
-            rows_per_cluster=sampling.rows_per_cluster,
-            percentiles=sampling.percentiles,
-        )
-        sizes = np.unique(clustering.labels, return_counts=True)[1]
-        facts = {
-            "num_candidates": usable.height,
-            "num_clusters": clustering.num_clusters,
-            "num_small_clusters": int((sizes < sampling.rows_per_cluster).sum()),
-            "method": clustering.method,
-        }
-        return usable["row"].gather(chosen).to_list(), facts
-
     settings = {
         "embeddings": [embeddings.fingerprint, embeddings.summary["contents"]],
         "rows_per_cluster": sampling.rows_per_cluster,
@@ -209,7 +184,38 @@ def sample_diverse(
         "minibatch_rows": sampling.minibatch_rows,
         "seed": seed,
     }
+    choose = partial(_choose_diverse, embeddings, sampling, seed)
     return _sample(run_dir, rows, Sampling.kmeans, settings, choose)
+
+
+def _choose_diverse(
+    embeddings: Shards, sampling: DiverseSampling, seed: int
+) -> tuple[list[int], dict[str, Any]]:
+    """Row numbers, and facts about the clusters that they are from."""
+    usable, vectors = _load_embeddings(embeddings)
+    if usable.is_empty():
+        return [], {}
+    clustering = cluster_embeddings(
+        vectors,
+        num_clusters=sampling.num_clusters,
+        n_init=sampling.n_init,
+        minibatch_rows=sampling.minibatch_rows,
+        seed=seed,
+    )
+    chosen = sample_clusters(
+        clustering.labels,
+        usable["perplexity"].to_numpy(),
+        rows_per_cluster=sampling.rows_per_cluster,
+        percentiles=sampling.percentiles,
+    )
+    sizes = np.unique(clustering.labels, return_counts=True)[1]
+    facts = {
+        "num_candidates": usable.height,
+        "num_clusters": clustering.num_clusters,
+        "num_small_clusters": int((sizes < sampling.rows_per_cluster).sum()),
+        "method": clustering.method,
+    }
+    return usable["row"].gather(chosen).to_list(), facts
 
 
 def sample_most_difficult(

@@ -51,6 +51,16 @@ def read_row_shards(
         "max_rows": max_rows,
         "shard_rows": shard_rows,
     }
+    frames = partial(
+        read_rows,
+        files,
+        columns=columns,
+        layout=layout,
+        refusals=refusals,
+        turns=turns,
+        max_rows=max_rows,
+        batch_rows=shard_rows,
+    )
     rows = Shards(run_dir / Folder.ROWS, settings)
     with rows.changing():
         # If a folder was never closed, its file may have changed while it was read.
@@ -60,22 +70,8 @@ def read_row_shards(
                 log.warning(line)
             return rows
         rows.reopen()
-        frames = partial(
-            read_rows,
-            files,
-            columns=columns,
-            layout=layout,
-            refusals=refusals,
-            turns=turns,
-            max_rows=max_rows,
-            batch_rows=shard_rows,
-        )
         num_rows, num_shards, warnings = _write_apart(rows, missing, frames, files)
-        for file, state in zip(files, states, strict=True):
-            if _state(file) != state:
-                raise UserError(
-                    f"{file}: changed while it was read; run again once nothing writes to it"
-                )
+        _refuse_changed(files, states)
         rows.close(
             num_shards,
             num_rows=num_rows,
@@ -123,6 +119,15 @@ def write_rows(
             num_rows, num_shards = num_rows + frame.height, num_shards + 1
             bar.update(frame.height)
     return num_rows, num_shards, warnings
+
+
+def _refuse_changed(files: Sequence[Path], states: Sequence[tuple[int, int, int]]) -> None:
+    """Raises a UserError for a file that is not in the state that it was in."""
+    for file, state in zip(files, states, strict=True):
+        if _state(file) != state:
+            raise UserError(
+                f"{file}: changed while it was read; run again once nothing writes to it"
+            )
 
 
 def _state(file: Path) -> tuple[int, int, int]:

@@ -103,6 +103,28 @@ def train(
         return open_tuned(folder) if is_first_process() else None
     check_trackers(training.machine.report_to)
     tokenizer = _load_tokenizer(checkpoint, trust_remote_code=training.trust_remote_code)
+    training_set = _build_training_set(rows, checkpoint, tokenizer, training)
+    log.info("%s: training on %s", folder, training_set)
+    _tune(folder, checkpoint, training_set.examples, tokenizer, training)
+    if not is_first_process():
+        return None
+    facts = _copy_and_probe(folder, checkpoint, training_set, training)
+    write_json(
+        folder / Inner.TRAINING,
+        {
+            **facts,
+            "settings": settings,
+            "machine": asdict(training.machine),
+            "versions": installed_versions(),
+        },
+    )
+    (folder / Inner.TUNING).unlink()
+    return open_tuned(folder)
+
+
+def _build_training_set(
+    rows: Shards, checkpoint: Checkpoint, tokenizer: Any, training: Training
+) -> TrainingSet:
     builder = open_span_builder(
         checkpoint,
         prompt=training.prompt,
@@ -117,10 +139,13 @@ def train(
     )
     if not training_set.examples:
         raise UserError(f"no row to train on: {training_set}; check data.path")
-    log.info("%s: training on %s", folder, training_set)
-    _tune(folder, checkpoint, training_set.examples, tokenizer, training)
-    if not is_first_process():
-        return None
+    return training_set
+
+
+def _copy_and_probe(
+    folder: Path, checkpoint: Checkpoint, training_set: TrainingSet, training: Training
+) -> dict[str, Any]:
+    """Makes the copies of the tuned model, and measures the loss of each; returns all facts."""
     tuning = read_json(folder / Inner.TUNING)
     copies = _make_copies(folder, training)
     _refuse_other_model(copies[TUNED], tuning.pop("model", None))
@@ -132,18 +157,12 @@ def train(
     )
     if ROUNDED in probe.losses:
         warn_of_lost_gain("the copy in bfloat16", *probe.losses.values())
-    facts = {
-        **_measure(training_set),
+    return {
+        **_count(training_set),
         **tuning,
         "probe": probe.to_json(),
         "checkpoints": {name: copy.fingerprint for name, copy in copies.items()},
-        "settings": settings,
-        "machine": asdict(training.machine),
-        "versions": installed_versions(),
     }
-    write_json(folder / Inner.TRAINING, facts)
-    (folder / Inner.TUNING).unlink()
-    return open_tuned(folder)
 
 
 def open_tuned(folder: Path) -> TunedModel:
@@ -282,7 +301,7 @@ def sleep_while_waiting() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-def _measure(training_set: TrainingSet) -> dict[str, Any]:
+def _count(training_set: TrainingSet) -> dict[str, Any]:
     return {
         "num_rows": training_set.num_rows,
         "num_trained": len(training_set.spans),

@@ -62,26 +62,11 @@ def fine_tune(
     """
     arguments = training_arguments(folder, recipe, machine, seed=seed)
     batches = _cut_batches(examples, recipe, machine, arguments.world_size, seed)
-    num_steps = recipe.num_epochs * batches.num_updates
-    arguments.warmup_steps = recipe.warmup_steps(num_steps)
-    if arguments.warmup_steps < math.ceil(recipe.warmup_ratio * num_steps):
-        log.warning(
-            "%d optimizer step(s) in all: the warm-up is %d of them, since a longer one would "
-            "leave no step to train in",
-            num_steps,
-            arguments.warmup_steps,
-        )
+    arguments.warmup_steps = _count_warmup_steps(recipe, batches)
     arguments.gradient_accumulation_steps = batches.steps_per_update
     model = load_model(checkpoint, trust_remote_code=trust_remote_code)
     use_cache = vars(model.config).get("use_cache")  # the trainer turns it off for good
-    unused = _modules_without_text(model)
-    if recipe.lora_rank:
-        set_seed(seed)
-        model = _add_adapters(model, recipe)
-    for module in unused:  # other processes would wait for their gradients
-        module.requires_grad_(requires_grad=False)
-    if machine.compile_layers:
-        _compile_layers(model)
+    model = _prepare(model, recipe, machine, seed)
     pad_token_id = tokenizer.pad_token_id
     trainer = AnswerTrainer(
         model,
@@ -216,6 +201,32 @@ def _cut_batches(
         num_processes=num_processes,
         seed=seed,
     )
+
+
+def _count_warmup_steps(recipe: Recipe, batches: LengthBatches) -> int:
+    num_steps = recipe.num_epochs * batches.num_updates
+    warmup_steps = recipe.warmup_steps(num_steps)
+    if warmup_steps < math.ceil(recipe.warmup_ratio * num_steps):
+        log.warning(
+            "%d optimizer step(s) in all: the warm-up is %d of them, since a longer one would "
+            "leave no step to train in",
+            num_steps,
+            warmup_steps,
+        )
+    return warmup_steps
+
+
+def _prepare(model: Any, recipe: Recipe, machine: Machine, seed: int) -> Any:
+    """The model ready to train: with adapters for LoRA, without gradients of unused parts."""
+    unused = _modules_without_text(model)
+    if recipe.lora_rank:
+        set_seed(seed)
+        model = _add_adapters(model, recipe)
+    for module in unused:  # other processes would wait for their gradients
+        module.requires_grad_(requires_grad=False)
+    if machine.compile_layers:
+        _compile_layers(model)
+    return model
 
 
 def _modules_without_text(model: Any) -> list[nn.Module]:
