@@ -228,7 +228,7 @@ def install(
         return function(*arguments, **keywords)
 
     monkeypatch.setattr("cherry_vllm.workers.run.build_executor", lambda *_, **__: inline)
-    monkeypatch.setattr("cherry_vllm.sources.shards.isolate", run_here)
+    monkeypatch.setattr("cherry_vllm.sources.row_shards.isolate", run_here)
     monkeypatch.setattr("cherry_vllm.scoring.run.build_engine", build)
     monkeypatch.setattr("cherry_vllm.scoring.trial.build_engine", build)
     monkeypatch.setattr("cherry_vllm.experience.rows.build_embedder", build)

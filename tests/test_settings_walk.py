@@ -33,7 +33,7 @@ from cherry_vllm.evaluation.endpoint import Endpoint
 from cherry_vllm.evaluation.prompts import AspectRequests, JudgePrompt, RequestSettings
 from cherry_vllm.evaluation.replies import Replies
 from cherry_vllm.options import DataFormat, Mode
-from cherry_vllm.sources import shards as sources
+from cherry_vllm.sources import row_shards as sources
 from cherry_vllm.store import files
 from cherry_vllm.store.shards import Shards
 from cherry_vllm.workers.run import ModelRun

@@ -8,7 +8,7 @@ from pathlib import Path
 from cherry_vllm.commands.inputs import (
     Job,
     Outcome,
-    check_fit,
+    check_compatibility,
     find_input,
     find_model,
     find_prompt,
@@ -22,7 +22,7 @@ from cherry_vllm.engines.checkpoint import Checkpoint, checkpoint_dtype
 from cherry_vllm.errors import DisagreementError, UserError
 from cherry_vllm.runtime.text import printable
 from cherry_vllm.scoring.agreement import Bounds, compare, usual_bounds
-from cherry_vllm.scoring.check import COMMAND, Check, describe
+from cherry_vllm.scoring.check_result import COMMAND, CheckResult, describe
 from cherry_vllm.scoring.forecast import advise, foresee
 from cherry_vllm.scoring.ifd import aggregate_logprobs
 from cherry_vllm.scoring.trial import Trial, try_engine
@@ -58,7 +58,7 @@ def check(config: Config, job: Job) -> Outcome:
     with exclusive(run_dir):
         rows = read_input(config, files)
         prompt = find_prompt(config, checkpoint)
-        check_fit(config, checkpoint, prompt, rows)
+        check_compatibility(config, checkpoint, prompt, rows)
         trial = try_engine(
             run_dir,
             rows,
@@ -92,7 +92,7 @@ def _find_reference(config: Config, checkpoint: Checkpoint) -> Checkpoint:
         ) from None
 
 
-def _conclude(config: Config, trial: Trial, reference: Checkpoint, num_rows: int) -> Check:
+def _conclude(config: Config, trial: Trial, reference: Checkpoint, num_rows: int) -> CheckResult:
     engine, keep = trial.run.engine, config.score.keep_logprobs
     dtype = engine.computes_in(checkpoint_dtype(reference.folder))
     agreement = compare(trial.engine.logprobs, trial.reference.logprobs)
@@ -104,7 +104,7 @@ def _conclude(config: Config, trial: Trial, reference: Checkpoint, num_rows: int
         )
     forecast = foresee(trial, num_rows, keep_logprobs=keep)
     warning = misfit_warning(aggregate_logprobs(trial.engine.logprobs.lazy()).collect())
-    return Check(
+    return CheckResult(
         trial=trial,
         model=reference.folder,
         dtype=dtype,
@@ -142,7 +142,7 @@ def _bounds(settings: CheckConfig, dtype: str) -> Bounds:
     )
 
 
-def _print(found: Check, target: Path) -> None:
+def _print(found: CheckResult, target: Path) -> None:
     for row, parts in found.trial.show_prompts(SHOWN_ROWS):
         print(f"row {row}, as the model gets it, with its answer behind >")
         for text, is_answer in parts:

@@ -13,11 +13,11 @@ from cherry_vllm.config import Config, engine_settings, executor_settings, promp
 from cherry_vllm.engines.checkpoint import Checkpoint, find_checkpoint
 from cherry_vllm.engines.settings import EngineSettings, ServerSettings
 from cherry_vllm.errors import UserError
-from cherry_vllm.prompts.fit import answer_warnings, check_place
+from cherry_vllm.prompts.compatibility import answer_warnings, check_place
 from cherry_vllm.prompts.prompt import Prompt
 from cherry_vllm.prompts.snapshot import settle_prompt
 from cherry_vllm.sources import Columns, Layout, find_files
-from cherry_vllm.sources.shards import read_row_shards
+from cherry_vllm.sources.row_shards import read_row_shards
 from cherry_vllm.store.locks import exclusive, exclusive_share
 from cherry_vllm.store.run_folder import warn_of_earlier_release
 from cherry_vllm.store.shards import Shards
@@ -161,7 +161,7 @@ def find_prompt(config: Config, checkpoint: Checkpoint) -> Prompt:
     return settle_prompt(checkpoint.folder, prompt_of(config), trust_remote_code=remote)
 
 
-def check_fit(
+def check_compatibility(
     config: Config,
     checkpoint: Checkpoint,
     prompt: Prompt,

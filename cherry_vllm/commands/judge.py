@@ -23,7 +23,7 @@ from cherry_vllm.evaluation.prompts import (
     RatingRequests,
     RequestSettings,
 )
-from cherry_vllm.evaluation.results import COMMAND
+from cherry_vllm.evaluation.result_files import COMMAND
 from cherry_vllm.evaluation.reviews import read_reviews
 from cherry_vllm.options import Mode
 from cherry_vllm.runtime.text import printable

@@ -6,7 +6,7 @@ from pathlib import Path
 from cherry_vllm.commands.inputs import (
     Job,
     Outcome,
-    check_fit,
+    check_compatibility,
     find_input,
     find_model,
     find_prompt,
@@ -106,6 +106,6 @@ def has_experience(config: Config) -> bool:
 
 def _embed(config: Config, rows: Shards, checkpoint: Checkpoint, share: Share = WHOLE) -> Shards:
     prompt = find_prompt(config, checkpoint)
-    check_fit(config, checkpoint, prompt, rows, with_answers=False)
+    check_compatibility(config, checkpoint, prompt, rows, with_answers=False)
     use = model_use(config, prompt)
     return experience.embed(Path(config.run_dir), rows, checkpoint, use, share)

@@ -7,7 +7,7 @@ from pathlib import Path
 from cherry_vllm.commands.inputs import (
     Job,
     Outcome,
-    check_fit,
+    check_compatibility,
     find_input,
     find_prompt,
     find_used_model,
@@ -75,7 +75,7 @@ def score_files(
     prompt, run_dir = find_prompt(config, checkpoint), Path(config.run_dir)
     with hold_share(config) as share:
         rows = read_input(config, files)
-        check_fit(config, checkpoint, prompt, rows)
+        check_compatibility(config, checkpoint, prompt, rows)
         logprobs = score_rows(
             run_dir,
             scores_dir,

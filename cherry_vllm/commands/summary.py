@@ -9,8 +9,8 @@ from cherry_vllm.runtime.text import printable
 from cherry_vllm.schema import DropReason
 from cherry_vllm.scoring.ifd import count_outcomes
 from cherry_vllm.selection.explanation import SHARES
-from cherry_vllm.selection.extremes import Side, label_sides
 from cherry_vllm.selection.overlap import BOTH
+from cherry_vllm.selection.sides import Side, label_sides
 
 MAX_SHOWN_CHARS = 100
 FEWEST_STEPS = 3  # of a selection, which the table above shows: read, pool, selected

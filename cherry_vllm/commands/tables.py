@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cherry_vllm.evaluation.agreement import Agreement
 from cherry_vllm.evaluation.aspects import COUNTS, SIDES
+from cherry_vllm.evaluation.judge_agreement import JudgeAgreement
 from cherry_vllm.evaluation.tally import Tally
 from cherry_vllm.evaluation.verdicts import Verdict
 from cherry_vllm.runtime.text import printable
@@ -45,7 +45,7 @@ def show_position_bias(total: Tally) -> str:
     )
 
 
-def show_agreement(agreement: Agreement, name: str) -> str:
+def show_agreement(agreement: JudgeAgreement, name: str) -> str:
     """How far this judge agrees with the one whose verdicts ``name`` holds."""
     if agreement.equal is None:
         return (

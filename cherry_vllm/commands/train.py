@@ -8,7 +8,7 @@ from typing import Any
 
 from cherry_vllm.commands.inputs import (
     Job,
-    check_fit,
+    check_compatibility,
     find_input,
     find_model,
     find_prompt,
@@ -46,7 +46,7 @@ def train_on(
     with exclusive(run_dir) if is_first else nullcontext():
         with training.first_process_first():
             rows = read_input(config, files, is_made_here=is_made_here)
-        check_fit(config, checkpoint, prompt, rows)
+        check_compatibility(config, checkpoint, prompt, rows)
         settings = training_settings(config, group, prompt)
         tuned = training.train(run_dir, rows, checkpoint, settings)
     if tuned is not None:

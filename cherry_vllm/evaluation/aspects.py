@@ -17,10 +17,10 @@ from cherry_vllm.evaluation.parsing import parse_aspects
 from cherry_vllm.evaluation.prompts import AspectRequests
 from cherry_vllm.evaluation.ratings import Rated
 from cherry_vllm.evaluation.requests import ask_about_rows
-from cherry_vllm.evaluation.results import Results
+from cherry_vllm.evaluation.result_files import ResultFiles
 from cherry_vllm.schema import Schema
-from cherry_vllm.selection.extremes import Side, label_sides
 from cherry_vllm.selection.ranking import take_share
+from cherry_vllm.selection.sides import Side, label_sides
 from cherry_vllm.store.run_folder import File
 
 SIDES = ("top", "least")  # highest IFD, lowest IFD
@@ -101,12 +101,12 @@ def summarize(ratings: pl.DataFrame, aspects: Sequence[str]) -> dict[str, dict[s
     return summary
 
 
-def find_results(output_dir: Path) -> Results:
-    return Results(output_dir / File.ASPECTS, output_dir / File.ASPECT_SUMMARY)
+def find_results(output_dir: Path) -> ResultFiles:
+    return ResultFiles(output_dir / File.ASPECTS, output_dir / File.ASPECT_SUMMARY)
 
 
 def write(
-    results: Results, rated: Rated, summary: Mapping[str, Any], *, settings: Mapping[str, Any]
+    results: ResultFiles, rated: Rated, summary: Mapping[str, Any], *, settings: Mapping[str, Any]
 ) -> None:
     """Writes the ratings, and the summary of both sides."""
     results.write(

@@ -14,13 +14,13 @@ from typing import Any
 
 import polars as pl
 
-from cherry_vllm.evaluation.agreement import Agreement, compare
 from cherry_vllm.evaluation.answers import AnswerPair
 from cherry_vllm.evaluation.endpoint import Endpoint
+from cherry_vllm.evaluation.judge_agreement import JudgeAgreement, compare_judges
 from cherry_vllm.evaluation.prompts import PairRequests
 from cherry_vllm.evaluation.replies import Reply
 from cherry_vllm.evaluation.requests import ask_all, name_request
-from cherry_vllm.evaluation.results import Results
+from cherry_vllm.evaluation.result_files import ResultFiles
 from cherry_vllm.evaluation.reviews import read_reviews
 from cherry_vllm.evaluation.tally import Tally, tally_groups
 from cherry_vllm.evaluation.verdicts import Judgement, decide, read_verdicts
@@ -84,17 +84,21 @@ def read_others(file: Path) -> pl.DataFrame:
     return read_verdicts(file)
 
 
-def find_results(output_dir: Path) -> Results:
-    return Results(output_dir / File.VERDICTS, output_dir / File.VERDICT_SUMMARY)
+def find_results(output_dir: Path) -> ResultFiles:
+    return ResultFiles(output_dir / File.VERDICTS, output_dir / File.VERDICT_SUMMARY)
 
 
 def conclude(
-    results: Results, judged: Judged, *, others: pl.DataFrame | None, settings: Mapping[str, Any]
-) -> tuple[list[Tally], Agreement | None]:
+    results: ResultFiles,
+    judged: Judged,
+    *,
+    others: pl.DataFrame | None,
+    settings: Mapping[str, Any],
+) -> tuple[list[Tally], JudgeAgreement | None]:
     """Writes the verdicts and their summary; returns the figures."""
     verdicts = decide(judged.judgements)
     tallies = tally_groups(verdicts)
-    agreement = None if others is None else compare(verdicts, others)
+    agreement = None if others is None else compare_judges(verdicts, others)
     before = results.read_summary()
     if before and before["settings"] != settings:
         log.warning("%s: verdicts of other settings are replaced; replies stay", results.table)

@@ -19,7 +19,7 @@ from cherry_vllm.evaluation.parsing import parse_rating
 from cherry_vllm.evaluation.prompts import RatingRequests
 from cherry_vllm.evaluation.replies import Reply
 from cherry_vllm.evaluation.requests import ask_about_rows
-from cherry_vllm.evaluation.results import Results
+from cherry_vllm.evaluation.result_files import ResultFiles
 from cherry_vllm.schema import Schema
 from cherry_vllm.store.run_folder import File
 
@@ -73,12 +73,17 @@ def _read_rating(drop_reason: str | None, reply: Reply | None) -> tuple[float | 
     return rating, "unparsed" if rating is None else None
 
 
-def find_results(output_dir: Path) -> Results:
-    return Results(output_dir / File.RATINGS, output_dir / File.RATING_SUMMARY)
+def find_results(output_dir: Path) -> ResultFiles:
+    return ResultFiles(output_dir / File.RATINGS, output_dir / File.RATING_SUMMARY)
 
 
 def write(
-    results: Results, rated: Rated, *, threshold: float, origin: str, settings: Mapping[str, Any]
+    results: ResultFiles,
+    rated: Rated,
+    *,
+    threshold: float,
+    origin: str,
+    settings: Mapping[str, Any],
 ) -> dict[str, int]:
     """Writes the ratings and their summary; returns the counts.
 

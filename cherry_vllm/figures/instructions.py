@@ -7,7 +7,7 @@ import altair as alt
 import polars as pl
 
 from cherry_vllm.figures.figure import BAR_STEP, HEIGHT, Figure, color_by, inline, tooltips
-from cherry_vllm.selection.extremes import Side
+from cherry_vllm.selection.sides import Side
 
 MAP_HEIGHT = 420
 

@@ -10,10 +10,10 @@ import polars as pl
 
 from cherry_vllm.errors import UserError
 from cherry_vllm.figures.results import JobResult, Selection
-from cherry_vllm.scoring.check import describe
+from cherry_vllm.scoring.check_result import describe
 from cherry_vllm.selection.choice import Choice
 from cherry_vllm.selection.chosen_rows import ROWS, decode_rows
-from cherry_vllm.selection.extremes import Side
+from cherry_vllm.selection.sides import Side
 from cherry_vllm.store.files import read_json
 from cherry_vllm.store.marks import SUFFIX as MARK_SUFFIX
 from cherry_vllm.store.marks import is_ours

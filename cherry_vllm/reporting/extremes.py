@@ -5,7 +5,7 @@ from typing import NamedTuple
 import polars as pl
 
 from cherry_vllm.conversation import show_conversations
-from cherry_vllm.selection.extremes import Side
+from cherry_vllm.selection.sides import Side
 
 MAX_CARD_CHARS = 400
 # Courtesies before the verb of a request.

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from cherry_vllm.experience.clusters import cluster_embeddings
 from cherry_vllm.reporting.extremes import find_texts, shorten
-from cherry_vllm.selection.extremes import Side
+from cherry_vllm.selection.sides import Side
 
 MIN_DISTINCT = 10  # different embeddings that a map needs
 PERPLEXITY = 30

@@ -31,7 +31,7 @@ from cherry_vllm.reporting.landscape import find_dominated, survey
 from cherry_vllm.reporting.page import Page, render
 from cherry_vllm.runtime.progress import Progress
 from cherry_vllm.scoring.ifd import count_outcomes
-from cherry_vllm.selection.extremes import label_sides
+from cherry_vllm.selection.sides import label_sides
 from cherry_vllm.store.marks import check_replaceable, own_file, own_folder
 from cherry_vllm.store.run_folder import File, Folder
 from cherry_vllm.store.scores import open_scores

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cherry_vllm.errors import UserError
-from cherry_vllm.sources.columns import (
+from cherry_vllm.sources.fields import (
     FIELD_KEYS,
     MESSAGES_KEYS,
     REQUIRED,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cherry_vllm.errors import UserError
 from cherry_vllm.options import DataFormat
-from cherry_vllm.sources.columns import legible
+from cherry_vllm.sources.fields import legible
 from cherry_vllm.sources.formats import NOT_UTF8, Encoding, Layout, find_encoding, open_text
 from cherry_vllm.sources.json_values import BOM, JsonValues
 from cherry_vllm.sources.records import RawRecord

@@ -11,7 +11,7 @@ from cherry_vllm.conversation import Message, choose_answers, frame_messages
 from cherry_vllm.errors import UserError
 from cherry_vllm.options import Turns
 from cherry_vllm.schema import REASON, DropReason
-from cherry_vllm.sources.columns import REQUIRED, Chooser, Columns, find_field, missing_field
+from cherry_vllm.sources.fields import REQUIRED, Chooser, Columns, find_field, missing_field
 from cherry_vllm.sources.findings import Findings
 from cherry_vllm.sources.shapes import Shaped, shape_record
 from cherry_vllm.sources.values import UnreadableError

@@ -11,8 +11,8 @@ import polars as pl
 from cherry_vllm.errors import UserError
 from cherry_vllm.options import DataFormat, Turns
 from cherry_vllm.schema import REASON, ROWS, DropReason
-from cherry_vllm.sources.columns import Columns
 from cherry_vllm.sources.csv_records import read_csv_records
+from cherry_vllm.sources.fields import Columns
 from cherry_vllm.sources.findings import Findings
 from cherry_vllm.sources.formats import READ_ERRORS, Layout, unreadable
 from cherry_vllm.sources.json_texts import read_json_records

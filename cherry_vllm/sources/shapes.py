@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from cherry_vllm.conversation import ASSISTANT, SYSTEM, USER, Message
 from cherry_vllm.schema import DropReason
-from cherry_vllm.sources.columns import CONVENTIONS, REQUIRED, find_field
+from cherry_vllm.sources.fields import CONVENTIONS, REQUIRED, find_field
 from cherry_vllm.sources.messages import ROLE_FIELDS, first_of, read_messages
 from cherry_vllm.sources.values import (
     UnreadableError,

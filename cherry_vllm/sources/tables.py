@@ -8,7 +8,7 @@ import polars as pl
 
 from cherry_vllm.errors import UserError
 from cherry_vllm.options import DataFormat
-from cherry_vllm.sources.columns import CONVENTIONS, Columns
+from cherry_vllm.sources.fields import CONVENTIONS, Columns
 from cherry_vllm.sources.findings import Findings
 from cherry_vllm.sources.json_texts import decode_record
 from cherry_vllm.sources.records import RawRecord

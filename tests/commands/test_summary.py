@@ -5,7 +5,7 @@ import pytest
 
 from cherry_vllm.commands.summary import describe, show_extremes, summarize
 from cherry_vllm.conversation import frame_messages, single_turn
-from cherry_vllm.selection.extremes import label_sides
+from cherry_vllm.selection.sides import label_sides
 from tests.made_up import scores
 
 

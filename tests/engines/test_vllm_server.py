@@ -499,7 +499,7 @@ def test_a_row_that_servers_refuse_is_found_and_dropped(
     server.script = refuse
     monkeypatch.setattr("cherry_vllm.workers.run.build_executor", lambda *_: InlineExecutor())
     monkeypatch.setattr(
-        "cherry_vllm.sources.shards.isolate", lambda function, *given: function(*given)
+        "cherry_vllm.sources.row_shards.isolate", lambda function, *given: function(*given)
     )
     config = compose(*words[1:])
     run_score(config, Job(Path(config.run_dir), is_sweep=False))

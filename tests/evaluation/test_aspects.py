@@ -10,7 +10,7 @@ from cherry_vllm.config import compose
 from cherry_vllm.errors import UserError
 from cherry_vllm.evaluation.aspects import SIDES, highest_and_lowest, summarize
 from cherry_vllm.schema import SCORES
-from cherry_vllm.selection.extremes import label_sides
+from cherry_vllm.selection.sides import label_sides
 
 SIX = ["Scope", "Complexity", "Clarity", "Depth", "Simplicity", "Knowledge Required"]
 

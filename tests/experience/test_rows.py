@@ -24,7 +24,7 @@ from cherry_vllm.experience import rows as experience
 from cherry_vllm.experience.clusters import cluster_embeddings
 from cherry_vllm.experience.rows import DiverseSampling
 from cherry_vllm.sources import Columns
-from cherry_vllm.sources.shards import read_row_shards
+from cherry_vllm.sources.row_shards import read_row_shards
 from cherry_vllm.store.marks import mark_path
 from cherry_vllm.store.shards import Shards
 from cherry_vllm.workers.run import ModelUse

@@ -34,8 +34,8 @@ from cherry_vllm.reporting.landscape import find_dominated, survey
 from cherry_vllm.reporting.page import Page, render
 from cherry_vllm.schema import LOGPROBS, ROWS
 from cherry_vllm.scoring.run import aggregate
-from cherry_vllm.selection.extremes import Side, label_sides
 from cherry_vllm.selection.run import Extras, select_records
+from cherry_vllm.selection.sides import Side, label_sides
 from cherry_vllm.store.files import read_json, write_json
 from cherry_vllm.store.scores import open_scores
 from cherry_vllm.store.shards import Shards

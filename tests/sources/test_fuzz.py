@@ -13,7 +13,7 @@ from cherry_vllm.errors import UserError
 from cherry_vllm.runtime.processes import Child, ChildError, Wire
 from cherry_vllm.schema import ROWS
 from cherry_vllm.sources import find_files, read_rows
-from cherry_vllm.sources.shards import read_row_shards
+from cherry_vllm.sources.row_shards import read_row_shards
 from tests.sources.samples import ALPACA, FIELDS, SAMPLES, compressed, encoded, with_texts
 
 NAMES = [

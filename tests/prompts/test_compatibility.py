@@ -18,7 +18,7 @@ from cherry_vllm.conversation import (
     single_turn,
 )
 from cherry_vllm.errors import UserError
-from cherry_vllm.prompts.fit import answer_warnings, check_place
+from cherry_vllm.prompts.compatibility import answer_warnings, check_place
 from cherry_vllm.prompts.prompt import Prompt
 from tests.prompts.conftest import prompt_named, settle
 

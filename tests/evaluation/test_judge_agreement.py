@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from cherry_vllm.evaluation.agreement import compare
 from cherry_vllm.evaluation.answers import AnswerPair
+from cherry_vllm.evaluation.judge_agreement import compare_judges
 from cherry_vllm.evaluation.replies import Reply
 from cherry_vllm.evaluation.tally import tally
 from cherry_vllm.evaluation.verdicts import Judgement, decide
@@ -29,23 +29,23 @@ def test_agreement_is_the_share_of_equals_and_cohens_kappa() -> None:
         for a, b in zip(*(frame["verdict"] for frame in frames), strict=True)
         if "unparsed" not in (a, b)
     ]
-    agreement = compare(*frames)
+    agreement = compare_judges(*frames)
     assert agreement.questions == len(both) < 60
     assert agreement.equal == pytest.approx(sum(a == b for a, b in both) / len(both))
     assert agreement.kappa == pytest.approx(cohen_kappa_score(*zip(*both, strict=True)))
-    assert compare(frames[0], frames[0])[1:] == (1, 1)
-    assert compare(frames[0], frames[1].clear()).equal is None
+    assert compare_judges(frames[0], frames[0])[1:] == (1, 1)
+    assert compare_judges(frames[0], frames[1].clear()).equal is None
     other_inputs = decide(Judgement(p._replace(input="i"), None, None) for p in pairs)
     assert set(other_inputs["pair"]).isdisjoint(frames[0]["pair"])
     level = frames[0].filter(verdict="tie")
-    assert compare(level, level)[1:] == (1, None)  # chance alone makes all equal
+    assert compare_judges(level, level)[1:] == (1, None)  # chance alone makes all equal
 
 
 def test_the_recorded_judges_agree_and_lean_as_far_as_counted_by_hand(
     recorded: dict[str, Path],
 ) -> None:
     gpt4, gpt35 = (verdicts_of(recorded[f"vicuna_wrap_reviews_gpt{n}"]) for n in ("4", "3.5"))
-    agreement = compare(gpt4, gpt35)
+    agreement = compare_judges(gpt4, gpt35)
     verdicts = [frame["verdict"].to_list() for frame in (gpt4, gpt35)]
     assert agreement.questions == 80
     assert agreement.equal == sum(a == b for a, b in zip(*verdicts, strict=True)) / 80

@@ -16,7 +16,7 @@ COMMAND = "judge"
 
 
 @dataclass(frozen=True)
-class Results:
+class ResultFiles:
     """Where results are: ``table`` is Parquet; ``summary`` is JSON with the table's SHA-256.
 
     Both have marks, so that an edited one counts as the user's.

@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 
 from cherry_vllm.evaluation.aspects import highest_and_lowest
-from cherry_vllm.selection.extremes import label_sides
+from cherry_vllm.selection.sides import label_sides
 from tests.made_up import SEVEN, distinct, scores_of
 
 

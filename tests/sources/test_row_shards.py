@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from cherry_vllm.sources import Columns, find_files, shards
-from cherry_vllm.sources.shards import read_row_shards
+from cherry_vllm.sources import Columns, find_files, row_shards
+from cherry_vllm.sources.row_shards import read_row_shards
 from cherry_vllm.store.shards import Shards
 from tests.conftest import ROWS
 from tests.sources.samples import ALPACA, FIRST, file_of
@@ -14,7 +14,7 @@ from tests.sources.samples import ALPACA, FIRST, file_of
 
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "isolate", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(row_shards, "isolate", lambda function, *arguments: function(*arguments))
 
 
 def read(run_dir: Path, *patterns: str, **changes: Any) -> Shards:

@@ -24,7 +24,7 @@ MIB, GIB = 2**20, 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check:
+class CheckResult:
     """All that a check found."""
 
     trial: Trial
