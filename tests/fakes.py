@@ -231,7 +231,7 @@ def install(
     monkeypatch.setattr("cherry_vllm.sources.row_shards.isolate", run_here)
     monkeypatch.setattr("cherry_vllm.scoring.run.build_engine", build)
     monkeypatch.setattr("cherry_vllm.scoring.trial.build_engine", build)
-    monkeypatch.setattr("cherry_vllm.experience.rows.build_embedder", build)
+    monkeypatch.setattr("cherry_vllm.experience.embeddings.build_embedder", build)
     monkeypatch.setattr("cherry_vllm.evaluation.generation.build_generator", build)
     return inline
 

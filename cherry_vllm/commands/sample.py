@@ -18,8 +18,14 @@ from cherry_vllm.commands.summary import describe
 from cherry_vllm.config import Config, KMeansConfig
 from cherry_vllm.engines.checkpoint import Checkpoint
 from cherry_vllm.errors import UserError
-from cherry_vllm.experience import rows as experience
-from cherry_vllm.experience.rows import DiverseSampling, Experience
+from cherry_vllm.experience.embeddings import embed as embed_rows
+from cherry_vllm.experience.sampling import (
+    DiverseSampling,
+    Experience,
+    sample_any,
+    sample_diverse,
+    sample_most_difficult,
+)
 from cherry_vllm.options import Sampling
 from cherry_vllm.runtime.text import printable
 from cherry_vllm.store.locks import exclusive
@@ -68,13 +74,11 @@ def sample_from(
         rows = read_input(config, files)
         if diverse and base:
             embeddings = _embed(config, rows, base)
-            found = experience.sample_diverse(run_dir, rows, embeddings, diverse, seed=seed)
+            found = sample_diverse(run_dir, rows, embeddings, diverse, seed=seed)
         elif settings.strategy is Sampling.difficulty:
-            found = experience.sample_most_difficult(
-                run_dir, rows, scores_dir, count=count, wanted=scores
-            )
+            found = sample_most_difficult(run_dir, rows, scores_dir, count=count, wanted=scores)
         else:
-            found = experience.sample_any(run_dir, rows, count=count, seed=seed)
+            found = sample_any(run_dir, rows, count=count, seed=seed)
     print(describe(f"sample={settings.strategy.value}", found.facts))
     print(printable(f"experience: {found.artifact}"))
     return found
@@ -108,4 +112,4 @@ def _embed(config: Config, rows: Shards, checkpoint: Checkpoint, share: Share = 
     prompt = find_prompt(config, checkpoint)
     check_compatibility(config, checkpoint, prompt, rows, with_answers=False)
     use = model_use(config, prompt)
-    return experience.embed(Path(config.run_dir), rows, checkpoint, use, share)
+    return embed_rows(Path(config.run_dir), rows, checkpoint, use, share)

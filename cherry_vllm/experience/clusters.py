@@ -1,11 +1,17 @@
-"""The rows of the brief experience: diverse ones (paper, section 2.1), or random, or difficult."""
+"""Clusters of instructions (paper, section 2.1), and samples: of each, at random, or difficult."""
 
 import warnings
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
+from cherry_vllm.experience.embeddings import find_embeddings
+from cherry_vllm.store.scores import Scores
+
+N_INIT, MINIBATCH_ROWS = 10, 100_000  # of clusters for a selection, as in conf/sample/kmeans.yaml
 MINIBATCH_SIZE = 4096  # rows per step; each start is computed from three times as many
 
 
@@ -49,6 +55,26 @@ def cluster_embeddings(
         warnings.simplefilter("ignore", ConvergenceWarning)
         labels = estimator.fit(embeddings).labels_
     return Clustering(labels, len(np.unique(labels)), method)
+
+
+def find_clusters(
+    run_dir: Path, scores: Scores, *, folder: Path | None = None, num_clusters: int, seed: int
+) -> pl.DataFrame:
+    """Columns ``row`` and ``cluster`` (K-Means) of the rows that have an embedding.
+
+    See :func:`find_embeddings`.
+    """
+    embeddings = find_embeddings(run_dir, scores, folder=folder, user="the column cluster")
+    held = [embeddings.read(index) for index in range(embeddings.num_shards)]
+    rows = pl.concat(held).filter(pl.col("embedding").is_not_null())
+    clustering = cluster_embeddings(
+        rows["embedding"].to_numpy(),
+        num_clusters=num_clusters,
+        n_init=N_INIT,
+        minibatch_rows=MINIBATCH_ROWS,
+        seed=seed,
+    )
+    return rows.select("row", cluster=pl.Series(clustering.labels))
 
 
 def sample_clusters(

@@ -7,7 +7,7 @@ import polars as pl
 SIZE_KEYS = ("select.fraction=", "select.count=", "select.num_tokens=")
 
 
-class Selection(NamedTuple):
+class ScoredSelection(NamedTuple):
     """What ``select`` chose, and how."""
 
     mark: dict[str, Any]

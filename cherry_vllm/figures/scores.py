@@ -17,7 +17,7 @@ from cherry_vllm.figures.figure import (
     share,
     tooltips,
 )
-from cherry_vllm.figures.results import Selection
+from cherry_vllm.figures.results import ScoredSelection
 from cherry_vllm.schema import DropReason
 from cherry_vllm.scoring.ifd import count_outcomes
 
@@ -28,7 +28,7 @@ MIN_TREND_ROWS = 48
 SELECTED, USABLE, DROPPED = "selected", "usable", "IFD above 1"
 
 
-def draw_ledger(scores: pl.DataFrame, selection: Selection | None) -> Figure:
+def draw_ledger(scores: pl.DataFrame, selection: ScoredSelection | None) -> Figure:
     """Rows read, rows dropped for each reason and rows left, as a falling staircase of bars."""
     outcomes = count_outcomes(scores)
     usable = outcomes.pop("usable")
@@ -73,7 +73,7 @@ def draw_ledger(scores: pl.DataFrame, selection: Selection | None) -> Figure:
     return Figure("ledger", "What went in and what came out", caption, chart, key)
 
 
-def _with_status(scores: pl.DataFrame, selection: Selection | None) -> pl.DataFrame:
+def _with_status(scores: pl.DataFrame, selection: ScoredSelection | None) -> pl.DataFrame:
     """The scored rows with a ``status``: selected, usable or dropped."""
     chosen = selection.rows["row"].to_list() if selection else []
     status = (
@@ -102,7 +102,7 @@ def _last_bin(scored: pl.DataFrame) -> int:
 
 def draw_ifd(
     scores: pl.DataFrame,
-    selection: Selection | None = None,
+    selection: ScoredSelection | None = None,
     cuts: Mapping[str, float] | None = None,
 ) -> Figure:
     """The distribution of IFD; ``cuts`` holds the lowest IFD chosen, by name of the choice."""
@@ -155,7 +155,7 @@ def _sampled(scored: pl.DataFrame) -> tuple[pl.DataFrame, str]:
     return shown, f"A random sample of {MAX_POINTS:,} of {scored.height:,} scored rows."
 
 
-def draw_scores(scores: pl.DataFrame, selection: Selection | None = None) -> Figure:
+def draw_scores(scores: pl.DataFrame, selection: ScoredSelection | None = None) -> Figure:
     """The direct against the conditioned score, whose ratio is IFD."""
     scored = _with_status(scores, selection)
     shown, caption = _sampled(scored)
@@ -184,7 +184,7 @@ def draw_scores(scores: pl.DataFrame, selection: Selection | None = None) -> Fig
     return Figure("scores", "Direct against conditioned score", caption, chart, key)
 
 
-def draw_length(scores: pl.DataFrame, selection: Selection | None = None) -> Figure:
+def draw_length(scores: pl.DataFrame, selection: ScoredSelection | None = None) -> Figure:
     """IFD against the length of the answer, with Spearman's rank correlation."""
     scored = _with_status(scores, selection)
     shown, caption = _sampled(scored)

@@ -9,17 +9,16 @@ from typing import Any, TypeVar
 import polars as pl
 
 from cherry_vllm.errors import UserError
-from cherry_vllm.figures.results import JobResult, Selection
+from cherry_vllm.figures.results import JobResult, ScoredSelection
 from cherry_vllm.scoring.check_result import describe
 from cherry_vllm.selection.choice import Choice
-from cherry_vllm.selection.chosen_rows import ROWS, decode_rows
+from cherry_vllm.selection.chosen_rows import open_selection
 from cherry_vllm.selection.sides import Side
 from cherry_vllm.store.files import read_json
 from cherry_vllm.store.marks import SUFFIX as MARK_SUFFIX
 from cherry_vllm.store.marks import is_ours
 from cherry_vllm.store.run_folder import File, Folder, Inner
 from cherry_vllm.store.scores import Scores
-from cherry_vllm.store.shards import Shards
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +114,7 @@ def find_scores(run_dir: Path, scores_dir: Path) -> list[Path]:
     return [path.parent for path in found if path.is_file()]
 
 
-def find_selection(mark: Path, scores: Scores) -> Selection | None:
+def find_selection(mark: Path, scores: Scores) -> ScoredSelection | None:
     """The selection that a mark describes; None if it was not made from these scores.
 
     One that was edited or deleted since is left out, with a warning.
@@ -125,7 +124,7 @@ def find_selection(mark: Path, scores: Scores) -> Selection | None:
     return _read(mark, partial(_parse_selection, scores=scores))
 
 
-def _parse_selection(mark: Path, scores: Scores) -> Selection | None:
+def _parse_selection(mark: Path, scores: Scores) -> ScoredSelection | None:
     facts = read_json(mark)
     if "num_selected" not in facts or not _is_made_from(scores, facts):
         return None
@@ -134,11 +133,11 @@ def _parse_selection(mark: Path, scores: Scores) -> Selection | None:
         log.warning("%s: edited or deleted since `select` wrote it; not in the report", output)
         return None
     Choice.from_json(facts)
-    chosen = pl.DataFrame({"row": decode_rows(facts[ROWS])}, schema={"row": pl.Int64})
+    chosen = pl.DataFrame({"row": open_selection(mark, scores).rows}, schema={"row": pl.Int64})
     rows = scores.frame.join(chosen, on="row", how="semi", maintain_order="left")
     if rows.height != facts["num_selected"]:
         raise ValueError("its rows are not those that it counts")
-    return Selection(facts, rows)
+    return ScoredSelection(facts, rows)
 
 
 def _is_made_from(scores: Scores, facts: Mapping[str, Any]) -> bool:
@@ -161,25 +160,6 @@ def _parse_aspects(path: Path) -> dict[str, Any]:
     for side in sides:
         _conform([side["means"]], dict.fromkeys(side["means"], pl.Float64))
     return found
-
-
-def find_embeddings(run_dir: Path, scores: Scores) -> pl.LazyFrame | None:
-    """Embeddings of the rows that were scored, as a frame of EMBEDDINGS; None without any."""
-    # Scores of the pipeline are below its run folder, and the job that is shown may be too.
-    parents = dict.fromkeys([run_dir, *run_dir.resolve().parents[:2]])
-    for parent in parents:
-        for summary in sorted((parent / Folder.EMBEDDINGS).glob(f"*/{Inner.COMPLETE}")):
-            embeddings = _read(summary, partial(_parse_embeddings, scores=scores))
-            if embeddings is not None:
-                return embeddings
-    return None
-
-
-def _parse_embeddings(summary: Path, scores: Scores) -> pl.LazyFrame | None:
-    settings = read_json(summary)["settings"]
-    shards = Shards(summary.parents[1], settings)
-    is_found = settings["rows"] == scores.rows_fingerprint and shards.is_complete()
-    return shards.scan() if is_found else None
 
 
 def find_rows(scores: Scores) -> pl.LazyFrame | None:

@@ -11,15 +11,15 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from cherry_vllm.errors import UserError
+from cherry_vllm.experience.embeddings import list_embeddings
 from cherry_vllm.figures import instructions as instruction_figures
 from cherry_vllm.figures import models as model_figures
 from cherry_vllm.figures import scores as score_figures
 from cherry_vllm.figures.figure import save_png
-from cherry_vllm.figures.results import Selection
+from cherry_vllm.figures.results import ScoredSelection
 from cherry_vllm.reporting.artifacts import (
     find_aspects,
     find_check,
-    find_embeddings,
     find_jobs,
     find_losses,
     find_rows,
@@ -53,7 +53,7 @@ class Scored(NamedTuple):
     rows: pl.LazyFrame | None  # of ROWS
     embeddings: pl.LazyFrame | None
     aspects: dict[str, Any] | None  # how a judge rated both sides
-    selection: Selection | None  # of the run itself
+    selection: ScoredSelection | None  # of the run itself
     cuts: dict[str, float]  # of that selection, or else of a sweep's selections
 
 
@@ -140,6 +140,7 @@ def _load(run_dir: Path, folder: Path, page: Page, mark_name: str) -> Scored:
     }
     own = found.get(".")
     shown = [own] if own else sorted(found.values(), key=lambda item: item.rows.height)
+    embeddings = list_embeddings(run_dir, scores)
     cuts = {f"{item.rows.height:,} rows": item.cut for item in shown if item.cut is not None}
     return Scored(
         folder=folder,
@@ -147,7 +148,7 @@ def _load(run_dir: Path, folder: Path, page: Page, mark_name: str) -> Scored:
         scores=scores.frame,
         ranked=label_sides(scores.frame, fraction=page.fraction),
         rows=find_rows(scores),
-        embeddings=find_embeddings(run_dir, scores),
+        embeddings=next((one.scan() for one in embeddings if one.is_complete()), None),
         aspects=find_aspects(run_dir, scores),
         selection=own,
         cuts=cuts,

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from cherry_vllm.experience.embeddings import list_embeddings
 from cherry_vllm.reporting.artifacts import (
     find_aspects,
     find_check,
-    find_embeddings,
     find_jobs,
     find_losses,
     find_manifests,
@@ -66,7 +66,7 @@ def test_a_damaged_file_is_left_out_with_one_line_that_names_it(
     path.write_text(content, encoding="utf-8")
     assert find_jobs(tmp_path, "cherry.json.meta.json") == []
     assert find_aspects(tmp_path, scores) is None
-    assert find_embeddings(tmp_path, scores) is None
+    assert list_embeddings(tmp_path, scores) == []
     assert find_losses(tmp_path).is_empty()
     assert find_check(tmp_path) is None
     warnings = {message.partition(": ")[0] for message in caplog.messages}

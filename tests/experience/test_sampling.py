@@ -20,9 +20,14 @@ from cherry_vllm.conversation import open_messages
 from cherry_vllm.engines.checkpoint import Checkpoint, read_checkpoint
 from cherry_vllm.engines.settings import HfSettings
 from cherry_vllm.errors import UserError
-from cherry_vllm.experience import rows as experience
 from cherry_vllm.experience.clusters import cluster_embeddings
-from cherry_vllm.experience.rows import DiverseSampling
+from cherry_vllm.experience.embeddings import embed
+from cherry_vllm.experience.sampling import (
+    DiverseSampling,
+    sample_any,
+    sample_diverse,
+    sample_most_difficult,
+)
 from cherry_vllm.sources import Columns
 from cherry_vllm.sources.row_shards import read_row_shards
 from cherry_vllm.store.marks import mark_path
@@ -72,7 +77,7 @@ def rows(tmp_path: Path, model: Checkpoint) -> Shards:  # noqa: ARG001 - it read
 
 @pytest.fixture
 def embeddings(tmp_path: Path, rows: Shards, model: Checkpoint) -> Shards:
-    return experience.embed(tmp_path, rows, model, FAKE_USE)
+    return embed(tmp_path, rows, model, FAKE_USE)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +108,7 @@ def test_both_engines_give_what_a_plain_forward_pass_gives(
 ) -> None:
     rows = read(tmp_path)
     arguments = (tmp_path, rows, read_checkpoint(wide))
-    expected = experience.embed(*arguments, USE).scan().collect()
+    expected = embed(*arguments, USE).scan().collect()
     assert_plain_forward_pass(wide, rows.scan().collect(), expected)
     done = cli(
         "embed",
@@ -168,7 +173,7 @@ def test_a_lost_shard_alone_is_made_again(
     before = embeddings.path(1).read_bytes()
     kept = embeddings.path(0).stat().st_mtime_ns
     embeddings.path(1).unlink()
-    again = experience.embed(tmp_path, rows, model, FAKE_USE)
+    again = embed(tmp_path, rows, model, FAKE_USE)
     assert again.fingerprint == embeddings.fingerprint
     assert again.path(1).read_bytes() == before
     assert again.path(0).stat().st_mtime_ns == kept
@@ -177,7 +182,7 @@ def test_a_lost_shard_alone_is_made_again(
 def test_a_sample_holds_the_records_and_says_where_from(
     tmp_path: Path, rows: Shards, embeddings: Shards
 ) -> None:
-    found = experience.sample_diverse(tmp_path, rows, embeddings, KMEANS, seed=0)
+    found = sample_diverse(tmp_path, rows, embeddings, KMEANS, seed=0)
     mark = json.loads(mark_path(found.artifact).read_text())
     records = json.loads(found.artifact.read_text(encoding="utf-8"))
     lines = ROWS.read_text(encoding="utf-8").splitlines()
@@ -189,7 +194,7 @@ def test_a_sample_holds_the_records_and_says_where_from(
     assert found.facts["num_candidates"] == len(usable)
     assert set(found.rows) <= set(usable)
     stamp = found.artifact.stat().st_mtime_ns
-    again = experience.sample_diverse(tmp_path, rows, embeddings, KMEANS, seed=0)
+    again = sample_diverse(tmp_path, rows, embeddings, KMEANS, seed=0)
     assert again == found
     assert again.artifact.stat().st_mtime_ns == stamp
 
@@ -197,10 +202,10 @@ def test_a_sample_holds_the_records_and_says_where_from(
 def test_a_sample_that_was_edited_is_neither_used_nor_replaced(
     tmp_path: Path, rows: Shards
 ) -> None:
-    found = experience.sample_any(tmp_path, rows, count=5, seed=1)
+    found = sample_any(tmp_path, rows, count=5, seed=1)
     found.artifact.write_text("[]", encoding="utf-8")
     with pytest.raises(UserError, match="choose another output or move it"):
-        experience.sample_any(tmp_path, rows, count=5, seed=1)
+        sample_any(tmp_path, rows, count=5, seed=1)
     assert found.artifact.read_text(encoding="utf-8") == "[]"
 
 
@@ -210,22 +215,22 @@ def test_fewer_rows_than_clusters_and_equal_instructions_are_counted(
     file = tmp_path / "same.jsonl"
     file.write_text('{"instruction": "Say hello.", "output": "Hello."}\n' * 4)
     rows = read(tmp_path, file)
-    embeddings = experience.embed(tmp_path, rows, model, FAKE_USE)
+    embeddings = embed(tmp_path, rows, model, FAKE_USE)
     sampling = DiverseSampling(
         count=20, num_clusters=10, percentiles=(25.0, 75.0), n_init=10, minibatch_rows=10_000
     )
-    found = experience.sample_diverse(tmp_path, rows, embeddings, sampling, seed=0)
+    found = sample_diverse(tmp_path, rows, embeddings, sampling, seed=0)
     assert found.facts["num_candidates"] == 4
     assert found.facts["num_clusters"] == 1
     assert 1 <= found.facts["num_sampled"] <= 4
 
 
 def test_random_and_difficult_samples(rows: Shards, tmp_path: Path) -> None:
-    found = experience.sample_any(tmp_path, rows, count=5, seed=1)
+    found = sample_any(tmp_path, rows, count=5, seed=1)
     assert found.rows == sorted(set(found.rows))
     assert found.facts["num_sampled"] == 5
     with pytest.raises(UserError, match=r"scores\.parquet: no such file.*cherry-vllm score"):
-        experience.sample_most_difficult(tmp_path, rows, tmp_path, count=5)
+        sample_most_difficult(tmp_path, rows, tmp_path, count=5)
 
 
 @pytest.mark.parametrize("command", [sample, run_pipeline])
@@ -243,6 +248,6 @@ def test_nothing_to_sample_from_is_refused(model: Checkpoint, tmp_path: Path) ->
     file = tmp_path / "blank.jsonl"
     file.write_text('{"instruction": "Say nothing.", "output": " "}\n')
     rows = read(tmp_path, file)
-    embeddings = experience.embed(tmp_path, rows, model, FAKE_USE)
+    embeddings = embed(tmp_path, rows, model, FAKE_USE)
     with pytest.raises(UserError, match="no row can be sampled"):
-        experience.sample_diverse(tmp_path, rows, embeddings, KMEANS, seed=0)
+        sample_diverse(tmp_path, rows, embeddings, KMEANS, seed=0)

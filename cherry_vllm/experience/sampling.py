@@ -1,14 +1,12 @@
-"""Row shards and the base model to the rows of the brief experience.
+"""Row shards and their embeddings or scores to the rows of the brief experience.
 
-run_dir/embeddings/FINGERPRINT/   embed: the prompts' mean hidden states and perplexities
 run_dir/experience/STRATEGY-FINGERPRINT/
-  experience.json                 sample: the chosen rows, with all their fields
-  experience.json.meta.json       their row numbers, and how they were chosen
+  experience.json             the chosen rows, with all their fields
+  experience.json.meta.json   their row numbers, and how they were chosen
 """
 
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,8 +16,6 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from cherry_vllm.engines import build_embedder
-from cherry_vllm.engines.checkpoint import Checkpoint
 from cherry_vllm.errors import UserError
 from cherry_vllm.experience.clusters import (
     cluster_embeddings,
@@ -27,7 +23,6 @@ from cherry_vllm.experience.clusters import (
     sample_difficult,
     sample_random,
 )
-from cherry_vllm.experience.embeddings import count_tokens, embed_shard
 from cherry_vllm.options import Sampling
 from cherry_vllm.runtime.versions import installed_versions
 from cherry_vllm.schema import SCHEMA_VERSION
@@ -35,13 +30,10 @@ from cherry_vllm.selection.export import find_records, write_records
 from cherry_vllm.store.files import fingerprint
 from cherry_vllm.store.marks import MADE_BY, marked_file, read_mark
 from cherry_vllm.store.run_folder import Folder, Inner
-from cherry_vllm.store.scores import SCORES, Scores, open_scores
+from cherry_vllm.store.scores import SCORES, open_scores
 from cherry_vllm.store.shards import Shards
-from cherry_vllm.workers.run import WHOLE, ModelRun, ModelUse, Share
 
 log = logging.getLogger(__name__)
-
-N_INIT, MINIBATCH_ROWS = 10, 100_000  # of clusters for a selection, as in conf/sample/kmeans.yaml
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,87 +70,6 @@ class Experience:
     artifact: Path  # the file with their records
     rows: Sequence[int]  # their row numbers, in the file's order
     facts: dict[str, Any]
-
-
-def embed(
-    run_dir: Path, rows: Shards, checkpoint: Checkpoint, use: ModelUse, share: Share = WHOLE
-) -> Shards:
-    """Row shards to shards of :data:`schema.EMBEDDINGS`.
-
-    Raises:
-        UserError: the model cannot be used, or cannot take ``max_length`` tokens.
-    """
-    # Earlier shards have no perplexities.
-    return ModelRun(
-        run_dir / Folder.EMBEDDINGS, rows, checkpoint, use, count_tokens, perplexities=True
-    ).run("embedding", build_embedder, "embed", embed_shard, done="embedded", share=share)
-
-
-def find_clusters(
-    run_dir: Path, scores: Scores, *, folder: Path | None = None, num_clusters: int, seed: int
-) -> pl.DataFrame:
-    """Columns ``row`` and ``cluster`` (K-Means) of the rows that have an embedding.
-
-    See :func:`find_embeddings`.
-    """
-    found = find_embeddings(run_dir, scores, folder=folder, user="the column cluster")
-    return _cluster(found, num_clusters, seed)
-
-
-def find_embeddings(
-    run_dir: Path, scores: Scores, *, folder: Path | None = None, user: str = "select.diversify"
-) -> Shards:
-    """The embeddings of the rows of ``scores``: in ``folder``, or else the only ones of the run.
-
-    Errors name the ``user``, which needs them.
-
-    Raises:
-        UserError: neither the run nor a folder above it has any, several models embedded the rows,
-            or those in ``folder`` are of other rows.
-    """
-    if folder is not None:
-        named = Shards.open(folder.absolute())
-        is_embedded = "embedding" in named.scan().collect_schema()
-        if not is_embedded or named.settings.get("rows") != scores.rows_fingerprint:
-            raise UserError(
-                f"select.embeddings={folder}: not the embeddings of these rows; give the folder "
-                "that `cherry-vllm embed` printed"
-            )
-        return named
-    for place in (run_dir, *run_dir.resolve().parents[:2]):
-        found = []
-        for summary in sorted((place / Folder.EMBEDDINGS).glob(f"*/{Inner.COMPLETE}")):
-            with suppress(UserError):
-                embeddings = Shards.open(summary.parent)
-                if embeddings.settings["rows"] == scores.rows_fingerprint:
-                    found.append(embeddings)
-        # An earlier release made the same ones without perplexities.
-        found = [it for it in found if it.settings.get("perplexities")] or found
-        if len(found) > 1:
-            raise UserError(
-                f"{place / Folder.EMBEDDINGS}: embeddings of these rows by several models "
-                f"({', '.join(shards.fingerprint for shards in found)}); give one of the folders "
-                "as select.embeddings"
-            )
-        if found:
-            return found[0]
-    raise UserError(
-        f"{run_dir}: no embeddings of these rows, which {user} needs; run `cherry-vllm embed` with "
-        "this run_dir first"
-    )
-
-
-def _cluster(embeddings: Shards, num_clusters: int, seed: int) -> pl.DataFrame:
-    held = [embeddings.read(index) for index in range(embeddings.num_shards)]
-    rows = pl.concat(held).filter(pl.col("embedding").is_not_null())
-    clustering = cluster_embeddings(
-        rows["embedding"].to_numpy(),
-        num_clusters=num_clusters,
-        n_init=N_INIT,
-        minibatch_rows=MINIBATCH_ROWS,
-        seed=seed,
-    )
-    return rows.select("row", cluster=pl.Series(clustering.labels))
 
 
 def sample_diverse(
