@@ -16,7 +16,7 @@ from cherry_vllm.schema import LOGPROBS, ROWS, SCHEMA_VERSION, SCORES
 from cherry_vllm.scoring.run import aggregate
 from cherry_vllm.selection.choice import Choice
 from cherry_vllm.sources import Columns, read_rows
-from cherry_vllm.store.files import file_sha256
+from cherry_vllm.store.hashes import file_sha256
 from cherry_vllm.store.shards import Shards
 
 SHIPPED = Path(__file__).parent / "data" / "rows.jsonl"  # 26 rows, all usable until scored

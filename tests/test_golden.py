@@ -9,7 +9,7 @@ from cherry_vllm.commands.inputs import model_use
 from cherry_vllm.config import arguments_of, compose, prompt_of
 from cherry_vllm.engines.checkpoint import Checkpoint
 from cherry_vllm.experience import embeddings as experience
-from cherry_vllm.store.files import fingerprint
+from cherry_vllm.store.hashes import fingerprint
 from cherry_vllm.workers.run import ModelRun
 
 

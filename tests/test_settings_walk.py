@@ -34,7 +34,7 @@ from cherry_vllm.evaluation.prompts import AspectRequests, JudgePrompt, RequestS
 from cherry_vllm.evaluation.replies import Replies
 from cherry_vllm.options import DataFormat, Mode
 from cherry_vllm.sources import row_shards as sources
-from cherry_vllm.store import files
+from cherry_vllm.store import hashes
 from cherry_vllm.store.shards import Shards
 from cherry_vllm.workers.run import ModelRun
 from tests.fakes import write_checkpoint
@@ -235,7 +235,7 @@ def _stop_before_work(patch: pytest.MonkeyPatch, keep: Callable[[str, str], None
         return self.target
 
     def name_and_stop(settings: Any, room: str) -> str:
-        keep({"training": "models"}.get(room, room), files.fingerprint(settings))
+        keep({"training": "models"}.get(room, room), hashes.fingerprint(settings))
         raise Stop
 
     def stop(*_args: object) -> None:

@@ -18,7 +18,7 @@ from cherry_vllm.commands.inputs import Job, Outcome
 from cherry_vllm.config import Config
 from cherry_vllm.errors import UserError
 from cherry_vllm.runtime.imports import safe_environment
-from cherry_vllm.store.files import file_sha256
+from cherry_vllm.store.hashes import file_sha256
 
 log = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from cherry_vllm.prompts.prompt import Prompt
 from cherry_vllm.prompts.snapshot import settle_prompt
 from cherry_vllm.sources import Columns, Layout, find_files
 from cherry_vllm.sources.row_shards import read_row_shards
+from cherry_vllm.store.earlier_release import warn_of_earlier_release
 from cherry_vllm.store.locks import exclusive, exclusive_share
-from cherry_vllm.store.run_folder import warn_of_earlier_release
 from cherry_vllm.store.shards import Shards
 from cherry_vllm.workers.run import ModelUse, Share
 

@@ -27,10 +27,11 @@ from cherry_vllm.evaluation.result_files import COMMAND
 from cherry_vllm.evaluation.reviews import read_reviews
 from cherry_vllm.options import Mode
 from cherry_vllm.runtime.text import printable
-from cherry_vllm.store.files import file_sha256
+from cherry_vllm.sources.row_shards import name_data
+from cherry_vllm.store.hashes import file_sha256
 from cherry_vllm.store.locks import exclusive
 from cherry_vllm.store.marks import MADE_BY, check_replaceable, marked_file
-from cherry_vllm.store.run_folder import File, name_data
+from cherry_vllm.store.run_folder import File
 from cherry_vllm.store.scores import open_scores
 
 log = logging.getLogger(__name__)

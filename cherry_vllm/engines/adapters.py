@@ -34,8 +34,8 @@ from cherry_vllm.engines.weights import (
 )
 from cherry_vllm.errors import UserError
 from cherry_vllm.runtime.processes import ChildError, isolate
-from cherry_vllm.store.files import atomic_folder, fingerprint, write_json
-from cherry_vllm.store.hashes import cache_folder
+from cherry_vllm.store.files import atomic_folder, write_json
+from cherry_vllm.store.hashes import cache_folder, fingerprint
 from cherry_vllm.store.locks import changing
 
 log = logging.getLogger(__name__)

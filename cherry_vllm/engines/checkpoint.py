@@ -8,8 +8,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 from cherry_vllm.engines.hub import TEMPLATES, TOKENIZER_FILES, download_model
 from cherry_vllm.engines.weights import WEIGHTS, find_weights, is_adapter, read_settings
 from cherry_vllm.errors import UserError
-from cherry_vllm.store.files import fingerprint
-from cherry_vllm.store.hashes import Stamp, read_stamp, stamped_sha256
+from cherry_vllm.store.hashes import Stamp, fingerprint, read_stamp, stamped_sha256
 
 # The files that decide a score: weights, architecture, tokenizer, code.
 SCORED_BY = (WEIGHTS, *TOKENIZER_FILES, *TEMPLATES, "**/*.py")

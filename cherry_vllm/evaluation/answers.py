@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cherry_vllm.errors import UserError
-from cherry_vllm.store.files import fingerprint
+from cherry_vllm.store.hashes import fingerprint
 
 MAX_IDS_SHOWN = 3
 ONLY_TESTSET = "test set"  # the name of a test set that has none

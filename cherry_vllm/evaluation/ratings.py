@@ -87,7 +87,7 @@ def write(
 ) -> dict[str, int]:
     """Writes the ratings and their summary; returns the counts.
 
-    ``origin`` names the data whose rows these are (:func:`run_folder.name_data`).
+    ``origin`` names the data whose rows these are (:func:`row_shards.name_data`).
     """
     ratings = rated.ratings
     reasons = ratings["reason"].drop_nulls().value_counts(sort=True).iter_rows()

@@ -11,7 +11,7 @@ from cherry_vllm.evaluation.endpoint import Endpoint, RefusedError, RequestError
 from cherry_vllm.evaluation.prompts import Request
 from cherry_vllm.evaluation.replies import Replies, Reply
 from cherry_vllm.runtime.progress import Progress
-from cherry_vllm.store.files import fingerprint
+from cherry_vllm.store.hashes import fingerprint
 from cherry_vllm.store.run_folder import File
 
 MAX_FAILURES_IN_A_ROW = 20  # then the endpoint is down, and further requests are pointless

@@ -9,7 +9,8 @@ import polars as pl
 
 from cherry_vllm import __version__
 from cherry_vllm.errors import UserError
-from cherry_vllm.store.files import ROW_GROUP_ROWS, file_sha256, read_json, write_json
+from cherry_vllm.store.files import ROW_GROUP_ROWS, read_json, write_json
+from cherry_vllm.store.hashes import file_sha256
 from cherry_vllm.store.marks import MADE_BY, check_replaceable, is_ours, marked_file, own_file
 
 COMMAND = "judge"

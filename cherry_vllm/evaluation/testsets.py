@@ -10,7 +10,7 @@ from cherry_vllm.errors import UserError
 from cherry_vllm.evaluation.answers import check_text, read_text
 from cherry_vllm.schema import REASON, SCHEMA_VERSION, Schema
 from cherry_vllm.sources.fields import find_field
-from cherry_vllm.store.files import file_sha256
+from cherry_vllm.store.hashes import file_sha256
 from cherry_vllm.store.run_folder import Folder
 from cherry_vllm.store.shards import Shards
 

@@ -27,7 +27,7 @@ from cherry_vllm.options import Sampling
 from cherry_vllm.runtime.versions import installed_versions
 from cherry_vllm.schema import SCHEMA_VERSION
 from cherry_vllm.selection.export import find_records, write_records
-from cherry_vllm.store.files import fingerprint
+from cherry_vllm.store.hashes import fingerprint
 from cherry_vllm.store.marks import MADE_BY, marked_file, read_mark
 from cherry_vllm.store.run_folder import Folder, Inner
 from cherry_vllm.store.scores import SCORES, open_scores

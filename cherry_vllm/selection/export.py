@@ -12,7 +12,7 @@ from cherry_vllm.errors import UserError
 from cherry_vllm.selection.columns import INSTRUCTION, RECORD
 from cherry_vllm.selection.loadable import find_oddities
 from cherry_vllm.selection.parquet import write_parquet
-from cherry_vllm.store.files import file_sha256
+from cherry_vllm.store.hashes import file_sha256
 from cherry_vllm.store.marks import marked_file, marked_folder
 
 CARD = "README.md"  # of a data set folder

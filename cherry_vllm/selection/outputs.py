@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cherry_vllm.errors import UserError
-from cherry_vllm.store.files import file_sha256
+from cherry_vllm.store.hashes import file_sha256
 from cherry_vllm.store.marks import CONTENTS, check_replaceable, read_mark
 from cherry_vllm.store.marks import SUFFIX as MARK_SUFFIX
 from cherry_vllm.store.run_folder import is_reserved

@@ -12,7 +12,7 @@ NOT_RATED = "not rated"
 def read_ratings(file: Path, origin: str | None = None) -> pl.DataFrame:
     """Reads a judge's ratings, or any Parquet file with the columns ``row`` and ``rating``.
 
-    ``origin`` names the data whose rows are rated (:func:`run_folder.name_data`).
+    ``origin`` names the data whose rows are rated (:func:`row_shards.name_data`).
 
     Raises:
         UserError: the file is not such a table, or rates rows of other data.

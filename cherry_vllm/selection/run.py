@@ -19,9 +19,9 @@ from cherry_vllm.selection.export import add_scores, export, find_records
 from cherry_vllm.selection.outputs import COMMAND, check_format, check_output
 from cherry_vllm.selection.ranking import choose
 from cherry_vllm.selection.ratings import count_unrated
-from cherry_vllm.store.files import file_sha256, fingerprint
+from cherry_vllm.sources.row_shards import name_data
+from cherry_vllm.store.hashes import file_sha256, fingerprint
 from cherry_vllm.store.marks import MADE_BY
-from cherry_vllm.store.run_folder import name_data
 from cherry_vllm.store.scores import Scores, open_scores
 from cherry_vllm.store.shards import Shards
 

@@ -12,7 +12,7 @@ from typing import Any
 from cherry_vllm.errors import UserError
 from cherry_vllm.sources.formats import COMPRESSIONS, find_format
 from cherry_vllm.sources.hub import SCHEME, fetch_files, find_split
-from cherry_vllm.store.files import file_sha256
+from cherry_vllm.store.hashes import file_sha256
 from cherry_vllm.store.marks import CONTENTS, is_ours, mark_path
 from cherry_vllm.store.marks import SUFFIX as MARK_SUFFIX
 from cherry_vllm.store.run_folder import File, is_run_file

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -14,7 +15,7 @@ from cherry_vllm.runtime.processes import ChildError, isolate
 from cherry_vllm.runtime.progress import Progress
 from cherry_vllm.schema import SCHEMA_VERSION
 from cherry_vllm.sources import Columns, Layout, read_rows
-from cherry_vllm.store.files import file_sha256
+from cherry_vllm.store.hashes import file_sha256, fingerprint
 from cherry_vllm.store.run_folder import Folder
 from cherry_vllm.store.shards import Shards
 
@@ -79,6 +80,11 @@ def read_row_shards(
             warnings=warnings,
         )
     return rows
+
+
+def name_data(settings: dict[str, Any]) -> str:
+    """Names the data and texts that rows stand for, given the settings of its row shards."""
+    return fingerprint({key: settings.get(key) for key in ("files", "layout", "columns", "turns")})
 
 
 def _write_apart(

@@ -1,8 +1,7 @@
-"""Atomic writes, which survive a kill, and hashes that name contents."""
+"""Atomic writes, which survive a kill."""
 
 import ctypes
 import errno
-import hashlib
 import json
 import os
 import re
@@ -21,18 +20,6 @@ ROW_GROUP_ROWS = 20_000
 
 OS_ERROR = re.compile(r"\(os error (\d+)\)")
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux's renameat2
-
-
-def fingerprint(settings: dict[str, Any]) -> str:
-    """Names JSON-like settings: equal settings give the same 16 hex digits, in any key order."""
-    canonical = json.dumps(settings, sort_keys=True, ensure_ascii=True)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

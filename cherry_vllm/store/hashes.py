@@ -1,15 +1,28 @@
-"""SHA-256 of files, cached on disk for large ones until they change."""
+"""Hashes that name contents: of settings, and of files, cached on disk for large ones."""
 
 import fcntl
+import hashlib
 import json
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from cherry_vllm.store.files import atomic_path, file_sha256
+from cherry_vllm.store.files import atomic_path
 
 SMALL_BYTES = 2**20  # smaller files are faster to hash than to look up
+
+
+def fingerprint(settings: dict[str, Any]) -> str:
+    """Names JSON-like settings: equal settings give the same 16 hex digits, in any key order."""
+    canonical = json.dumps(settings, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Stamp(NamedTuple):

@@ -15,13 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from cherry_vllm.errors import UserError
-from cherry_vllm.store.files import (
-    atomic_folder,
-    atomic_path,
-    file_sha256,
-    read_json,
-    write_json,
-)
+from cherry_vllm.store.files import atomic_folder, atomic_path, read_json, write_json
+from cherry_vllm.store.hashes import file_sha256
 from cherry_vllm.store.locks import changing
 
 CONTENTS, PREVIOUS = "sha256", "previous"  # keys of a mark; the others are the caller's

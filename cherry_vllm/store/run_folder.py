@@ -1,17 +1,9 @@
 """The names of what is in a run folder; those of shards are in :mod:`store.shards`."""
 
-import logging
 import re
-from contextlib import suppress
 from enum import StrEnum
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
-
-from cherry_vllm.schema import SCHEMA_VERSION
-from cherry_vllm.store.files import fingerprint, read_json
-
-log = logging.getLogger(__name__)
 
 
 class Folder(StrEnum):
@@ -79,27 +71,6 @@ def is_run_file(file: Path) -> bool:
     return False
 
 
-def warn_of_earlier_release(run_dir: Path) -> None:
-    """Warns in one line that an earlier release left shards, which this one has to make again.
-
-    Once this release has begun to make them, there is no more warning.
-    """
-    found = set[int]()
-    for path in run_dir.glob("*/*/*.json"):
-        if path.parts[-3] in NAMED and path.name in (Inner.SETTINGS, Inner.COMPLETE):
-            with suppress(OSError, ValueError, KeyError, TypeError):
-                content = read_json(path)
-                settings = content if path.name == Inner.SETTINGS else content["settings"]
-                found.add(settings["schema_version"])
-    if found and max(found) < SCHEMA_VERSION:
-        log.warning(
-            "%s: holds shards and scores of an earlier cherry-vllm (schema %d), which this one "
-            "cannot use; they are made again",
-            run_dir,
-            max(found),
-        )
-
-
 def is_reserved(path: Path, run_dir: Path) -> bool:
     """Whether a path is that of a run's own file or folder, or lies in one, however it is spelt."""
     real, folder = path.parent.resolve() / path.name, run_dir.resolve()
@@ -107,8 +78,3 @@ def is_reserved(path: Path, run_dir: Path) -> bool:
         return False
     first = real.relative_to(folder).parts[0].casefold()
     return first in {*Folder, *File} or first.startswith(".")
-
-
-def name_data(settings: dict[str, Any]) -> str:
-    """Names the data and texts that rows stand for, given the settings of its row shards."""
-    return fingerprint({key: settings.get(key) for key in ("files", "layout", "columns", "turns")})

@@ -20,7 +20,8 @@ import polars as pl
 from cherry_vllm.errors import UserError
 from cherry_vllm.schema import GAINS, SCHEMA_VERSION
 from cherry_vllm.schema import SCORES as SCHEMA
-from cherry_vllm.store.files import ROW_GROUP_ROWS, atomic_path, file_sha256, read_json, write_json
+from cherry_vllm.store.files import ROW_GROUP_ROWS, atomic_path, read_json, write_json
+from cherry_vllm.store.hashes import file_sha256
 from cherry_vllm.store.locks import changing
 from cherry_vllm.store.marks import mark_path
 from cherry_vllm.store.run_folder import File, Folder

@@ -16,14 +16,8 @@ import polars as pl
 from cherry_vllm.errors import UserError
 from cherry_vllm.runtime.versions import installed_versions
 from cherry_vllm.schema import Schema
-from cherry_vllm.store.files import (
-    ROW_GROUP_ROWS,
-    atomic_path,
-    file_sha256,
-    fingerprint,
-    read_json,
-    write_json,
-)
+from cherry_vllm.store.files import ROW_GROUP_ROWS, atomic_path, read_json, write_json
+from cherry_vllm.store.hashes import file_sha256, fingerprint
 from cherry_vllm.store.locks import changing
 from cherry_vllm.store.run_folder import Inner
 

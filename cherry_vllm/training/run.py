@@ -29,7 +29,8 @@ from cherry_vllm.prompts.spans import open_span_builder
 from cherry_vllm.runtime.processes import ChildError, isolate, preload_malloc
 from cherry_vllm.runtime.versions import installed_versions
 from cherry_vllm.schema import SCHEMA_VERSION
-from cherry_vllm.store.files import atomic_path, fingerprint, read_json, write_json
+from cherry_vllm.store.files import atomic_path, read_json, write_json
+from cherry_vllm.store.hashes import fingerprint
 from cherry_vllm.store.run_folder import Folder, Inner
 from cherry_vllm.store.shards import Shards
 from cherry_vllm.training.examples import TrainingSet, build_training_set

@@ -19,7 +19,8 @@ from cherry_vllm.prompts.prompt import Prompt
 from cherry_vllm.prompts.spans import SpanBuilder, open_span_builder
 from cherry_vllm.runtime.cpu import lacks_bf16
 from cherry_vllm.schema import SCHEMA_VERSION, DropReason
-from cherry_vllm.store.files import fingerprint, read_json
+from cherry_vllm.store.files import read_json
+from cherry_vllm.store.hashes import fingerprint
 from cherry_vllm.store.run_folder import Inner
 from cherry_vllm.store.shards import Shards
 from cherry_vllm.workers import build_executor

@@ -14,7 +14,7 @@ from cherry_vllm.config import compose
 from cherry_vllm.errors import UserError
 from cherry_vllm.schema import GAINS, DropReason
 from cherry_vllm.selection.chosen_rows import decode_rows
-from cherry_vllm.store.files import file_sha256
+from cherry_vllm.store.hashes import file_sha256
 from cherry_vllm.store.scores import changing_scores, open_scores, write_scores
 from tests.made_up import SHIPPED, score, write_embeddings
 

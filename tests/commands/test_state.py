@@ -37,7 +37,8 @@ from cherry_vllm.config import Config
 from cherry_vllm.engines import checkpoint as checkpoints
 from cherry_vllm.errors import UserError
 from cherry_vllm.selection.outputs import COMMAND
-from cherry_vllm.store.files import file_sha256, read_json
+from cherry_vllm.store.files import read_json
+from cherry_vllm.store.hashes import file_sha256
 from cherry_vllm.store.marks import MADE_BY, marked_file, read_mark
 from cherry_vllm.workers.work import Piece
 from tests.commands.disk import Killed, at_opening, freezing_after

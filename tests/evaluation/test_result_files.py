@@ -8,7 +8,7 @@ import pytest
 
 from cherry_vllm.errors import UserError
 from cherry_vllm.evaluation.result_files import ResultFiles
-from cherry_vllm.store.files import file_sha256
+from cherry_vllm.store.hashes import file_sha256
 
 TABLE = pl.DataFrame({"verdict": ["win"]})
 

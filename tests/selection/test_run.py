@@ -16,8 +16,8 @@ from cherry_vllm.options import Order
 from cherry_vllm.selection import run
 from cherry_vllm.selection.choice import Choice
 from cherry_vllm.selection.run import Extras, SelectedRows, select_records
-from cherry_vllm.store.files import file_sha256
-from cherry_vllm.store.run_folder import name_data
+from cherry_vllm.sources.row_shards import name_data
+from cherry_vllm.store.hashes import file_sha256
 from cherry_vllm.store.scores import Scores, open_scores
 from tests.made_up import SHIPPED, named, score
 

@@ -14,7 +14,8 @@ from cherry_vllm.scoring.run import aggregate
 from cherry_vllm.selection.choice import Choice
 from cherry_vllm.selection.run import select_records
 from cherry_vllm.sources import find_files
-from cherry_vllm.store.files import file_sha256, write_json
+from cherry_vllm.store.files import write_json
+from cherry_vllm.store.hashes import file_sha256
 from cherry_vllm.store.marks import mark_path
 from tests import made_up
 from tests.sources.samples import FIRST, LAST, complaint_about, encoded, file_of, file_with, rows_of

@@ -1,4 +1,4 @@
-"""Files that survive a kill: atomic writes and fingerprints."""
+"""Files that survive a kill."""
 
 import errno
 import os
@@ -15,17 +15,10 @@ from cherry_vllm.store import files
 from cherry_vllm.store.files import (
     atomic_folder,
     atomic_path,
-    fingerprint,
     read_json,
     remove_leftovers,
     write_json,
 )
-
-SETTINGS: dict[str, Any] = {
-    "model": "m",
-    "max_length": 512,
-    "prompt": {"marker": "x", "chat": False},
-}
 
 
 def write_half(target: Path, failure: type[BaseException]) -> None:
@@ -36,9 +29,6 @@ def write_half(target: Path, failure: type[BaseException]) -> None:
 
 def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
-
-
-# --- atomic writes -----------------------------------------------------------------------------
 
 
 def test_a_file_appears_when_the_block_succeeds_and_not_before(tmp_path: Path) -> None:
@@ -183,34 +173,3 @@ def test_leftovers_are_known_by_their_whole_name(tmp_path: Path) -> None:
     remove_leftovers(tmp_path / "cherry.json")
     assert names_in(tmp_path) == sorted(kept)
     remove_leftovers(tmp_path / "nowhere" / "cherry.json")
-
-
-# --- fingerprints ------------------------------------------------------------------------------
-
-
-def test_a_fingerprint_does_not_depend_on_the_order_of_keys() -> None:
-    reordered = {"prompt": {"chat": False, "marker": "x"}, "max_length": 512, "model": "m"}
-    assert list(reordered) != list(SETTINGS)
-    assert fingerprint(reordered) == fingerprint(SETTINGS)
-    assert set(fingerprint(SETTINGS)) <= set("0123456789abcdef")
-    assert len(fingerprint(SETTINGS)) == 16
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        {**SETTINGS, "max_length": 513},
-        {**SETTINGS, "max_length": "512"},
-        {**SETTINGS, "extra": None},
-        {**SETTINGS, "prompt": {"marker": "y", "chat": False}},
-        {**SETTINGS, "prompt": {"marker": "x", "chat": None}},
-        {"model": "m", "max_length": 512},
-        {},
-    ],
-)
-def test_another_setting_has_another_fingerprint(other: dict[str, Any]) -> None:
-    assert fingerprint(other) != fingerprint(SETTINGS)
-
-
-def test_the_order_of_a_list_counts() -> None:
-    assert fingerprint({"files": ["a", "b"]}) != fingerprint({"files": ["b", "a"]})

@@ -1,13 +1,19 @@
-"""Hashes of large files: computed once for each change, and never wrong."""
+"""Fingerprints of settings; hashes of large files, computed once for each change, never wrong."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cherry_vllm.store import hashes
-from cherry_vllm.store.files import file_sha256
-from cherry_vllm.store.hashes import SMALL_BYTES, stamped_sha256
+from cherry_vllm.store.hashes import SMALL_BYTES, file_sha256, fingerprint, stamped_sha256
+
+SETTINGS: dict[str, Any] = {
+    "model": "m",
+    "max_length": 512,
+    "prompt": {"marker": "x", "chat": False},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -82,3 +88,31 @@ def test_files_that_are_gone_leave_the_cache(large: Path, tmp_path: Path) -> Non
     stamped_sha256(other)
     cache = json.loads((tmp_path / "cache" / "cherry-vllm" / "hashes.json").read_text())
     assert list(cache) == [str(other)]
+
+
+def test_a_fingerprint_does_not_depend_on_the_order_of_keys() -> None:
+    reordered = {"prompt": {"chat": False, "marker": "x"}, "max_length": 512, "model": "m"}
+    assert list(reordered) != list(SETTINGS)
+    assert fingerprint(reordered) == fingerprint(SETTINGS)
+    assert set(fingerprint(SETTINGS)) <= set("0123456789abcdef")
+    assert len(fingerprint(SETTINGS)) == 16
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {**SETTINGS, "max_length": 513},
+        {**SETTINGS, "max_length": "512"},
+        {**SETTINGS, "extra": None},
+        {**SETTINGS, "prompt": {"marker": "y", "chat": False}},
+        {**SETTINGS, "prompt": {"marker": "x", "chat": None}},
+        {"model": "m", "max_length": 512},
+        {},
+    ],
+)
+def test_another_setting_has_another_fingerprint(other: dict[str, Any]) -> None:
+    assert fingerprint(other) != fingerprint(SETTINGS)
+
+
+def test_the_order_of_a_list_counts() -> None:
+    assert fingerprint({"files": ["a", "b"]}) != fingerprint({"files": ["b", "a"]})

@@ -9,7 +9,8 @@ import pytest
 
 from cherry_vllm.errors import UserError
 from cherry_vllm.store import files, marks
-from cherry_vllm.store.files import file_sha256, read_json, write_json
+from cherry_vllm.store.files import read_json, write_json
+from cherry_vllm.store.hashes import file_sha256
 from cherry_vllm.store.marks import (
     MADE_BY,
     check_replaceable,

@@ -15,7 +15,8 @@ from polars.testing import assert_frame_equal
 
 from cherry_vllm.errors import UserError
 from cherry_vllm.schema import SCHEMA_VERSION
-from cherry_vllm.store.files import file_sha256, read_json, write_json
+from cherry_vllm.store.files import read_json, write_json
+from cherry_vllm.store.hashes import file_sha256
 from cherry_vllm.store.scores import (
     MANIFEST,
     OF_FILE,

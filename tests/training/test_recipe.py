@@ -7,7 +7,7 @@ import pytest
 
 from cherry_vllm.commands.train import training_settings
 from cherry_vllm.config import compose, prompt_of
-from cherry_vllm.store.files import fingerprint
+from cherry_vllm.store.hashes import fingerprint
 from cherry_vllm.training.run import Training, child_environment, sleep_while_waiting
 from tests.training.support import RECIPE
 

@@ -1,12 +1,12 @@
-"""What lies in a run folder: what runs keep there, and what an earlier release left."""
+"""What an earlier release left in a run folder is told once."""
 
 from pathlib import Path
 
 import pytest
 
 from cherry_vllm.schema import SCHEMA_VERSION
+from cherry_vllm.store.earlier_release import warn_of_earlier_release
 from cherry_vllm.store.files import write_json
-from cherry_vllm.store.run_folder import warn_of_earlier_release
 from cherry_vllm.store.shards import Shards
 
 
