@@ -235,7 +235,7 @@ SITE = """
 from functools import wraps
 from cherry_vllm.engines import vllm as ours
 
-load = ours._load
+load = ours.load_llm
 
 @wraps(load)
 def wrong(*arguments, **keywords):
@@ -250,7 +250,7 @@ def wrong(*arguments, **keywords):
     LlamaForCausalLM.load_weights = change
     return load(*arguments, **keywords)
 
-ours._load = wrong
+ours.load_llm = wrong
 """
 
 

@@ -20,7 +20,7 @@ from cherry_vllm.engines import (
     build_embedder,
     build_engine,
     build_generator,
-    vllm,
+    vllm_loading,
 )
 from cherry_vllm.engines.checkpoint import read_checkpoint
 from tests.engines.models import MAX_LENGTH
@@ -143,9 +143,11 @@ def _loaded(
         with ExitStack() as patches:
             patches.enter_context(patch("torch.cpu.get_capabilities", return_value=capabilities))
             if has_int8 is not None:
-                patches.enter_context(patch.object(vllm, "lacks_int8", lambda: not has_int8))
+                patches.enter_context(
+                    patch.object(vllm_loading, "lacks_int8", lambda: not has_int8)
+                )
             if not is_checked:
-                patches.enter_context(patch.object(vllm, "check_weights"))
+                patches.enter_context(patch.object(vllm_loading, "check_weights"))
             engine = build(
                 settings,
                 read_checkpoint(checkpoint),
@@ -162,7 +164,7 @@ def _forget_model_classes() -> None:
 
     vLLM remembers its changes in a set, and makes none twice.
     """
-    vllm._set_environment()  # before the first import of vLLM
+    vllm_loading.set_environment()  # before the first import of vLLM
     from vllm.config import model
     from vllm.model_executor.models import ModelRegistry
 
