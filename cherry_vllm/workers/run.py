@@ -2,8 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,18 +13,22 @@ import polars as pl
 from cherry_vllm.engines import compilation
 from cherry_vllm.engines.checkpoint import Checkpoint, checkpoint_dtype
 from cherry_vllm.engines.settings import EngineSettings, VllmSettings
-from cherry_vllm.errors import DamagedFileError, UserError
+from cherry_vllm.errors import UserError
 from cherry_vllm.prompts.prompt import Prompt
 from cherry_vllm.prompts.spans import SpanBuilder, open_span_builder
 from cherry_vllm.runtime.cpu import lacks_bf16
 from cherry_vllm.schema import SCHEMA_VERSION, DropReason
-from cherry_vllm.store.files import read_json
 from cherry_vllm.store.hashes import fingerprint
 from cherry_vllm.store.run_folder import Inner
 from cherry_vllm.store.shards import Shards
 from cherry_vllm.workers import build_executor
 from cherry_vllm.workers.driver import Driver
 from cherry_vllm.workers.local import find_gpus, may_use_gpus
+from cherry_vllm.workers.other_runs import (
+    refuse_changed_input,
+    warn_of_other_dates,
+    warn_of_other_shares,
+)
 from cherry_vllm.workers.pace import Pace
 from cherry_vllm.workers.settings import ExecutorSettings, RaySettings
 from cherry_vllm.workers.work import MakeShard, Task
@@ -205,10 +208,10 @@ class ModelRun:
     def _begin(self, share: Share) -> None:
         with self.target.changing():
             if not self.target.is_begun():
-                self._refuse_changed_input()
-                self._tell_of_other_days()
+                refuse_changed_input(self.target, self._rows)
+                warn_of_other_dates(self.target)
                 if share != WHOLE:
-                    self._warn_of_other_shares()
+                    warn_of_other_shares(self.target)
                 self.target.begin()
             self._checkpoint = self._checkpoint.settle(self.target.folder)
 
@@ -268,77 +271,10 @@ class ModelRun:
             self.target.unmark(index)
         return failed
 
-    def _refuse_changed_input(self) -> None:
-        """Raises a UserError if a file was scored here with other contents."""
-        files = _files_of(self._rows.folder)
-        for _, settings in self._begun():
-            before = _files_of(self._rows.folder.parent / str(settings.get("rows")))
-            for file in files.keys() & before.keys():
-                if files[file] != before[file]:
-                    raise UserError(
-                        f"{file}: changed since this run began; restore the old file to continue, "
-                        "or give the changed one a run_dir of its own"
-                    )
-
-    def _tell_of_other_days(self) -> None:
-        """Warns of runs that differ only in the date in their prompts, and says how to resume."""
-        for folder, before in self._begun():
-            if before.get("schema_version") != SCHEMA_VERSION:
-                continue
-            date = before["prompt"].get("date")
-            if date and _without_date(before) == _without_date(self._settings):
-                log.warning(
-                    "%s: begun with prompt.date=%s, which resumes it; another date begins a new "
-                    "run",
-                    folder,
-                    date,
-                )
-
-    def _warn_of_other_shares(self) -> None:
-        """Warns of unfinished runs over the same rows: shares must agree in all settings."""
-        for folder, before in self._begun():
-            if (
-                before.get("rows") == self._rows.fingerprint
-                and not (folder / Inner.COMPLETE).exists()
-            ):
-                keys = [key for key in self._settings if self._settings[key] != before.get(key)]
-                log.warning(
-                    "%s: begun with another %s and not finished; only shares with the same "
-                    "settings finish a run",
-                    folder,
-                    ", ".join(keys) or "release",
-                )
-
-    def _begun(self) -> Iterator[tuple[Path, dict[str, Any]]]:
-        """The folders of runs beside this one, with their settings if these are whole."""
-        for path in sorted(self.target.folder.parent.glob(f"*/{Inner.SETTINGS}")):
-            with suppress(DamagedFileError):
-                settings = read_json(path)
-                if fingerprint(settings) == path.parent.name:
-                    yield path.parent, settings
-
 
 def _is_slow_in_bf16(executor: ExecutorSettings, engine: EngineSettings, saved_in: str) -> bool:
     is_elsewhere = isinstance(executor, RaySettings) or bool(find_gpus(engine))
     return not is_elsewhere and engine.computes_in(saved_in) == "bfloat16" and lacks_bf16()
-
-
-def _without_date(settings: dict[str, Any]) -> dict[str, Any]:
-    prompt = settings["prompt"]
-    bare = {key: prompt[key] for key in prompt if key not in ("date", "rendered")}
-    return {**settings, "prompt": bare}
-
-
-def _files_of(rows: Path) -> dict[Path, Any]:
-    """The input files of a folder of row shards, and what its settings say of each."""
-    try:
-        summary = read_json(rows / Inner.COMPLETE)
-        found = zip(map(Path, summary["files"]), summary["settings"]["files"], strict=True)
-        named = list(found)
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return {}
-    # Nobody knows any more which folder a relative path was in.
-    return {file.resolve(): content for file, content in named if file.is_absolute()}
 
 
 def _holds_failed(shard: Path) -> bool:
