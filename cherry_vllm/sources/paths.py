@@ -4,7 +4,7 @@ import glob
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,9 @@ from typing import Any
 from cherry_vllm.errors import UserError
 from cherry_vllm.sources.formats import COMPRESSIONS, find_format
 from cherry_vllm.sources.hub import SCHEME, fetch_files, find_split
-from cherry_vllm.store.hashes import file_sha256
-from cherry_vllm.store.marks import CONTENTS, is_ours, mark_path
-from cherry_vllm.store.marks import SUFFIX as MARK_SUFFIX
-from cherry_vllm.store.run_folder import File, is_run_file
-from cherry_vllm.store.scores import check_scores_dir
+from cherry_vllm.sources.run_outputs import without_ours
 
 ABOUT = {"dataset_info.json", "dataset_infos.json"}  # files about a data set, not of it
-MARK_KEYS = {"num_selected", "counts"}  # only our marks have one, also those of earlier releases
 
 log = logging.getLogger(__name__)
 
@@ -84,86 +79,16 @@ def _match(pattern: str) -> list[Path]:
     is_recursive = "**" in Path(pattern).parts  # which also matches each folder on the way
     matches = [path for path in found if not (is_recursive and path.is_dir())]
     if glob.has_magic(Path(pattern).name):
-        matches = _without_ours(matches, _named_folder(pattern), pattern)
+        matches = without_ours(matches, _named_folder(pattern), pattern)
     if not matches:
         raise UserError(f"{pattern}: no file matches; check data.path")
     return matches
-
-
-def _without_ours(files: Sequence[Path], named: Path, pattern: str) -> list[Path]:
-    inputs = [file for file in files if not _is_ours(file, named)]
-    if len(inputs) < len(files):
-        log.warning(
-            "%s: %d files that cherry-vllm wrote are left out; name them in full to read them",
-            pattern,
-            len(files) - len(inputs),
-        )
-    return inputs
 
 
 def _named_folder(pattern: str) -> Path:
     """The part of a glob before its first wildcard."""
     parts = takewhile(lambda part: not glob.has_magic(part), Path(pattern).absolute().parts)
     return Path(*parts)
-
-
-def _is_ours(file: Path, named: Path) -> bool:
-    """Whether a run wrote a file: as one of its own, as an output or in one, or as a mark.
-
-    A data set folder of ours is read if the user has ``named`` it, or a folder in it.
-    """
-    file = file.absolute()
-    outputs = (file, *takewhile(lambda folder: folder != named, file.parents))
-    return (
-        is_run_file(file)
-        or _is_of_scores(file)
-        or _is_mark(file)
-        or any(_is_output(output, file) for output in outputs)
-        or _is_selection_of_old(file)
-    )
-
-
-def _is_of_scores(file: Path) -> bool:
-    """Whether a file belongs to scores, which a folder without a run may hold."""
-    if file.name not in (File.SCORES, File.SCORE_MANIFEST):
-        return False
-    try:
-        check_scores_dir(file.parent)
-    except UserError:
-        return False
-    return True
-
-
-def _is_mark(file: Path) -> bool:
-    output = file.with_name(file.name.removesuffix(MARK_SUFFIX).removeprefix(".") or file.name)
-    return file.name.endswith(MARK_SUFFIX) and (
-        not MARK_KEYS.isdisjoint(_read_mark(file)) or is_ours(output)
-    )
-
-
-def _is_output(output: Path, file: Path) -> bool:
-    """Whether a mark says that ``output`` is ours and that ``file`` is it, or one of its files."""
-    for mark in map(_read_mark, (mark_path(output), mark_path(output, hidden=True))):
-        held = mark.get(CONTENTS)
-        known = held.get(file.relative_to(output).as_posix()) if isinstance(held, dict) else held
-        # An edited selection is still no input.
-        is_named = known is not None and (isinstance(held, dict) or output == file)
-        if is_named and (not MARK_KEYS.isdisjoint(mark) or known == file_sha256(file)):
-            return True
-    return False
-
-
-def _is_selection_of_old(file: Path) -> bool:
-    """Whether release 0.1.0 wrote a file: its marks hold no SHA-256."""
-    mark = _read_mark(file.with_suffix(MARK_SUFFIX))
-    return CONTENTS not in mark and not MARK_KEYS.isdisjoint(mark)
-
-
-def _read_mark(mark: Path) -> dict[str, Any]:
-    try:
-        return _read(mark) if mark.is_file() else {}
-    except UserError:
-        return {}
 
 
 def _open_folder(folder: Path, split: str | None, config: str | None) -> list[Path]:
@@ -183,7 +108,7 @@ def _open_folder(folder: Path, split: str | None, config: str | None) -> list[Pa
         except (OSError, ValueError) as error:
             raise UserError(f"{folder}: {str(error).splitlines()[0]}; check data.split") from None
     found = [path for path in sorted(_walk(folder)) if _is_data(path, folder)]
-    found = _without_ours(found, folder.absolute(), str(folder))
+    found = without_ours(found, folder.absolute(), str(folder))
     by_format = {str(find_format(file)): file for file in reversed(found)}
     if not by_format:
         raise UserError(f"{folder}: a folder without data files; check data.path")
