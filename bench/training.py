@@ -43,7 +43,7 @@ from cherry_vllm.prompts.spans import AnswerSpans, open_span_builder
 from cherry_vllm.training import tuning
 from cherry_vllm.training.batches import NO_LOSS, collate
 from cherry_vllm.training.examples import end_answers
-from cherry_vllm.training.run import child_environment
+from cherry_vllm.training.processes import child_environment
 from cherry_vllm.training.trainer import AnswerTrainer
 
 FIELDS = ("instruction", "input", "output")

@@ -245,7 +245,7 @@ def stages_in_this_process(*more: str) -> Iterator[None]:
         return function(*arguments, **keywords)
 
     inline = InlineExecutor()
-    rooms = ("commands.pipeline", "sources.shards", "training.run")
+    rooms = ("commands.pipeline", "sources.row_shards", "training.processes")
     with pytest.MonkeyPatch.context() as patch:
         for module in (*(f"cherry_vllm.{room}" for room in rooms), *more):
             patch.setattr(f"{module}.isolate", run_here)

@@ -23,7 +23,7 @@ from cherry_vllm.errors import UserError
 from cherry_vllm.selection.chosen_rows import ROWS
 from cherry_vllm.store.files import atomic_path
 from cherry_vllm.store.hashes import fingerprint
-from cherry_vllm.training.run import TunedModel
+from cherry_vllm.training.tuned_model import TunedModel
 
 # Groups of settings that decide a model; the others say how and where it is made.
 TRAINING = ("prompt", "model", "train")

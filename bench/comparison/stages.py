@@ -22,7 +22,7 @@ from cherry_vllm.runtime.processes import ChildError, isolate, preload_malloc
 from cherry_vllm.runtime.progress import Progress
 from cherry_vllm.store.marks import read_mark
 from cherry_vllm.training.probe import answer_losses
-from cherry_vllm.training.run import TunedModel
+from cherry_vllm.training.tuned_model import TunedModel
 
 LOG = "log.txt"  # in the folder of a job
 

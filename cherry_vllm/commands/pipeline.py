@@ -38,7 +38,7 @@ from cherry_vllm.store.marks import check_replaceable, own_file
 from cherry_vllm.store.run_folder import File, Folder
 from cherry_vllm.store.scores import open_scores
 from cherry_vllm.training.probe import measure_gain
-from cherry_vllm.training.run import TunedModel
+from cherry_vllm.training.tuned_model import TunedModel
 
 
 class Artifact(Protocol):

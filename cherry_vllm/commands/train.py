@@ -22,8 +22,14 @@ from cherry_vllm.runtime.text import printable
 from cherry_vllm.store.locks import exclusive
 from cherry_vllm.store.run_folder import Inner
 from cherry_vllm.training import run as training
+from cherry_vllm.training.processes import (
+    first_process_first,
+    is_first_process,
+    sleep_while_waiting,
+)
 from cherry_vllm.training.recipe import Machine, Recipe
-from cherry_vllm.training.run import Training, TunedModel
+from cherry_vllm.training.run import Training
+from cherry_vllm.training.tuned_model import TunedModel
 
 
 def train(config: Config, _job: Job) -> TunedModel | None:
@@ -40,11 +46,11 @@ def train_on(
     is_made_here: bool = False,
 ) -> TunedModel | None:
     """Fine-tunes ``checkpoint`` on ``files``, which another stage wrote if ``is_made_here``."""
-    training.sleep_while_waiting()  # also in the passes over the probe rows, which run here
+    sleep_while_waiting()  # also in the passes over the probe rows, which run here
     prompt = find_prompt(config, checkpoint)
-    run_dir, is_first = Path(config.run_dir), training.is_first_process()
+    run_dir, is_first = Path(config.run_dir), is_first_process()
     with exclusive(run_dir) if is_first else nullcontext():
-        with training.first_process_first():
+        with first_process_first():
             rows = read_input(config, files, is_made_here=is_made_here)
         check_compatibility(config, checkpoint, prompt, rows)
         settings = training_settings(config, group, prompt)

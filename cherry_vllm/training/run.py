@@ -12,8 +12,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -23,10 +22,9 @@ import polars as pl
 
 from cherry_vllm.engines import Span
 from cherry_vllm.engines.checkpoint import Checkpoint, load_tokenizer, read_checkpoint
-from cherry_vllm.errors import DamagedFileError, UserError
+from cherry_vllm.errors import UserError
 from cherry_vllm.prompts.prompt import Prompt
 from cherry_vllm.prompts.spans import open_span_builder
-from cherry_vllm.runtime.processes import ChildError, isolate, preload_malloc
 from cherry_vllm.runtime.versions import installed_versions
 from cherry_vllm.schema import SCHEMA_VERSION
 from cherry_vllm.store.files import atomic_path, read_json, write_json
@@ -34,12 +32,12 @@ from cherry_vllm.store.hashes import fingerprint
 from cherry_vllm.store.run_folder import Folder, Inner
 from cherry_vllm.store.shards import Shards
 from cherry_vllm.training.examples import TrainingSet, build_training_set
-from cherry_vllm.training.probe import BASE, TUNED, Probe, probe_losses, warn_of_lost_gain
+from cherry_vllm.training.probe import BASE, TUNED, probe_losses, warn_of_lost_gain
+from cherry_vllm.training.processes import is_first_process, run_apart
 from cherry_vllm.training.recipe import Machine, Recipe
+from cherry_vllm.training.tuned_model import ROUNDED, TunedModel, open_tuned, refuse_other_model
 
 log = logging.getLogger(__name__)
-
-ROUNDED = "bfloat16"  # the copy for the scorer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,17 +71,6 @@ class Training:
             "seed": self.seed,
             "trust_remote_code": self.trust_remote_code,
         }
-
-
-@dataclass(frozen=True)
-class TunedModel:
-    """The result of a training."""
-
-    artifact: Path  # its folder
-    facts: dict[str, Any]  # the most important ones
-    model: Checkpoint  # in fp32
-    scorer: Checkpoint  # the copy that the scorer loads
-    probe: Probe
 
 
 def train(
@@ -149,7 +136,7 @@ def _copy_and_probe(
     """Makes the copies of the tuned model, and measures the loss of each; returns all facts."""
     tuning = read_json(folder / Inner.TUNING)
     copies = _make_copies(folder, training)
-    _refuse_other_model(copies[TUNED], tuning.pop("model", None))
+    refuse_other_model(copies[TUNED], tuning.pop("model", None))
     probe = probe_losses(
         training_set.spans,
         {BASE: checkpoint, **copies},
@@ -166,40 +153,6 @@ def _copy_and_probe(
     }
 
 
-def open_tuned(folder: Path) -> TunedModel:
-    """The result of a finished training.
-
-    Raises:
-        UserError: a checkpoint in the folder is not the one that training saved, or train.json is
-            damaged.
-    """
-    facts = read_json(folder / Inner.TRAINING)
-    names = ("num_rows", "num_trained", "dropped", "num_tokens", "num_steps", "seconds")
-    try:
-        saved = {str(name): str(model) for name, model in facts["checkpoints"].items()}
-        probe = Probe.from_json(facts["probe"])
-        short = {name: facts[name] for name in names} | {"loss on probe rows": probe.losses}
-    except (KeyError, TypeError, AttributeError, ValueError):
-        saved = {}
-    if TUNED not in saved:
-        raise DamagedFileError(
-            f"{folder / Inner.TRAINING}: damaged; restore it, or remove {folder} to train again"
-        )
-    copies = {name: read_checkpoint(folder / name) for name in saved}
-    for name, copy in copies.items():
-        _refuse_other_model(copy, saved[name])
-    return TunedModel(folder, short, copies[TUNED], copies.get(ROUNDED, copies[TUNED]), probe)
-
-
-def _refuse_other_model(copy: Checkpoint, saved: str | None) -> None:
-    """Raises a UserError if a model is not the one with the fingerprint ``saved``."""
-    if copy.fingerprint != saved:
-        raise UserError(
-            f"{copy.folder}: not the model that training saved there; restore its files, or "
-            f"remove {copy.folder.parent} to train again"
-        )
-
-
 def check_trackers(report_to: Sequence[str]) -> None:
     """Raises a UserError for a tracker that is not installed here."""
     if not report_to:
@@ -213,26 +166,6 @@ def check_trackers(report_to: Sequence[str]) -> None:
                 f"train.report_to={name}: not installed, or not known to transformers; install it, "
                 f"or choose from: {', '.join(available) or 'none'}"
             )
-
-
-def is_first_process() -> bool:
-    """Whether this process reads and writes the run folder; under torchrun, rank 0 does."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-@contextmanager
-def first_process_first() -> Iterator[None]:
-    """Under torchrun, lets the first process through the block before the others."""
-    if "WORLD_SIZE" not in os.environ:
-        yield
-        return
-    import torch
-    from accelerate import PartialState
-
-    on_cpu = not torch.cuda.is_available()
-    state = PartialState(cpu=on_cpu, backend="gloo") if on_cpu else PartialState()
-    with state.main_process_first():
-        yield
 
 
 def _tune(
@@ -259,7 +192,7 @@ def _tune(
             trust_remote_code=training.trust_remote_code,
         )
         # The processes of torchrun are already connected to each other.
-        losses = work() if "WORLD_SIZE" in os.environ else _run_apart(work)
+        losses = work() if "WORLD_SIZE" in os.environ else run_apart(work)
         if not is_first_process():
             return
         seconds = round(time.monotonic() - started, 1)
@@ -269,37 +202,6 @@ def _tune(
         write_json(folder / Inner.TUNING, tuning)
     if is_first_process():
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-
-
-def _run_apart(work: Callable[[], list[dict[str, float]]]) -> list[dict[str, float]]:
-    """Runs ``work`` in its own process, which frees all its memory; returns the losses."""
-    try:
-        return isolate(work, environment=child_environment())
-    except ChildError as lost:
-        raise UserError(
-            f"training: its process {lost}; the same command resumes, and needs less memory "
-            "if you lower train.micro_batch_tokens"
-        ) from None
-
-
-def child_environment() -> dict[str, str]:
-    """The environment of the training process; the user's own settings take precedence.
-
-    See :func:`sleep_while_waiting`.
-    """
-    import torch
-
-    waiting = {} if "OMP_WAIT_POLICY" in os.environ else {"OMP_WAIT_POLICY": "PASSIVE"}
-    return waiting if torch.cuda.is_available() else {**waiting, **preload_malloc()}
-
-
-def sleep_while_waiting() -> None:
-    """Lets this process's threads sleep while they wait for each other; call it before torch loads.
-
-    If they were spinning, they would take a shared core from the thread that they wait for. The
-    user's own setting takes precedence.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _count(training_set: TrainingSet) -> dict[str, Any]:

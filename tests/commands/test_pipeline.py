@@ -16,7 +16,7 @@ from cherry_vllm.commands.pipeline import run
 from cherry_vllm.config import compose
 from cherry_vllm.errors import UserError
 from cherry_vllm.training.probe import measure_gain
-from cherry_vllm.training.run import open_tuned
+from cherry_vllm.training.tuned_model import open_tuned
 from tests import fakes
 from tests.conftest import ROWS, Cli, start
 

@@ -1,6 +1,5 @@
 """The settings of a training: what names a result, and the warm-up."""
 
-import os
 from dataclasses import asdict, replace
 
 import pytest
@@ -8,7 +7,7 @@ import pytest
 from cherry_vllm.commands.train import training_settings
 from cherry_vllm.config import compose, prompt_of
 from cherry_vllm.store.hashes import fingerprint
-from cherry_vllm.training.run import Training, child_environment, sleep_while_waiting
+from cherry_vllm.training.run import Training
 from tests.training.support import RECIPE
 
 # Of results that are already on disk: they are found again after the code moves.
@@ -58,17 +57,3 @@ def test_warm_up_is_rounded_up_and_leaves_a_step_that_trains(
     ratio: float, num_steps: int, expected: int
 ) -> None:
     assert replace(RECIPE, warmup_ratio=ratio).warmup_steps(num_steps) == expected
-
-
-def test_the_threads_of_a_training_sleep_while_they_wait_unless_the_user_says_otherwise(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    assert child_environment()["OMP_WAIT_POLICY"] == "PASSIVE"
-    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    assert "OMP_WAIT_POLICY" not in child_environment()  # it inherits the user's
-    sleep_while_waiting()  # as do the passes over the probe rows, in the process that starts it
-    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
-    monkeypatch.delenv("OMP_WAIT_POLICY")
-    sleep_while_waiting()
-    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"

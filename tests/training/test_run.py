@@ -20,7 +20,7 @@ from cherry_vllm.config import compose
 from cherry_vllm.engines.checkpoint import read_checkpoint
 from cherry_vllm.errors import UserError
 from cherry_vllm.store.files import write_json
-from cherry_vllm.training.run import open_tuned
+from cherry_vllm.training.tuned_model import open_tuned
 from tests.conftest import ROWS, Cli, children, start
 from tests.training.support import assert_same_weights, load_logits
 

@@ -7,7 +7,7 @@ import pytest
 
 from cherry_vllm.errors import DamagedFileError
 from cherry_vllm.store.files import write_json
-from cherry_vllm.training.run import open_tuned
+from cherry_vllm.training.tuned_model import open_tuned
 
 
 @pytest.mark.parametrize(
