@@ -12,7 +12,7 @@ from cherry_vllm.errors import UserError
 from cherry_vllm.options import DataFormat, Sampling
 from cherry_vllm.schema import SCORES
 from cherry_vllm.selection.columns import CLUSTER
-from cherry_vllm.selection.ranking import Expressions
+from cherry_vllm.selection.expressions import Expressions
 
 RANDOM = "random"
 # Settings that this command sets, and what to give instead.

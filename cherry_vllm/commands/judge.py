@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cherry_vllm.commands import tables
+from cherry_vllm.commands import judgement_tables as tables
 from cherry_vllm.commands.inputs import Job, Outcome, find_input, read_input
 from cherry_vllm.config import Config, JudgeConfig
 from cherry_vllm.conversation import show_conversations

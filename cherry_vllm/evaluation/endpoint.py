@@ -32,7 +32,7 @@ class RequestError(Exception):
     """A request has no reply after all tries; the message is the reason."""
 
 
-class RefusedError(RequestError):
+class RefusedRequestError(RequestError):
     """A request was refused for its contents: others may succeed."""
 
 
@@ -92,7 +92,7 @@ class Endpoint:
 
         Raises:
             RequestError: every try failed, or the reply is empty.
-            RefusedError: the endpoint refuses the request's contents.
+            RefusedRequestError: the endpoint refuses the request's contents.
             UserError: the endpoint refuses the key, the model, the URL or the response format.
         """
         body = {key: value for key, value in request.items() if key not in ("model", "messages")}
@@ -122,7 +122,7 @@ class Endpoint:
                 "structured outputs"
             )
         if status < 500 and status not in RETRIED_STATUS:
-            return RefusedError(reason)
+            return RefusedRequestError(reason)
         # The server's words vary from request to request; status and code can be counted.
         code = f" ({error.code})" if error.code else ""
         pause = error.response.headers.get("retry-after")

@@ -24,21 +24,21 @@ NUMBER = re.compile(r"\d+(?:\.\d+)?")
 MARKDOWN = " \t\r*_`#>"  # what may surround a line
 
 
-class Scores(NamedTuple):
+class JudgeScores(NamedTuple):
     """The scores of Assistant 1 and Assistant 2, from 0 to 10."""
 
     assistant_1: float
     assistant_2: float
 
 
-def parse_scores(reply: str, *, is_whole: bool = True) -> Scores | None:
+def parse_scores(reply: str, *, is_whole: bool = True) -> JudgeScores | None:
     """The two scores of a reply; None if it does not state them clearly.
 
     ``is_whole`` is False for a reply that was cut at the token limit. Then a line that may have
     lost its end does not count, such as "8 1" where the judge meant "8 10".
     """
     found = _parse(reply, SCORES, MAX_SCORE, is_whole=is_whole)
-    return None if found is None else Scores(*found)
+    return None if found is None else JudgeScores(*found)
 
 
 def parse_rating(reply: str, *, is_whole: bool = True) -> float | None:

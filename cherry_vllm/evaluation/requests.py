@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cherry_vllm.errors import UserError
-from cherry_vllm.evaluation.endpoint import Endpoint, RefusedError, RequestError
+from cherry_vllm.evaluation.endpoint import Endpoint, RefusedRequestError, RequestError
 from cherry_vllm.evaluation.prompts import Request
 from cherry_vllm.evaluation.replies import Replies, Reply
 from cherry_vllm.runtime.progress import Progress
@@ -81,7 +81,7 @@ async def _ask_missing(
                 num_in_a_row = 0
             except RequestError as failure:
                 failures[name] = str(failure)
-                num_in_a_row = 0 if isinstance(failure, RefusedError) else num_in_a_row + 1
+                num_in_a_row = 0 if isinstance(failure, RefusedRequestError) else num_in_a_row + 1
                 if num_in_a_row == MAX_FAILURES_IN_A_ROW:
                     raise UserError(
                         f"{num_in_a_row} requests failed one after another, the last with: "

@@ -33,7 +33,7 @@ ENGINE, OTHER = "engine", "reference"  # folders
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredSample:
     """Rows that were scored, and what that took."""
 
     logprobs: pl.DataFrame  # of LOGPROBS
@@ -48,8 +48,8 @@ class Trial:
     run: ModelRun  # the run that `score` would begin or resume
     sample: pl.DataFrame  # of ROWS
     num_tokens: int  # of the whole data set, estimated from a larger sample
-    engine: Scored
-    reference: Scored
+    engine: ScoredSample
+    reference: ScoredSample
 
     def show_prompts(self, count: int) -> Sequence[tuple[int, Sequence[tuple[str, bool]]]]:
         """The first rows that have spans: the row, and its text in parts, answers marked True."""
@@ -128,12 +128,14 @@ def _write(place: Path, rows: Shards, sample: pl.DataFrame, num_shards: int) -> 
     return shards
 
 
-def _score(place: Path, label: str, rows: Shards, checkpoint: Checkpoint, use: ModelUse) -> Scored:
+def _score(
+    place: Path, label: str, rows: Shards, checkpoint: Checkpoint, use: ModelUse
+) -> ScoredSample:
     run = ModelRun(place, rows, checkpoint, use)
     made = run.run(label, build_engine, "logprobs", score_shard, done="scored", units_per_row=2)
     if run.pace is None:
         raise RuntimeError(f"{place}: was not empty")
-    return Scored(
+    return ScoredSample(
         made.scan().collect(), run.pace, sum(path.stat().st_size for path in made.written())
     )
 

@@ -19,6 +19,7 @@ import polars as pl
 from polars import selectors as cs
 
 from cherry_vllm.errors import UserError
+from cherry_vllm.selection.choice import RANDOM, Choice
 
 TOKEN = re.compile(
     r"""(?P<text>'(?:[^']|'')*') | (?P<name>"(?:[^"]|"")*") | (?P<number>\.?\d[\w.]*)
@@ -78,6 +79,29 @@ def parse(key: str, text: str, known: Collection[str] = ()) -> Expression:
     if not parsed.meta.undo_aliases().meta.eq(parsed):
         raise expression.refuse("a name follows an expression; is an operator missing?")
     return expression
+
+
+class Expressions:
+    """The parsed expressions of a choice, and the columns that they name."""
+
+    def __init__(self, choice: Choice, known: Sequence[str]) -> None:
+        """``known`` are the names of columns; raises a UserError for what cannot be parsed."""
+        self.where = parse("select.where", choice.where, known) if choice.where else None
+        self.rank = None if choice.rank == RANDOM else parse("select.rank", choice.rank, known)
+        self.group = parse("select.group", choice.group, known) if choice.max_per_group else None
+        self.strata = [parse("select.strata", text, known) for text in choice.strata]
+        parsed = (self.where, self.rank, self.group, *self.strata)
+        self._all = [expression for expression in parsed if expression]
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that any of them names."""
+        return [name for expression in self._all for name in expression.columns]
+
+    def check(self, held: Sequence[str], others: Sequence[str]) -> None:
+        """Raises a UserError for a column that is not ``held``; ``others`` could have been."""
+        for expression in self._all:
+            expression.check(held, others)
 
 
 def evaluate(expression: Expression, frame: pl.DataFrame) -> pl.Series:

@@ -3,7 +3,6 @@
 A step takes the rows that the last one left, best first, and leaves some of them.
 """
 
-from collections.abc import Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -13,11 +12,11 @@ import polars as pl
 from cherry_vllm.errors import UserError
 from cherry_vllm.options import Order, Pool, Rule
 from cherry_vllm.schema import DropReason
-from cherry_vllm.selection.choice import RANDOM, Choice
+from cherry_vllm.selection.choice import Choice
 from cherry_vllm.selection.columns import Sources
 from cherry_vllm.selection.diversity import keep_embedded, pick_diverse
 from cherry_vllm.selection.duplicates import drop_duplicates
-from cherry_vllm.selection.expressions import Expression, evaluate, parse
+from cherry_vllm.selection.expressions import Expression, Expressions, evaluate
 from cherry_vllm.selection.quotas import Strata, allocate, apportion, divide, weigh
 
 RANK = "rank_value"  # the column of the rank, unless it is random
@@ -82,29 +81,6 @@ def choose(scores: pl.DataFrame, choice: Choice, sources: Sources = NO_SOURCES) 
 def take_share(number: int, fraction: float) -> int:
     """``fraction`` of ``number``, rounded down. The product is exact: 0.29 of 100 is 29."""
     return int(Fraction(str(fraction)) * number)
-
-
-class Expressions:
-    """The parsed expressions of a choice, and the columns that they name."""
-
-    def __init__(self, choice: Choice, known: Sequence[str]) -> None:
-        """``known`` are the names of columns; raises a UserError for what cannot be parsed."""
-        self.where = parse("select.where", choice.where, known) if choice.where else None
-        self.rank = None if choice.rank == RANDOM else parse("select.rank", choice.rank, known)
-        self.group = parse("select.group", choice.group, known) if choice.max_per_group else None
-        self.strata = [parse("select.strata", text, known) for text in choice.strata]
-        parsed = (self.where, self.rank, self.group, *self.strata)
-        self._all = [expression for expression in parsed if expression]
-
-    @property
-    def columns(self) -> list[str]:
-        """The columns that any of them names."""
-        return [name for expression in self._all for name in expression.columns]
-
-    def check(self, held: Sequence[str], others: Sequence[str]) -> None:
-        """Raises a UserError for a column that is not ``held``; ``others`` could have been."""
-        for expression in self._all:
-            expression.check(held, others)
 
 
 def _pool(scores: pl.DataFrame, pool: Pool) -> pl.DataFrame:

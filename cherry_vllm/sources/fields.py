@@ -67,7 +67,7 @@ class Columns:
         """The names that the user gave, by key of ``data.columns``."""
         return {key: name for key, name in asdict(self).items() if name not in (AUTO, None)}
 
-    def choose(self, fields: Mapping[str, Any]) -> "Chosen":
+    def choose(self, fields: Mapping[str, Any]) -> "ChosenFields":
         """The fields of a record that are read. A record of messages needs nothing else."""
         found = {key: self._find(key, fields) for key in CONVENTIONS}
         wanted: tuple[str, ...] = FIELD_KEYS
@@ -78,7 +78,7 @@ class Columns:
         names = {key: name for key in wanted if (name := found[key]) is not None}
         read = {part for name in names.values() for part in (name, name.partition(".")[0])}
         unread = (name for name in fields if name not in read and self._is_context(name, names))
-        return Chosen(names, tuple(unread))
+        return ChosenFields(names, tuple(unread))
 
     @staticmethod
     def _is_context(name: str, chosen: Mapping[str, str]) -> bool:
@@ -104,7 +104,7 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenFields:
     """The names of the fields that are read, by key of ``data.columns``; context that is not."""
 
     names: dict[str, str]
@@ -128,9 +128,9 @@ class Chooser:
     def __init__(self, columns: Columns) -> None:
         self._columns = columns
         self._is_nested = any("." in name for name in columns.named().values())
-        self._known: dict[tuple[Any, ...], Chosen] = {}
+        self._known: dict[tuple[Any, ...], ChosenFields] = {}
 
-    def choose(self, fields: Mapping[str, Any]) -> Chosen:
+    def choose(self, fields: Mapping[str, Any]) -> ChosenFields:
         """The fields of a record that are read."""
         if self._is_nested:  # whether such a field is there depends on values
             return self._columns.choose(fields)

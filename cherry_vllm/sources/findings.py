@@ -12,7 +12,7 @@ from cherry_vllm.sources.fields import (
     FIELD_KEYS,
     MESSAGES_KEYS,
     REQUIRED,
-    Chosen,
+    ChosenFields,
     Columns,
     legible,
 )
@@ -40,12 +40,12 @@ class Findings:
         self._not_finite = Counter[str]()
         self._faults: list[str] = []  # of the file that is being read
         self._optional = [key for key in columns.named() if key not in REQUIRED]
-        self._found: dict[str, Chosen] = {}  # what was chosen in the file
+        self._found: dict[str, ChosenFields] = {}  # what was chosen in the file
         self._ever_read: set[str] = set()  # keys of fields
         self._without: dict[str, list[Path]] = {key: [] for key in self._optional}
         self._names: dict[str, Any] = {}
 
-    def chosen(self, chosen: Chosen, fields: Mapping[str, Any]) -> None:
+    def chosen(self, chosen: ChosenFields, fields: Mapping[str, Any]) -> None:
         """Notes which fields of a record are read, and which hold context but are not."""
         self._choices[chosen.line] += 1
         self._found[chosen.line] = chosen

@@ -36,7 +36,7 @@ class Shaped(NamedTuple):
 
 
 def shape_record(fields: Mapping[str, Any], names: Mapping[str, str]) -> Shaped:
-    """The conversation of a record; ``names`` are those of its fields (:class:`Chosen`), and
+    """The conversation of a record; ``names`` are those of its fields (:class:`ChosenFields`), and
     either the messages or both the instruction and the output are among them.
 
     Raises:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import polars as pl
 import pytest
 
-from cherry_vllm.commands.tables import show_aspects
+from cherry_vllm.commands.judgement_tables import show_aspects
 from cherry_vllm.config import compose
 from cherry_vllm.errors import UserError
 from cherry_vllm.evaluation.aspects import SIDES, highest_and_lowest, summarize

@@ -13,7 +13,7 @@ from cherry_vllm.errors import UserError
 from cherry_vllm.evaluation.endpoint import (
     Endpoint,
     EndpointSettings,
-    RefusedError,
+    RefusedRequestError,
     RequestError,
 )
 from cherry_vllm.evaluation.prompts import Request
@@ -104,7 +104,7 @@ def test_a_request_that_is_refused_for_what_it_holds_is_not_repeated(
 ) -> None:
     body = '{"error": {"message": "too long\\u001b[2J {key}"}}'
     judge_server.script = lambda _user, _index: Fault(400, body)
-    with pytest.raises(RefusedError, match=r"HTTP 400 - .*too long") as error:
+    with pytest.raises(RefusedRequestError, match=r"HTTP 400 - .*too long") as error:
         ask(endpoint_settings(judge_server.url))
     assert len(judge_server.received) == 1
     assert KEY not in str(error.value)
@@ -129,7 +129,7 @@ def test_an_endpoint_without_structured_outputs_is_told_apart(judge_server: Judg
     held = {**REQUEST, "response_format": {"type": "json_schema"}}
     with pytest.raises(UserError, match=r"judge\.response_format=text"):
         ask(endpoint_settings(judge_server.url), held)
-    with pytest.raises(RefusedError):
+    with pytest.raises(RefusedRequestError):
         ask(endpoint_settings(judge_server.url))
 
 
