@@ -52,3 +52,14 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 130
+
+
+def test_each_promise_names_tests_that_exist() -> None:
+    promises = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (?!promise|event|---).*$", promises, flags=re.MULTILINE)
+    for row in rows:
+        named = re.findall(r"`([\w/]+\.py)::(\w+)`", row)
+        assert named, row
+        for file, function in named:
+            tests = (ROOT / "tests" / file).read_text(encoding="utf-8")
+            assert f"def {function}(" in tests, f"{file}::{function}"
