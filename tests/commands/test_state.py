@@ -117,7 +117,7 @@ class RunFolder(RuleBasedStateMachine):
 
     def _speed_up(self) -> None:
         load = cache(checkpoints.load_tokenizer)
-        for room in ("spans", "fit", "snapshot"):
+        for room in ("spans", "compatibility", "snapshot"):
             self.patch.setattr(f"cherry_vllm.prompts.{room}.load_tokenizer", load)
         self.patch.setattr(
             "cherry_vllm.figures.figure.save_png", lambda path, *_figures: path.write_bytes(b"png")
