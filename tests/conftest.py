@@ -1,3 +1,4 @@
+import copy
 import json
 import os
 import signal
@@ -5,7 +6,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import hydra
 import pytest
 from hypothesis import settings
 
@@ -32,6 +35,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 settings.register_profile("any_machine", deadline=None)  # a busy machine is no fault of the code
 settings.load_profile("any_machine")
 
+READ_BY_CONF = ("HOME", "XDG_CACHE_HOME", "OPENAI_BASE_URL")
 LONG = ("checkpoint", "engine", "process", "browser", "slow")
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -41,6 +45,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the files with long tests first, so that the processes of `make test` end together."""
     long = {item.path for item in items if any(map(item.get_closest_marker, LONG))}
     items.sort(key=lambda item: item.path not in long)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def composed_once() -> Iterator[None]:
+    """Hydra takes 0.2 seconds to compose a configuration; many tests ask for the same ones."""
+    known: dict[tuple[object, ...], Any] = {}
+    compose = hydra.compose
+
+    def compose_once(name: str, overrides: list[str]) -> Any:
+        key = (name, *overrides, *(os.environ.get(name) for name in READ_BY_CONF))
+        if key not in known:
+            known[key] = compose(name, overrides)
+        return copy.deepcopy(known[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hydra, "compose", compose_once)
+        yield
 
 
 @pytest.fixture(scope="session")

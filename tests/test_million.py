@@ -10,7 +10,7 @@ from tests.runs import stamps, wait_for_shards
 
 pytestmark = [pytest.mark.engine, pytest.mark.process, pytest.mark.slow]
 
-ENGINE = ["engine=hf", "engine.batch_tokens=16384", "max_length=96"]
+ENGINE = ["engine=hf", "engine.batch_tokens=16384", "max_length=96", "shard_rows=200"]
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +22,8 @@ def test_memory_is_that_of_a_shard_whatever_the_number_of_rows(model: Path, tmp_
     few, many = (tmp_path / name for name in ("few", "many"))
     few.mkdir()
     many.mkdir()
-    small = measure(few, model, 4_000, ENGINE)
-    large = measure(many, model, 20_000, [*ENGINE, "score.keep_logprobs=false"])
+    small = measure(few, model, 2_000, ENGINE)
+    large = measure(many, model, 10_000, [*ENGINE, "score.keep_logprobs=false"])
     assert large.driver_mib < 1.3 * small.driver_mib
     assert large.worker_mib < 1.3 * small.worker_mib
     assert 0 < large.outside < 1
@@ -33,17 +33,17 @@ def test_memory_is_that_of_a_shard_whatever_the_number_of_rows(model: Path, tmp_
 
 
 def test_progress_is_true_after_a_kill(model: Path, cli: Cli, tmp_path: Path) -> None:
-    data = write_rows(tmp_path / "rows.jsonl", 4_000)
+    data = write_rows(tmp_path / "rows.jsonl", 2_000)
     places = [f"data.path={data}", f"model.path={model}", f"run_dir={tmp_path / 'run'}"]
-    command = ["score", *places, *ENGINE, "prompt=wizardlm", "shard_rows=200"]
+    command = ["score", *places, *ENGINE, "prompt=wizardlm"]
     process = start(*command)
-    wait_for_shards(process, tmp_path / "run", 7)
+    wait_for_shards(process, tmp_path / "run", 4)
     process.kill()
     process.communicate()
     num_done = 200 * len(stamps(tmp_path / "run"))
-    assert 1400 <= num_done < 4000
+    assert 800 <= num_done < 2000
     done = cli(*command)
     assert done.returncode == 0, done.stderr
     shown = [line for line in done.stderr.splitlines() if "scoring:" in line]
-    assert f"scoring: {num_done} of 4000 rows are done already" in shown[0]
-    assert f"scoring: {4000 - num_done} rows in" in shown[-1]
+    assert f"scoring: {num_done} of 2000 rows are done already" in shown[0]
+    assert f"scoring: {2000 - num_done} rows in" in shown[-1]

@@ -3,7 +3,9 @@
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from importlib import import_module
 from typing import Any
 
 from cherry_vllm.engines.checkpoint import Checkpoint, checkpoint_dtype
@@ -67,7 +69,8 @@ def load_llm(
     if not is_verbose():  # it logs a traceback before the error
         logging.getLogger("vllm.model_executor.models.registry").setLevel(logging.CRITICAL)
     try:
-        return LLM(**arguments)
+        with _registered(_architecture(checkpoint), arguments):
+            return LLM(**arguments)
     except ValueError as error:
         _raise_cause(error, checkpoint)
         raise
@@ -132,6 +135,31 @@ def set_environment() -> None:
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores)))
         # vLLM cannot load again what it compiles ahead of time for CPUs; torch's cache can.
         os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")
+
+
+@contextmanager
+def _registered(architecture: str, arguments: dict[str, Any]) -> Iterator[None]:
+    """Gives vLLM the model's class, if no other process needs it, instead of the class's name.
+
+    vLLM inspects a class that it knows by name in a process of its own, which imports all of vLLM
+    again: some ten seconds, the first time.
+    """
+    from vllm.model_executor.models import ModelRegistry
+
+    by_name = ModelRegistry.models.get(architecture)
+    if by_name is None or arguments["tensor_parallel_size"] > 1:
+        yield
+        return
+    overrides = arguments.get("model_class_overrides", {})
+    module, _, name = overrides.get(architecture, "").partition(":")
+    try:
+        with suppress(ImportError):  # which vLLM meets as well
+            model_class = getattr(import_module(module), name) if name else by_name.load_model_cls()
+            ModelRegistry.register_model(architecture, model_class)
+            overrides.pop(architecture, None)
+        yield
+    finally:
+        ModelRegistry.models[architecture] = by_name
 
 
 def _refuse_overflow(checkpoint: Checkpoint) -> None:

@@ -19,6 +19,7 @@ from cherry_vllm.commands.score import score
 from cherry_vllm.config import compose
 from cherry_vllm.errors import UserError
 from tests.conftest import Cli, start
+from tests.fakes import stages_in_this_process
 from tests.runs import NUM_ROWS, assert_refused, command, stamps, wait_for_shards
 
 pytestmark = [pytest.mark.engine, pytest.mark.process]
@@ -71,12 +72,12 @@ def servers(tiny_for_vllm: Path, tmp_path_factory: pytest.TempPathFactory) -> It
 
 @pytest.fixture(scope="module")
 def expected(
-    data: Path, tiny_for_vllm: Path, cli: Cli, tmp_path_factory: pytest.TempPathFactory
+    data: Path, tiny_for_vllm: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> pl.DataFrame:
     """The scores of a plain forward pass in fp32."""
     run_dir = tmp_path_factory.mktemp("expected")
-    done = cli(*command(data, tiny_for_vllm, run_dir))
-    assert done.returncode == 0, done.stderr
+    with stages_in_this_process():
+        score(compose(*command(data, tiny_for_vllm, run_dir)[1:]), Job(run_dir, is_sweep=False))
     return pl.read_parquet(run_dir / "scores.parquet")
 
 

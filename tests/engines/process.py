@@ -116,8 +116,23 @@ def generate(checkpoint: Path, prompts: list[list[int]]) -> list[Continuation]:
     return answers
 
 
+def inspects_by_name(run: Callable[..., Any], *arguments: Any) -> bool:
+    """Whether a new engine has vLLM inspect a model's class in a process of its own."""
+    vllm_loading.set_environment()  # before the first import of vLLM
+    from vllm.model_executor.models import registry
+
+    _held.clear()
+    with patch.object(
+        registry._LazyRegisteredModel,
+        "inspect_model_cls",
+        autospec=True,
+        side_effect=registry._LazyRegisteredModel.inspect_model_cls,
+    ) as inspect:
+        run(*arguments)
+    return bool(inspect.called)
+
+
 _held: list[Any] = []  # the newest engine, after what it was built from
-_known: dict[str, Any] = {}  # vLLM's own model classes
 
 
 def _loaded(
@@ -135,7 +150,6 @@ def _loaded(
     if _held[:-1] != asked:
         _held.clear()
         gc.collect()
-        _forget_model_classes()
         capabilities = dict(torch.cpu.get_capabilities())
         if has_tiles is not None:
             capabilities["amx_bf16"] = has_tiles
@@ -157,21 +171,6 @@ def _loaded(
             )
         _held.extend([*asked, engine])
     return _held[-1]
-
-
-def _forget_model_classes() -> None:
-    """Undoes what a fused engine changes in vLLM's list of models, as in a process of its own.
-
-    vLLM remembers its changes in a set, and makes none twice.
-    """
-    vllm_loading.set_environment()  # before the first import of vLLM
-    from vllm.config import model
-    from vllm.model_executor.models import ModelRegistry
-
-    for architecture, _ in model._REGISTERED_MODEL_CLASS_OVERRIDES:
-        ModelRegistry.models[architecture] = _known[architecture]
-    model._REGISTERED_MODEL_CLASS_OVERRIDES.clear()
-    _known.update(ModelRegistry.models)
 
 
 def _name_products(model: torch.nn.Module) -> set[str]:

@@ -167,6 +167,7 @@ def test_two_local_workers_make_the_same_shards(
     process, workers = start(*command(data, tiny, tmp_path, "executor.num_workers=2")), set[int]()
     while process.poll() is None:
         workers.update(children(process.pid))
+        time.sleep(0.05)
     assert process.returncode == 0, process.communicate()[1]
     assert len(workers) == 3  # one is the reader
     assert_same(tmp_path, undisturbed)
