@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from cherry_vllm.experience.embeddings import find_embeddings
+from cherry_vllm.experience.embeddings import find_embeddings, read_vectors
 from cherry_vllm.store.scores import Scores
 
 N_INIT, MINIBATCH_ROWS = 10, 100_000  # of clusters for a selection, as in conf/sample/kmeans.yaml
@@ -65,16 +65,15 @@ def find_clusters(
     See :func:`find_embeddings`.
     """
     embeddings = find_embeddings(run_dir, scores, folder=folder, user="the column cluster")
-    held = [embeddings.read(index) for index in range(embeddings.num_shards)]
-    rows = pl.concat(held).filter(pl.col("embedding").is_not_null())
+    rows, vectors = read_vectors(embeddings)
     clustering = cluster_embeddings(
-        rows["embedding"].to_numpy(),
+        vectors,
         num_clusters=num_clusters,
         n_init=N_INIT,
         minibatch_rows=MINIBATCH_ROWS,
         seed=seed,
     )
-    return rows.select("row", cluster=pl.Series(clustering.labels))
+    return rows.with_columns(cluster=pl.Series(clustering.labels))
 
 
 def sample_clusters(

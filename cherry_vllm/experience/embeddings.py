@@ -6,6 +6,7 @@ run_dir/embeddings/FINGERPRINT/   shards of schema.EMBEDDINGS
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import polars as pl
@@ -134,6 +135,24 @@ def list_embeddings(run_dir: Path, scores: Scores) -> list[Shards]:
             # An earlier release made the same ones without perplexities.
             return [it for it in found if it.settings.get("perplexities")] or found
     return []
+
+
+def read_vectors(embeddings: Shards, *more: str) -> tuple[pl.DataFrame, NDArray[np.float32]]:
+    """The embeddings (rows x width) of the rows that have one and all of the columns ``more``.
+
+    Before them, a frame with the columns ``row`` and ``more``. The memory is that of the embeddings
+    and of one shard.
+    """
+    column = cast(pl.Array, embeddings.scan().collect_schema()["embedding"])
+    sizes = [embeddings.num_rows(index) for index in range(embeddings.num_shards)]
+    vectors = np.empty((sum(sizes), column.size), np.float32)
+    kept, end = [], 0
+    for index in range(embeddings.num_shards):
+        usable = embeddings.read(index).drop_nulls(["embedding", *more])
+        kept.append(usable.select("row", *more))
+        start, end = end, end + usable.height
+        vectors[start:end] = usable["embedding"].to_numpy()
+    return pl.concat(kept), vectors[:end]
 
 
 def _perplexity(logprobs: NDArray[np.float32]) -> float | None:

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from cherry_vllm.errors import UserError
 from cherry_vllm.experience.clusters import (
@@ -23,6 +22,7 @@ from cherry_vllm.experience.clusters import (
     sample_difficult,
     sample_random,
 )
+from cherry_vllm.experience.embeddings import read_vectors
 from cherry_vllm.options import Sampling
 from cherry_vllm.runtime.versions import installed_versions
 from cherry_vllm.schema import SCHEMA_VERSION
@@ -103,7 +103,7 @@ def _choose_diverse(
     embeddings: Shards, sampling: DiverseSampling, seed: int
 ) -> tuple[list[int], dict[str, Any]]:
     """Row numbers, and facts about the clusters that they are from."""
-    usable, vectors = _load_embeddings(embeddings)
+    usable, vectors = read_vectors(embeddings, "perplexity")
     if usable.is_empty():
         return [], {}
     clustering = cluster_embeddings(
@@ -165,16 +165,6 @@ def sample_any(run_dir: Path, rows: Shards, *, count: int, seed: int) -> Experie
 
     settings = {"rows": rows.fingerprint, "count": count, "seed": seed}
     return _sample(run_dir, rows, Sampling.random, settings, choose)
-
-
-def _load_embeddings(embeddings: Shards) -> tuple[pl.DataFrame, NDArray[np.float32]]:
-    """Row numbers and perplexities of the rows that have both, and their embeddings."""
-    kept, vectors = [], []
-    for index in range(embeddings.num_shards):
-        usable = embeddings.read(index).drop_nulls(["embedding", "perplexity"])
-        kept.append(usable.select("row", "perplexity"))
-        vectors.append(usable["embedding"].to_numpy())
-    return pl.concat(kept), np.concatenate(vectors)
 
 
 def _sample(
