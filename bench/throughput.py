@@ -1,7 +1,8 @@
 """Rows and tokens per second of each engine, on the same rows and cores, in one run.
 
-    python -m bench.throughput [--workload average|longest|wide] [--rows 100] [--repeats 3]
-                               [--data FILE] [--model FOLDER] [--setup NAME ...]
+    python -m bench.throughput [--workload average|longest|wide] [--rows 500] [--repeats 3]
+                               [--dtype bfloat16|float32] [--data FILE] [--model FOLDER]
+                               [--setup NAME ...]
 
 A set-up is one of ``SETUPS``, overrides of the configuration separated by commas, or ``plain
 transformers``: padded batches of 8 rows of similar length, for which the model makes all logits.
@@ -13,10 +14,12 @@ them equally, and the medians are compared. Workloads: ``average`` takes the fir
 ``longest`` those with the longest answers. ``wide`` takes synthetic rows with questions of 300
 tokens and answers of 60, and a random model with SmolLM2-135M's layers and 151,936 tokens.
 
-The ceiling is the speed of a large bf16 matrix product on this machine, measured after every pass,
-of which the median counts. It is converted to tokens per second as if only the operations that IFD
-needs were done: every token of both passes through the layers, only answer rows through the LM
-head, and causal attention.
+The ceiling is the speed of a large matrix product of that type on this machine, measured after
+every pass, of which the median counts. It is converted to tokens per second as if only the
+operations that IFD needs were done: every token of both passes through the layers, only answer rows
+through the LM head, and causal attention.
+
+With few rows, batches sorted by length are padded more, which flatters the others against hf.
 """
 
 import argparse
@@ -46,7 +49,7 @@ from cherry_vllm.sources import Columns, find_files, read_rows
 from cherry_vllm.workers.local import split_cores
 
 DEMO = Path(compose().demo.cache_dir)
-MAX_LENGTH = 512
+MAX_LENGTH, BF16 = 512, "bfloat16"
 CORES = sorted(os.sched_getaffinity(0))
 ONE_A_CORE = (f"executor.num_workers={len(CORES)}", "engine.cpu_kv_cache_gib=0.2")
 SETUPS = {
@@ -111,7 +114,7 @@ def make_wide_model(model: Path, folder: Path) -> Path:
     return folder
 
 
-def serve(setup: str, model: Path, max_length: int) -> None:
+def serve(setup: str, dtype: str, model: Path, max_length: int) -> None:
     """Loads an engine, then scores all spans once for each line on stdin.
 
     The first line holds the cores to use and the spans.
@@ -120,39 +123,38 @@ def serve(setup: str, model: Path, max_length: int) -> None:
     os.sched_setaffinity(0, cores)  # before a library counts the cores
     spans = [Span(ids, tuple(map(tuple, ranges))) for ids, ranges in spans]
     started = time.perf_counter()
-    engine = load_engine(setup, model, max_length)
+    engine = load_engine(setup, dtype, model, max_length)
     answer({"load_s": time.perf_counter() - started})
     for _ in sys.stdin:
         engine.logprobs(spans, lambda _count: None)
         answer({"peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20})
 
 
-def load_engine(setup: str, model: Path, max_length: int) -> Any:
+def load_engine(setup: str, dtype: str, model: Path, max_length: int) -> Any:
     if setup == PLAIN:
-        return PlainTransformers(model)
+        return PlainTransformers(model, dtype)
     return build_engine(
-        engine_settings(configure(setup).engine),
+        engine_settings(configure(setup, dtype).engine),
         read_checkpoint(model),
         max_length=max_length,
         trust_remote_code=False,
     )
 
 
-def configure(setup: str) -> Config:
-    """The configuration of a set-up, in bf16 unless it says otherwise."""
+def configure(setup: str, dtype: str) -> Config:
+    """The configuration of a set-up, in ``dtype`` unless it says otherwise."""
     overrides = () if setup == PLAIN else SETUPS.get(setup) or setup.split(",")
-    return compose("engine.dtype=bfloat16", *overrides)
+    return compose(f"engine.dtype={dtype}", *overrides)
 
 
 class PlainTransformers:
     """A simple scorer with transformers, as one would write it without looking for speed."""
 
-    def __init__(self, model: Path) -> None:
-        import torch
+    def __init__(self, model: Path, dtype: str) -> None:
         from transformers import AutoModelForCausalLM
 
         network: Any = AutoModelForCausalLM
-        self._model = network.from_pretrained(model, dtype=torch.bfloat16).eval()
+        self._model = network.from_pretrained(model, dtype=dtype).eval()
 
     def logprobs(self, spans: list[Span], _on_scored: Any) -> list[Any]:
         import torch
@@ -190,9 +192,10 @@ class EngineProcess:
         cores: list[int],
         *,
         environment: Mapping[str, str] | None = None,
+        dtype: str = BF16,
         max_length: int = MAX_LENGTH,
     ) -> None:
-        command = [sys.executable, "-m", "bench.throughput", "--serve", setup]
+        command = [sys.executable, "-m", "bench.throughput", "--serve", setup, "--dtype", dtype]
         self._process = subprocess.Popen(
             [*command, "--model", str(model), "--max-length", str(max_length)],
             env={**os.environ, **(environment or {})},
@@ -218,10 +221,10 @@ class EngineProcess:
 class Contender:
     """The engines of one set-up, usually one, which run at the same time."""
 
-    def __init__(self, setup: str, model: Path, spans: list[Span]) -> None:
-        count = configure(setup).executor.num_workers or 1
+    def __init__(self, setup: str, dtype: str, model: Path, spans: list[Span]) -> None:
+        count = configure(setup, dtype).executor.num_workers or 1
         self._engines = [
-            EngineProcess(setup, model, share, split_cores(slot, count))
+            EngineProcess(setup, model, share, split_cores(slot, count), dtype=dtype)
             for slot, share in enumerate(deal(spans, count))
         ]
         self.load_s = max(engine.receive()["load_s"] for engine in self._engines)
@@ -264,11 +267,11 @@ def needed_flops(model: Path, spans: list[Span]) -> float:
     return total
 
 
-def measure_ceiling(width: int = 4096, repeats: int = 5) -> float:
-    """FLOP/s of a square bf16 matrix product: the median after one warm-up."""
+def measure_ceiling(width: int = 4096, repeats: int = 5, dtype: str = BF16) -> float:
+    """FLOP/s of a square matrix product: the median after one warm-up."""
     import torch
 
-    left, right = (torch.randn(width, width).bfloat16() for _ in range(2))
+    left, right = (torch.randn(width, width).to(getattr(torch, dtype)) for _ in range(2))
     seconds = []
     for _ in range(1 + repeats):
         started = time.perf_counter()
@@ -280,8 +283,9 @@ def measure_ceiling(width: int = 4096, repeats: int = 5) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--workload", choices=("average", "longest", "wide"), default="average")
-    parser.add_argument("--rows", type=int, default=100)
+    parser.add_argument("--rows", type=int, default=500)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--dtype", choices=(BF16, "float32"), default=BF16)
     parser.add_argument("--model", type=Path, default=DEMO / "SmolLM2-135M-Instruct")
     parser.add_argument("--data", default=str(DEMO / "alpaca_en_demo.json"))
     parser.add_argument("--setup", nargs="+", default=DEFAULT_SETUPS)
@@ -289,7 +293,7 @@ def main() -> None:
     parser.add_argument("--serve", help="for this command's own use")
     arguments = parser.parse_args()
     if arguments.serve:
-        serve(arguments.serve, arguments.model, arguments.max_length)
+        serve(arguments.serve, arguments.dtype, arguments.model, arguments.max_length)
         return
     with tempfile.TemporaryDirectory() as folder:
         model = arguments.model
@@ -304,19 +308,22 @@ def main() -> None:
 
 def compare(model: Path, spans: list[Span], arguments: argparse.Namespace) -> None:
     """Loads all engines, runs them in turn, and prints the table."""
-    ceilings = [measure_ceiling()]
+    dtype = arguments.dtype
+    ceilings = [measure_ceiling(dtype=dtype)]
     contenders = {
-        setup: Contender(setup, model, spans) for setup in tqdm(arguments.setup, desc="loading")
+        setup: Contender(setup, dtype, model, spans)
+        for setup in tqdm(arguments.setup, desc="loading")
     }
     passes: dict[str, list[dict[str, float]]] = {setup: [] for setup in contenders}
     for _ in tqdm(range(1 + arguments.repeats), desc="passes"):
         for setup, contender in contenders.items():
             passes[setup].append(contender.run())
-            ceilings.append(measure_ceiling())
+            ceilings.append(measure_ceiling(dtype=dtype))
     num_tokens = sum(len(span.token_ids) for span in spans)
     tflops = statistics.median(ceilings) / 1e12
     ceiling = num_tokens * tflops * 1e12 / needed_flops(model, spans)
-    print(f"{platform.machine()}, {len(CORES)} cores; {arguments.workload}, {len(spans) // 2} rows")
+    print(f"{platform.machine()}, {len(CORES)} cores, {dtype}; ", end="")
+    print(f"{arguments.workload}, {len(spans) // 2} rows")
     print(f"{'':<30}{'rows/s':>8}{'tokens/s':>10}{'ratio':>8}{'ceiling':>9}{'load s':>8}", end="")
     print(f"{'peak GiB':>10}   spread of passes")
     base = None
