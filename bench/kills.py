@@ -4,8 +4,8 @@
                           [overrides ...]
 
 One run is left alone. Another is killed (SIGKILL) whenever it has got as far as a random share of
-its shards, up to three seconds later, and begun again by the same command. Ends with code 1 if a
-shard was made twice or a file differs.
+its shards, up to three seconds later, and begun again by the same command. Ends with code 1 if
+log-probs were computed twice, a file differs, or the run ended before all its kills.
 """
 
 import argparse
@@ -54,26 +54,28 @@ def find_shards(folder: Path) -> dict[str, int]:
 
 def run_with_kills(
     command: Sequence[str], folder: Path, num_shards: int, num_kills: int, seed: int
-) -> int:
-    """Kills and resumes a run, then lets it end; returns how many finished shards were made twice.
+) -> tuple[int, int]:
+    """Kills and resumes a run, then lets it end.
+
+    Returns how often it was killed, and how many finished shards were made twice.
 
     Raises:
         subprocess.CalledProcessError: the run failed.
     """
     draw = np.random.default_rng(seed)
-    num_again, finished = 0, dict[str, int]()
-    for kill, share in enumerate(sorted(draw.random(num_kills)), start=1):
+    killed, num_again, finished = 0, 0, dict[str, int]()
+    for share in sorted(draw.random(num_kills)):
         if run_until(command, folder, int(share * num_shards), draw.uniform(0, UP_TO_S)):
             print("the run ended before it could be killed again")
             break
-        now = find_shards(folder)
+        killed, now = killed + 1, find_shards(folder)
         num_again += sum(now.get(name) != stamp for name, stamp in finished.items())
         finished = now
-        print(f"kill {kill} of {num_kills}: {len(now)} of {num_shards} shards", flush=True)
+        print(f"kill {killed} of {num_kills}: {len(now)} of {num_shards} shards", flush=True)
     with (folder.parent / "log").open("a") as log:
         subprocess.run(command, stdout=log, stderr=log, check=True)
     now = find_shards(folder)
-    return num_again + sum(now.get(name) != stamp for name, stamp in finished.items())
+    return killed, num_again + sum(now.get(name) != stamp for name, stamp in finished.items())
 
 
 def differing(left: Path, right: Path) -> list[str]:
@@ -117,14 +119,14 @@ def main() -> int:
         print(f"left alone: {seconds[0]:,.0f} s", flush=True)
         num_shards = len(find_shards(alone))
         started = time.monotonic()
-        num_again = run_with_kills(
+        num_kills, num_again = run_with_kills(
             score(killed, model, data, overrides), killed, num_shards, asked.kills, asked.seed
         )
         seconds.append(time.monotonic() - started)
         wrong = differing(alone, killed)
-    print(f"killed {asked.kills} times: {seconds[1]:,.0f} s; {num_again} shards made twice")
+    print(f"killed {num_kills} times: {seconds[1]:,.0f} s; {num_again} shards made twice")
     print(f"files that differ: {len(wrong)}", *wrong[:5], sep="\n  ")
-    return 1 if wrong or num_again else 0
+    return 1 if wrong or num_again or num_kills < asked.kills else 0
 
 
 if __name__ == "__main__":

@@ -35,7 +35,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 settings.register_profile("any_machine", deadline=None)  # a busy machine is no fault of the code
 settings.load_profile("any_machine")
 
-READ_BY_CONF = ("HOME", "XDG_CACHE_HOME", "OPENAI_BASE_URL")
 LONG = ("checkpoint", "engine", "process", "browser", "slow")
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -49,12 +48,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def composed_once() -> Iterator[None]:
-    """Hydra takes 0.2 seconds to compose a configuration; many tests ask for the same ones."""
-    known: dict[tuple[object, ...], Any] = {}
+    """Hydra takes 0.2 seconds to compose a configuration; many tests ask for the same ones.
+
+    What comes from the environment is resolved later, in each copy.
+    """
+    known: dict[tuple[str, ...], Any] = {}
     compose = hydra.compose
 
     def compose_once(name: str, overrides: list[str]) -> Any:
-        key = (name, *overrides, *(os.environ.get(name) for name in READ_BY_CONF))
+        key = (name, *overrides)
         if key not in known:
             known[key] = compose(name, overrides)
         return copy.deepcopy(known[key])

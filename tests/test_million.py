@@ -23,9 +23,9 @@ def test_memory_is_that_of_a_shard_whatever_the_number_of_rows(model: Path, tmp_
     few.mkdir()
     many.mkdir()
     small = measure(few, model, 2_000, ENGINE)
-    large = measure(many, model, 10_000, [*ENGINE, "score.keep_logprobs=false"])
-    assert large.driver_mib < 1.3 * small.driver_mib
-    assert large.worker_mib < 1.3 * small.worker_mib
+    large = measure(many, model, 20_000, [*ENGINE, "score.keep_logprobs=false"])
+    assert large.driver_mib < small.driver_mib + 100  # mostly what Polars keeps; flat beyond
+    assert large.worker_mib < small.worker_mib + 60
     assert 0 < large.outside < 1
     assert large.rows_per_s > 0
     assert large.bytes_per_row["logprobs"] < small.bytes_per_row["logprobs"] / 2

@@ -8,7 +8,7 @@ from cherry_vllm.commands.summary import describe, show_choice, show_extremes, s
 from cherry_vllm.config import Config, as_list, choice_of
 from cherry_vllm.errors import UserError
 from cherry_vllm.experience.clusters import find_clusters
-from cherry_vllm.experience.embeddings import find_embeddings
+from cherry_vllm.experience.stored_embeddings import find_embeddings
 from cherry_vllm.runtime.text import printable
 from cherry_vllm.selection.run import Extras, SelectedRows, select_records
 from cherry_vllm.store.marks import read_mark

@@ -6,7 +6,7 @@ An engine turns spans into log-probabilities:
     returns                [ l0 l1 l2 ]     l0 = log P(a0 | p0 p1 p2), ...
 
 An embedder turns prompts into vectors and log-probs, and a generator continues them. Only
-:mod:`engines.vllm`, :mod:`engines.vllm_loading` and the model class that this puts in place,
+:mod:`engines.vllm`, :mod:`engines.vllm_loading` and the model class that the latter puts in place,
 :mod:`engines.answer_model`, import vllm; servers are asked over HTTP (:mod:`engines.vllm_server`).
 vLLM and transformers are imported only when an engine is built, so commands that need no model
 start in a second.

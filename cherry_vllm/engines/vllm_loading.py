@@ -1,10 +1,10 @@
-"""Loads vLLM for what it is to do, or says in one line why it cannot run a model."""
+"""Loads vLLM to score, embed or generate, or says in one line why it cannot run a model."""
 
 import logging
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -39,7 +39,9 @@ def load_llm(
     set_environment()
     from vllm import LLM
     from vllm.platforms import current_platform
+    from vllm.plugins import load_general_plugins
 
+    load_general_plugins()  # before the list of models is read
     is_on_cpu = current_platform.is_cpu()
     if is_on_cpu:
         _refuse_overflow(checkpoint)
@@ -69,7 +71,7 @@ def load_llm(
     if not is_verbose():  # it logs a traceback before the error
         logging.getLogger("vllm.model_executor.models.registry").setLevel(logging.CRITICAL)
     try:
-        with _registered(_architecture(checkpoint), arguments):
+        with _known_by_class(checkpoint, arguments):
             return LLM(**arguments)
     except ValueError as error:
         _raise_cause(error, checkpoint)
@@ -138,28 +140,42 @@ def set_environment() -> None:
 
 
 @contextmanager
-def _registered(architecture: str, arguments: dict[str, Any]) -> Iterator[None]:
+def _known_by_class(checkpoint: Checkpoint, arguments: dict[str, Any]) -> Iterator[None]:
     """Gives vLLM the model's class, if no other process needs it, instead of the class's name.
 
     vLLM inspects a class that it knows by name in a process of its own, which imports all of vLLM
     again: some ten seconds, the first time.
+
+    Raises:
+        UserError: the class cannot be imported.
     """
+    from vllm import envs
     from vllm.model_executor.models import ModelRegistry
 
+    architecture = _architecture(checkpoint)
     by_name = ModelRegistry.models.get(architecture)
-    if by_name is None or arguments["tensor_parallel_size"] > 1:
+    is_alone = arguments["tensor_parallel_size"] == 1 and not envs.VLLM_ENABLE_V1_MULTIPROCESSING
+    if by_name is None or not is_alone:
         yield
         return
-    overrides = arguments.get("model_class_overrides", {})
-    module, _, name = overrides.get(architecture, "").partition(":")
+    named = arguments.pop("model_class_overrides", {}).get(architecture, "")
+    module, _, name = named.partition(":")
     try:
-        with suppress(ImportError):  # which vLLM meets as well
-            model_class = getattr(import_module(module), name) if name else by_name.load_model_cls()
-            ModelRegistry.register_model(architecture, model_class)
-            overrides.pop(architecture, None)
+        model_class = getattr(import_module(module), name) if name else by_name.load_model_cls()
+    except (ImportError, OSError, RuntimeError) as error:
+        raise _lacking(checkpoint, error) from None
+    try:
+        ModelRegistry.register_model(architecture, model_class)
         yield
     finally:
         ModelRegistry.models[architecture] = by_name
+
+
+def _lacking(checkpoint: Checkpoint, cause: Exception) -> UserError:
+    return UserError(
+        f"{checkpoint.folder}: vLLM's {_architecture(checkpoint)} cannot be imported here "
+        f"({cause}); install what is missing, or use engine=hf"
+    )
 
 
 def _refuse_overflow(checkpoint: Checkpoint) -> None:
@@ -185,10 +201,7 @@ def _raise_cause(error: ValueError, checkpoint: Checkpoint) -> None:
         try:
             ModelRegistry.models[architecture].load_model_cls()
         except ImportError as cause:
-            raise UserError(
-                f"{checkpoint.folder}: vLLM's {architecture} cannot be imported here ({cause}); "
-                "install what is missing, or use engine=hf"
-            ) from None
+            raise _lacking(checkpoint, cause) from None
     if UNKNOWN.search(str(error)):
         raise UserError(
             f"{checkpoint.folder}: vLLM {vllm.__version__} has no architecture {architecture}; "

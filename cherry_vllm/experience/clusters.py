@@ -1,4 +1,4 @@
-"""Clusters of instructions (paper, section 2.1), and samples: of each, at random, or difficult."""
+"""Clusters of instructions, and which rows of each the experience takes (paper, section 2.1)."""
 
 import warnings
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from cherry_vllm.experience.embeddings import find_embeddings, read_vectors
+from cherry_vllm.experience.stored_embeddings import find_embeddings, read_vectors
 from cherry_vllm.store.scores import Scores
 
 N_INIT, MINIBATCH_ROWS = 10, 100_000  # of clusters for a selection, as in conf/sample/kmeans.yaml
@@ -115,19 +115,3 @@ def _sample_cluster(
     eligible: NDArray[np.int64] = positions[(low <= perplexities) & (perplexities <= high)]
     step = max(len(eligible) // number, 1)
     return eligible[::step][:number]
-
-
-def sample_random(num_rows: int, count: int, seed: int) -> NDArray[np.int64]:
-    """``count`` of ``num_rows`` positions, drawn uniformly, in ascending order; all if fewer.
-
-    With one seed, a larger count includes the rows of a smaller one.
-    """
-    return np.sort(np.random.default_rng(seed).permutation(num_rows)[:count])
-
-
-def sample_difficult(ifd: NDArray[np.float64], count: int) -> NDArray[np.int64]:
-    """Positions of the ``count`` highest IFDs, in ascending order; of equal ones, the earlier.
-
-    ``ifd`` is the IFD of the usable rows under the base model, finite and at most 1.
-    """
-    return np.sort(np.argsort(-ifd, kind="stable")[:count])

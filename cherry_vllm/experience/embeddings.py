@@ -3,10 +3,8 @@
 run_dir/embeddings/FINGERPRINT/   shards of schema.EMBEDDINGS
 """
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import polars as pl
@@ -15,15 +13,11 @@ from numpy.typing import NDArray
 from cherry_vllm.conversation import open_conversations
 from cherry_vllm.engines import Embedded, build_embedder
 from cherry_vllm.engines.checkpoint import Checkpoint
-from cherry_vllm.errors import UserError
 from cherry_vllm.prompts.spans import SpanBuilder
 from cherry_vllm.schema import REASON, DropReason
-from cherry_vllm.store.run_folder import Folder, Inner
-from cherry_vllm.store.scores import Scores
+from cherry_vllm.store.run_folder import Folder
 from cherry_vllm.store.shards import Shards
 from cherry_vllm.workers.run import WHOLE, ModelRun, ModelUse, Share
-
-log = logging.getLogger(__name__)
 
 
 def embed(
@@ -78,81 +72,6 @@ def embed_shard(
 def count_tokens(rows: pl.DataFrame, builder: SpanBuilder) -> int:
     """How many tokens the prompts of a frame of :data:`schema.ROWS` have."""
     return int(_encode_prompts(rows, builder)["token_ids"].list.len().sum())
-
-
-def find_embeddings(
-    run_dir: Path, scores: Scores, *, folder: Path | None = None, user: str = "select.diversify"
-) -> Shards:
-    """The embeddings of the rows of ``scores``: in ``folder``, or else the only ones of the run.
-
-    Errors name the ``user``, which needs them.
-
-    Raises:
-        UserError: neither the run nor a folder above it has any, several models embedded the rows,
-            or those in ``folder`` are of other rows.
-    """
-    if folder is not None:
-        named = Shards.open(folder.absolute())
-        is_embedded = "embedding" in named.scan().collect_schema()
-        if not is_embedded or named.settings.get("rows") != scores.rows_fingerprint:
-            raise UserError(
-                f"select.embeddings={folder}: not the embeddings of these rows; give the folder "
-                "that `cherry-vllm embed` printed"
-            )
-        return named
-    found = list_embeddings(run_dir, scores)
-    if len(found) > 1:
-        raise UserError(
-            f"{found[0].folder.parent}: embeddings of these rows by several models "
-            f"({', '.join(shards.fingerprint for shards in found)}); give one of the folders "
-            "as select.embeddings"
-        )
-    if not found:
-        raise UserError(
-            f"{run_dir}: no embeddings of these rows, which {user} needs; run `cherry-vllm embed` "
-            "with this run_dir first"
-        )
-    return found[0]
-
-
-def list_embeddings(run_dir: Path, scores: Scores) -> list[Shards]:
-    """The embeddings of the rows of ``scores`` by each model, from the nearest folder with any.
-
-    That is the run folder or one of the two above it, where the scores of a pipeline or of a job
-    may lie. Damaged ones are left out, with a warning.
-    """
-    for place in (run_dir, *run_dir.resolve().parents[:2]):
-        found = []
-        for summary in sorted((place / Folder.EMBEDDINGS).glob(f"*/{Inner.COMPLETE}")):
-            try:
-                embeddings = Shards.open(summary.parent)
-            except UserError as error:
-                log.warning("%s: left out (%s)", summary, error)
-                continue
-            if embeddings.settings.get("rows") == scores.rows_fingerprint:
-                found.append(embeddings)
-        if found:
-            # An earlier release made the same ones without perplexities.
-            return [it for it in found if it.settings.get("perplexities")] or found
-    return []
-
-
-def read_vectors(embeddings: Shards, *more: str) -> tuple[pl.DataFrame, NDArray[np.float32]]:
-    """The embeddings (rows x width) of the rows that have one and all of the columns ``more``.
-
-    Before them, a frame with the columns ``row`` and ``more``. The memory is that of the embeddings
-    and of one shard.
-    """
-    column = cast(pl.Array, embeddings.scan().collect_schema()["embedding"])
-    sizes = [embeddings.num_rows(index) for index in range(embeddings.num_shards)]
-    vectors = np.empty((sum(sizes), column.size), np.float32)
-    kept, end = [], 0
-    for index in range(embeddings.num_shards):
-        usable = embeddings.read(index).drop_nulls(["embedding", *more])
-        kept.append(usable.select("row", *more))
-        start, end = end, end + usable.height
-        vectors[start:end] = usable["embedding"].to_numpy()
-    return pl.concat(kept), vectors[:end]
 
 
 def _perplexity(logprobs: NDArray[np.float32]) -> float | None:

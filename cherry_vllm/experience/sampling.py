@@ -14,15 +14,11 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from cherry_vllm.errors import UserError
-from cherry_vllm.experience.clusters import (
-    cluster_embeddings,
-    sample_clusters,
-    sample_difficult,
-    sample_random,
-)
-from cherry_vllm.experience.embeddings import read_vectors
+from cherry_vllm.experience.clusters import cluster_embeddings, sample_clusters
+from cherry_vllm.experience.stored_embeddings import read_vectors
 from cherry_vllm.options import Sampling
 from cherry_vllm.runtime.versions import installed_versions
 from cherry_vllm.schema import SCHEMA_VERSION
@@ -85,7 +81,6 @@ def sample_diverse(
     Raises:
         UserError: no row can be chosen, or the file of an earlier run was changed.
     """
-
     settings = {
         "embeddings": [embeddings.fingerprint, embeddings.summary["contents"]],
         "rows_per_cluster": sampling.rows_per_cluster,
@@ -165,6 +160,22 @@ def sample_any(run_dir: Path, rows: Shards, *, count: int, seed: int) -> Experie
 
     settings = {"rows": rows.fingerprint, "count": count, "seed": seed}
     return _sample(run_dir, rows, Sampling.random, settings, choose)
+
+
+def sample_random(num_rows: int, count: int, seed: int) -> NDArray[np.int64]:
+    """``count`` of ``num_rows`` positions, drawn uniformly, in ascending order; all if fewer.
+
+    With one seed, a larger count includes the rows of a smaller one.
+    """
+    return np.sort(np.random.default_rng(seed).permutation(num_rows)[:count])
+
+
+def sample_difficult(ifd: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+    """Positions of the ``count`` highest IFDs, in ascending order; of equal ones, the earlier.
+
+    ``ifd`` is the IFD of the usable rows under the base model, finite and at most 1.
+    """
+    return np.sort(np.argsort(-ifd, kind="stable")[:count])
 
 
 def _sample(

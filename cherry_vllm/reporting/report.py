@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from cherry_vllm.errors import UserError
-from cherry_vllm.experience.embeddings import list_embeddings
+from cherry_vllm.experience.stored_embeddings import list_embeddings
 from cherry_vllm.figures import instructions as instruction_figures
 from cherry_vllm.figures import models as model_figures
 from cherry_vllm.figures import scores as score_figures

@@ -122,6 +122,7 @@ def inspects_by_name(run: Callable[..., Any], *arguments: Any) -> bool:
     from vllm.model_executor.models import registry
 
     _held.clear()
+    registry._try_inspect_model_cls.cache_clear()
     with patch.object(
         registry._LazyRegisteredModel,
         "inspect_model_cls",

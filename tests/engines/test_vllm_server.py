@@ -182,6 +182,8 @@ def test_answers_are_asked_for_with_every_parameter_of_ours(
 
 SOON = {"Content-Type": "application/json", "Retry-After": "0.02"}
 PASSING = {
+    "408": Fault(408, "{}", SOON),
+    "409": Fault(409, "{}", SOON),
     "429": Fault(429, "{}", SOON),
     "500": Fault(500, "oops", {"Content-Type": "text/plain", "Retry-After": "0.02"}),
     "502": Fault(502, "<html>", {"Content-Type": "text/html", "Retry-After": "0.02"}),

@@ -1,6 +1,5 @@
 """Embeddings and perplexities of prompts that are too short, too long, or make no number."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,9 +7,8 @@ import polars as pl
 
 from cherry_vllm.conversation import Conversation, frame_messages, single_turn
 from cherry_vllm.engines import Embedded
-from cherry_vllm.experience.embeddings import embed_shard, read_vectors
+from cherry_vllm.experience.embeddings import embed_shard
 from cherry_vllm.schema import EMBEDDINGS, REASON, DropReason
-from cherry_vllm.store.shards import Shards
 
 
 class Builder:
@@ -51,23 +49,3 @@ def test_a_shard_without_a_usable_row_has_all_columns() -> None:
     found = embed_shard(rows("too long"), len, builder=Builder(), model=embed)  # type: ignore[arg-type]
     assert found["drop_reason"].to_list() == ["prompt_too_long"]
     assert found.columns[:1] + found.columns[2:] == list(EMBEDDINGS)
-
-
-def test_vectors_are_those_of_the_rows_that_have_all_that_is_asked_for(tmp_path: Path) -> None:
-    shards = Shards(tmp_path, {})
-    shards.folder.mkdir()
-    parts = [("a", "ab", "too long"), ("too long",), ("abc", "abcd", "abcde")]
-    for index, part in enumerate(parts):
-        shard = embed_shard(rows(*part), len, builder=Builder(), model=embed)  # type: ignore[arg-type]
-        shard = shard.with_columns(row=pl.col("row") + 3 * index)
-        if part == ("too long",):  # as a shard is stored in which no row could be embedded
-            shard = shard.with_columns(embedding=pl.lit(None, pl.Array(pl.Float32, 2)))
-        shards.write(index, shard)
-    shards.close(len(parts))
-    found, vectors = read_vectors(shards)
-    assert found.columns == ["row"]
-    assert found["row"].to_list() == [0, 1, 7, 8]
-    assert vectors.tolist() == [[1, 1], [2, 2], [4, 4], [5, 5]]
-    found, vectors = read_vectors(shards, "perplexity")
-    assert found["row"].to_list() == [1, 8]
-    assert vectors.tolist() == [[2, 2], [5, 5]]

@@ -1,6 +1,7 @@
 """Embeddings, perplexities and the rows of the brief experience."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,10 @@ from cherry_vllm.experience.embeddings import embed
 from cherry_vllm.experience.sampling import (
     DiverseSampling,
     sample_any,
+    sample_difficult,
     sample_diverse,
     sample_most_difficult,
+    sample_random,
 )
 from cherry_vllm.sources import Columns
 from cherry_vllm.sources.row_shards import read_row_shards
@@ -251,3 +254,47 @@ def test_nothing_to_sample_from_is_refused(model: Checkpoint, tmp_path: Path) ->
     embeddings = embed(tmp_path, rows, model, FAKE_USE)
     with pytest.raises(UserError, match="no row can be sampled"):
         sample_diverse(tmp_path, rows, embeddings, KMEANS, seed=0)
+
+
+# --- random and difficult ----------------------------------------------------------------------
+
+
+def test_random_positions_are_distinct_ascending_and_the_seeds_own() -> None:
+    chosen = sample_random(1000, 100, seed=1).tolist()
+    assert chosen == sorted(set(chosen))
+    assert len(chosen) == 100
+    assert 0 <= chosen[0] <= chosen[-1] < 1000
+    assert chosen == sample_random(1000, 100, seed=1).tolist()
+    assert chosen != sample_random(1000, 100, seed=2).tolist()
+
+
+def test_no_row_gives_none() -> None:
+    assert sample_random(0, 5, seed=0).tolist() == []
+    assert sample_difficult(np.array([]), 5).tolist() == []
+
+
+def test_a_larger_random_sample_holds_the_smaller() -> None:
+    assert set(sample_random(50, 10, seed=3)) < set(sample_random(50, 20, seed=3))
+
+
+def test_random_reaches_every_position() -> None:
+    seen = {tuple(sample_random(5, 2, seed=seed)) for seed in range(200)}
+    assert len(seen) == 10
+
+
+@pytest.mark.parametrize("count", [5, 6, 100])
+def test_a_count_beyond_the_rows_takes_them_all(count: int) -> None:
+    assert sample_random(5, count, seed=0).tolist() == [0, 1, 2, 3, 4]
+    assert sample_difficult(np.array([0.3, 0.1, 0.9, 0.2, 0.5]), count).tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(1, [2]), (2, [2, 5]), (3, [0, 2, 5]), (4, [0, 2, 3, 5])]
+)
+def test_difficult_rows_have_the_highest_ifd_the_earlier_of_equals_first(
+    count: int, expected: Sequence[int]
+) -> None:
+    ifd = np.array([0.7, 0.2, 1.0, 0.7, 0.7, 0.9])
+    chosen = sample_difficult(ifd, count)
+    assert chosen.dtype == np.int64
+    assert chosen.tolist() == expected

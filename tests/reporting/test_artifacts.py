@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cherry_vllm.experience.embeddings import list_embeddings
+from cherry_vllm.experience.stored_embeddings import list_embeddings
 from cherry_vllm.reporting.artifacts import (
     find_aspects,
     find_check,

@@ -51,6 +51,32 @@ def test_a_file_is_replaced_only_when_the_block_succeeds(tmp_path: Path) -> None
     assert target.read_text() == "new"
 
 
+def test_a_file_is_on_the_disk_before_its_name_is_and_the_name_before_the_block_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def sync(descriptor: int) -> None:
+        name = Path(f"/proc/self/fd/{descriptor}").readlink().name
+        steps.append(f"sync {'folder' if name == tmp_path.name else 'file'}")
+        fsync(descriptor)
+
+    def rename(source: Path, target: Path) -> None:
+        steps.append("rename")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "replace", rename)
+    with atomic_path(tmp_path / "scores.parquet") as path:
+        path.write_text("new")
+    assert steps == ["sync file", "rename", "sync folder"]
+    steps.clear()
+    with atomic_folder(tmp_path / "data") as folder:
+        (folder / "train.jsonl").write_text("new")
+    assert steps == ["sync file", "sync file", "rename", "sync folder"]  # the new folder is one
+
+
 @pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("before", [None, "old"])
 def test_a_failure_leaves_what_was_there_and_nothing_else(

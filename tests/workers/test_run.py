@@ -133,17 +133,33 @@ def test_a_run_that_is_stopped_while_it_retries_goes_on_without_the_option(runs:
     assert reasons(runs.run())[DEADLY] is None
 
 
-def test_weights_replaced_before_the_folder_is_closed_leave_it_open(runs: Runs) -> None:
-    def swap(_slot: int, piece: Piece) -> None:
-        if piece.index == NUM_SHARDS - 1:
-            (runs.model / "model.safetensors").write_bytes(b"other")
+@pytest.mark.parametrize("moment", ["before the last shard", "after it"])
+def test_weights_replaced_before_the_folder_is_closed_leave_it_open(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    drive, is_after = Driver.run, moment == "after it"
 
-    runs.executor = InlineExecutor(on_piece=swap)
-    with pytest.raises(UserError, match=r"model\.safetensors: has changed since this run began"):
-        runs.run()
+    def swap() -> None:
+        (runs.model / "model.safetensors").write_bytes(b"other")
+
+    def swap_before(_slot: int, piece: Piece) -> None:
+        if piece.index == NUM_SHARDS - 1:
+            swap()
+
+    def drive_and_swap(driver: Driver, *indices: Any) -> None:
+        drive(driver, *indices)
+        swap()
+
+    with monkeypatch.context() as patch:
+        if is_after:
+            patch.setattr(Driver, "run", drive_and_swap)
+        else:
+            runs.executor = InlineExecutor(on_piece=swap_before)
+        with pytest.raises(UserError, match=r"model\.safetensors: has changed since this run beg"):
+            runs.run()
     (folder,) = (runs.folder / "scores").iterdir()
     assert not (folder / "complete.json").exists()
-    assert len(list(folder.glob("*.done"))) == NUM_SHARDS - 1
+    assert len(list(folder.glob("*.done"))) == NUM_SHARDS - (0 if is_after else 1)
     runs.executor = InlineExecutor()
     assert runs.run().folder != folder  # other weights are another run
 
