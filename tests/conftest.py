@@ -36,6 +36,13 @@ settings.register_profile("any_machine", deadline=None)  # a busy machine is no 
 settings.load_profile("any_machine")
 
 LONG = ("checkpoint", "engine", "process", "browser", "slow")
+LONGEST = [  # from two to four minutes each
+    "workers/test_survival.py",
+    "commands/test_score_servers.py",
+    "commands/test_pipeline.py",
+    "engines/test_vllm.py",
+    "training/test_run.py",
+]
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -43,7 +50,8 @@ Cli = Callable[..., subprocess.CompletedProcess[str]]
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the files with long tests first, so that the processes of `make test` end together."""
     long = {item.path for item in items if any(map(item.get_closest_marker, LONG))}
-    items.sort(key=lambda item: item.path not in long)
+    longest = [ROOT / "tests" / name for name in LONGEST]
+    items.sort(key=lambda item: (item.path not in longest, item.path not in long))
 
 
 @pytest.fixture(scope="session", autouse=True)

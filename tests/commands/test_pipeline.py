@@ -184,8 +184,8 @@ def test_torchrun_and_shares_are_refused_before_any_work(
 def test_what_was_learned_reaches_the_scores_of_vllm(
     checkpoint: Path, cli: Cli, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    places = [f"data.path={ROWS}", f"run_dir={tmp_path}", "max_length=80", "data.max_rows=12"]
-    recipe = ["train.num_epochs=3", "train.global_batch_size=4", "train.num_probe_rows=99"]
+    places = [f"data.path={ROWS}", f"run_dir={tmp_path}", "max_length=72", "data.max_rows=8"]
+    recipe = ["train.num_epochs=4", "train.global_batch_size=4", "train.num_probe_rows=99"]
     recipe += ["train.compile_layers=false", "train.bf16=false"]
     trained = cli("train", *places, f"model.path={checkpoint}", "train=pre_experience", *recipe)
     assert trained.returncode == 0, trained.stderr
@@ -195,7 +195,7 @@ def test_what_was_learned_reaches_the_scores_of_vllm(
     kept: dict[str, float] = {}
     warned: dict[str, bool] = {}
     # The copy's weights are in bf16; products in bf16 take long on many CPUs.
-    for copy, dtype, num_rows in [("bfloat16", "float32", 12), ("model", "bfloat16", 4)]:
+    for copy, dtype, num_rows in [("bfloat16", "float32", 8), ("model", "bfloat16", 4)]:
         scores_dir = tmp_path / copy
         more = [f"model.path={folder / copy}", f"scores_dir={scores_dir}", f"engine.dtype={dtype}"]
         more += [f"data.max_rows={num_rows}"]
@@ -203,7 +203,7 @@ def test_what_was_learned_reaches_the_scores_of_vllm(
         assert scored.returncode == 0, scored.stderr
         caplog.clear()
         scores = pl.read_parquet(scores_dir / "scores.parquet")
-        gain = measure_gain(tuned.probe, range(12), scores)
+        gain = measure_gain(tuned.probe, range(8), scores)
         assert gain is not None
         assert gain.kept is not None
         kept[copy], warned[copy] = gain.kept, "of what training taught" in caplog.text

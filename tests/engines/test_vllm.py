@@ -146,7 +146,7 @@ def scored(checkpoint: Path, cli: Cli, tmp_path_factory: pytest.TempPathFactory)
     """The shipped rows scored by each engine and type."""
     folder = tmp_path_factory.mktemp("agreement")
     found = {}
-    num_rows = {"hf-float32": 26, "vllm_fused_eager-float32": 26, "vllm_fused_eager-bfloat16": 14}
+    num_rows = {"hf-float32": 26, "vllm_fused_eager-float32": 26, "vllm_fused_eager-bfloat16": 8}
     for name, count in num_rows.items():  # bf16 is slow on many CPUs
         engine, dtype = name.split("-")
         done = cli(
@@ -184,7 +184,7 @@ def test_vllm_agrees_with_hf(scored: Any, dtype: str, of_ifd: float, of_token: f
     assert vllm["ifd"].is_null().equals(hf["ifd"].is_null())
     assert (hf["ifd"] - vllm["ifd"]).abs().max() < of_ifd
     difference = found - expected.head(found.len())
-    assert difference.len() > 100
+    assert difference.len() > 80
     assert (difference**2).mean() ** 0.5 < of_token  # root mean square, in nats
     if dtype == "float32":
         assert spearman(hf["ifd"].drop_nulls(), vllm["ifd"].drop_nulls()) > 0.9999
