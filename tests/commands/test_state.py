@@ -39,7 +39,7 @@ from cherry_vllm.errors import UserError
 from cherry_vllm.selection.outputs import COMMAND
 from cherry_vllm.store.files import read_json
 from cherry_vllm.store.hashes import file_sha256
-from cherry_vllm.store.marks import MADE_BY, marked_file, read_mark
+from cherry_vllm.store.marks import MADE_BY, mark_path, marked_file, read_mark
 from cherry_vllm.workers.work import Piece
 from tests.commands.disk import Killed, at_opening, freezing_after
 from tests.commands.plain_model import (
@@ -496,9 +496,9 @@ class RunFolder(RuleBasedStateMachine):
             (file,) = (output / "data").iterdir()
             # The cache of `datasets` knows a data set by the names of its files.
             assert self.exported.setdefault(file.name, file_sha256(file)) == file_sha256(file)
-        left = output.parent.glob(f".{output.stem}.*")
-        endings = (f".tmp{output.suffix}", f".old{output.suffix}")
-        assert not [path for path in left if path.name.endswith(endings)]
+        for target in (output, mark_path(output)):  # what is left of another stays until its turn
+            left = re.compile(rf"\.{re.escape(target.stem)}\.[^.]+\.(tmp|old){target.suffix}")
+            assert not [path for path in output.parent.iterdir() if left.fullmatch(path.name)]
 
 
 def _mixes_types(chosen: list[Record]) -> bool:
