@@ -26,7 +26,7 @@ SHARD_ROWS = 2000
 UP_TO_S = 3.0  # after the shard that a kill waits for
 
 
-def score(folder: Path, model: Path, data: Path, overrides: Sequence[str]) -> list[str]:
+def score_command(folder: Path, model: Path, data: Path, overrides: Sequence[str]) -> list[str]:
     """The command that scores ``data`` in a folder."""
     places = [f"run_dir={folder}", f"model.path={model}", f"data.path={data}"]
     fixed = ["prompt=wizardlm", f"shard_rows={SHARD_ROWS}"]
@@ -113,14 +113,18 @@ def main() -> int:
         seconds = []
         started = time.monotonic()
         with (alone.parent / "log").open("w") as log:
-            command = score(alone, model, data, overrides)
+            command = score_command(alone, model, data, overrides)
             subprocess.run(command, stdout=log, stderr=log, check=True)
         seconds.append(time.monotonic() - started)
         print(f"left alone: {seconds[0]:,.0f} s", flush=True)
         num_shards = len(find_shards(alone))
         started = time.monotonic()
         num_kills, num_again = run_with_kills(
-            score(killed, model, data, overrides), killed, num_shards, asked.kills, asked.seed
+            score_command(killed, model, data, overrides),
+            killed,
+            num_shards,
+            asked.kills,
+            asked.seed,
         )
         seconds.append(time.monotonic() - started)
         wrong = differing(alone, killed)
