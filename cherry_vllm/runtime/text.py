@@ -1,4 +1,4 @@
-"""Text from data, made safe to print."""
+"""What people read: text that is safe to print, rough times, the first line of an error."""
 
 import logging
 import unicodedata
@@ -26,6 +26,11 @@ def rough_time(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:,.1f} h"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the error's name if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 class OneLine(logging.Formatter):

@@ -15,6 +15,7 @@ from pathlib import Path
 import polars as pl
 
 from cherry_vllm.errors import UserError
+from cherry_vllm.runtime.text import first_line
 from cherry_vllm.selection.ratings import add_ratings, read_ratings
 from cherry_vllm.store.shards import COMPLETE, Shards
 
@@ -200,8 +201,9 @@ def _read_names(table: Path, origin: str | None) -> list[str]:
 
 
 def _not_parquet(table: Path, error: BaseException) -> UserError:
-    fault = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return UserError(f"{table}: not a Parquet file, or damaged ({fault}); check select.join")
+    return UserError(
+        f"{table}: not a Parquet file, or damaged ({first_line(error)}); check select.join"
+    )
 
 
 def _is_text(name: str) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from cherry_vllm.errors import UserError
-from cherry_vllm.runtime.text import printable
+from cherry_vllm.runtime.text import first_line, printable
 from cherry_vllm.selection.expressions import Expression, evaluate, parse
 
 ROWS = "rows"  # a column: the row numbers of a subset
@@ -159,6 +159,4 @@ def read_subsets(table: Path) -> pl.DataFrame:
     except FileNotFoundError:
         raise UserError(f"{table}: no such file; check fit.table") from None
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise UserError(
-            f"{table}: cannot be read ({str(error).strip().splitlines()[0]}); check fit.table"
-        ) from None
+        raise UserError(f"{table}: cannot be read ({first_line(error)}); check fit.table") from None

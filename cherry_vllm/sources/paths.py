@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cherry_vllm.errors import UserError
+from cherry_vllm.runtime.text import first_line
 from cherry_vllm.sources.formats import COMPRESSIONS, find_format
 from cherry_vllm.sources.hub import SCHEME, fetch_files, find_split
 from cherry_vllm.sources.run_outputs import without_ours
@@ -106,7 +107,7 @@ def _open_folder(folder: Path, split: str | None, config: str | None) -> list[Pa
         try:
             return [Path(file) for file in find_split(str(folder.absolute()), split, config)]
         except (OSError, ValueError) as error:
-            raise UserError(f"{folder}: {str(error).splitlines()[0]}; check data.split") from None
+            raise UserError(f"{folder}: {first_line(error)}; check data.split") from None
     found = [path for path in sorted(_walk(folder)) if _is_data(path, folder)]
     found = without_ours(found, folder.absolute(), str(folder))
     by_format = {str(find_format(file)): file for file in reversed(found)}

@@ -8,6 +8,7 @@ import polars as pl
 
 from cherry_vllm.errors import UserError
 from cherry_vllm.options import DataFormat
+from cherry_vllm.runtime.text import first_line
 from cherry_vllm.sources.fields import CONVENTIONS, Columns
 from cherry_vllm.sources.findings import Findings
 from cherry_vllm.sources.json_texts import decode_record
@@ -56,8 +57,9 @@ def read_table_records(
         if num_rows != table.select(pl.len()).collect().item():
             raise UserError(f"{file}: only {num_rows} rows could be read; remove unusual columns")
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{file}: not readable as {data_format.value} ({reason})") from None
+        raise UserError(
+            f"{file}: not readable as {data_format.value} ({first_line(error)})"
+        ) from None
 
 
 def _scan(file: Path, data_format: DataFormat) -> pl.LazyFrame:
