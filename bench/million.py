@@ -23,8 +23,7 @@ from tqdm import tqdm
 from cherry_vllm.cli.keys import list_groups
 from cherry_vllm.config import arguments_of, choice_of, compose, prompt_of
 from cherry_vllm.conversation import frame_messages, single_turn
-from cherry_vllm.schema import LOGPROBS, ROWS
-from cherry_vllm.scoring.gains import PASSES
+from cherry_vllm.schema import LOGPROBS, PASSES, ROWS
 from cherry_vllm.scoring.run import aggregate
 from cherry_vllm.selection.run import Extras, select_records
 from cherry_vllm.store.shards import Shards
