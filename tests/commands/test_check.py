@@ -15,8 +15,8 @@ from cherry_vllm.commands.report import report
 from cherry_vllm.commands.score import score
 from cherry_vllm.config import compose
 from cherry_vllm.engines.checkpoint import Checkpoint
+from cherry_vllm.engines.settings import REFERENCE
 from cherry_vllm.errors import DisagreementError, UserError
-from cherry_vllm.scoring.trial import REFERENCE
 from cherry_vllm.store.files import read_json
 from cherry_vllm.workers.work import Piece
 from tests import fakes
