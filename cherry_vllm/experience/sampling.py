@@ -25,8 +25,8 @@ from cherry_vllm.schema import SCHEMA_VERSION
 from cherry_vllm.selection.export import find_records, write_records
 from cherry_vllm.store.hashes import fingerprint
 from cherry_vllm.store.marks import MADE_BY, marked_file, read_mark
-from cherry_vllm.store.run_folder import Folder, Inner
-from cherry_vllm.store.scores import SCORES, open_scores
+from cherry_vllm.store.run_folder import File, Folder, Inner
+from cherry_vllm.store.scores import open_scores
 from cherry_vllm.store.shards import Shards
 
 log = logging.getLogger(__name__)
@@ -132,9 +132,9 @@ def sample_most_difficult(
     Raises:
         UserError: ``scores_dir`` holds no scores, or those of other rows; or no row is usable.
     """
-    if not (scores_dir / SCORES).is_file():
+    if not (scores_dir / File.SCORES).is_file():
         raise UserError(
-            f"{scores_dir / SCORES}: no such file; sample=difficulty takes the base model's "
+            f"{scores_dir / File.SCORES}: no such file; sample=difficulty takes the base model's "
             "scores, so run `cherry-vllm score` first, or let `cherry-vllm pipeline` do it"
         )
     scores = open_scores(scores_dir, wanted)

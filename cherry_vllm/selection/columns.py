@@ -17,7 +17,8 @@ import polars as pl
 from cherry_vllm.errors import UserError
 from cherry_vllm.runtime.text import first_line
 from cherry_vllm.selection.ratings import add_ratings, read_ratings
-from cherry_vllm.store.shards import COMPLETE, Shards
+from cherry_vllm.store.run_folder import Inner
+from cherry_vllm.store.shards import Shards
 
 RECORD = "record."
 INSTRUCTION, RATING, CLUSTER = "instruction", "rating", "cluster"
@@ -115,7 +116,7 @@ class Sources:
                 "`cherry-vllm select` reads; use that"
             )
         shards = self.find_embeddings()
-        self.used[EMBEDDINGS] = shards.folder / COMPLETE
+        self.used[EMBEDDINGS] = shards.folder / Inner.COMPLETE
         return shards.scan()
 
     @cached_property
