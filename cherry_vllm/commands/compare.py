@@ -5,7 +5,7 @@ from typing import Any
 
 import polars as pl
 
-from cherry_vllm.commands.inputs import Job, Outcome, find_output
+from cherry_vllm.commands.job import Job, Outcome, find_output
 from cherry_vllm.commands.select import extras_of
 from cherry_vllm.commands.summary import show_overlap, show_rows
 from cherry_vllm.config import Config, as_list

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import polars as pl
 
-from cherry_vllm.commands.inputs import Job, Outcome, find_output
+from cherry_vllm.commands.job import Job, Outcome, find_output
 from cherry_vllm.commands.select import extras_of
 from cherry_vllm.commands.summary import describe
 from cherry_vllm.config import Config, as_list

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from cherry_vllm.commands import judgement_tables as tables
-from cherry_vllm.commands.inputs import Job, Outcome, find_input, read_input
+from cherry_vllm.commands.inputs import find_input, read_input
+from cherry_vllm.commands.job import Job, Outcome
 from cherry_vllm.config import Config, JudgeConfig
 from cherry_vllm.conversation import show_conversations
 from cherry_vllm.errors import UserError

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from cherry_vllm.commands.inputs import Job, Outcome
+from cherry_vllm.commands.job import Job, Outcome
 from cherry_vllm.config import Config
 from cherry_vllm.errors import UserError
 from cherry_vllm.runtime.text import printable

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cherry_vllm.commands.inputs import (
-    Job,
-    Outcome,
     check_compatibility,
     find_input,
     find_model,
@@ -14,6 +12,7 @@ from cherry_vllm.commands.inputs import (
     model_use,
     read_input,
 )
+from cherry_vllm.commands.job import Job, Outcome
 from cherry_vllm.commands.summary import describe
 from cherry_vllm.config import Config, KMeansConfig
 from cherry_vllm.engines.checkpoint import Checkpoint

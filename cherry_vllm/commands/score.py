@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cherry_vllm.commands.inputs import (
-    Job,
-    Outcome,
     check_compatibility,
     find_input,
     find_prompt,
@@ -15,6 +13,7 @@ from cherry_vllm.commands.inputs import (
     model_use,
     read_input,
 )
+from cherry_vllm.commands.job import Job, Outcome
 from cherry_vllm.commands.summary import misfit_warning, summarize
 from cherry_vllm.config import Config
 from cherry_vllm.engines.checkpoint import Checkpoint

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cherry_vllm.commands.check import check
-from cherry_vllm.commands.inputs import Job
+from cherry_vllm.commands.job import Job
 from cherry_vllm.commands.report import report
 from cherry_vllm.commands.score import score
 from cherry_vllm.config import compose

@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from cherry_vllm.commands.inputs import Job
+from cherry_vllm.commands.job import Job
 from cherry_vllm.commands.sample import sample
 from cherry_vllm.commands.score import draw, score
 from cherry_vllm.commands.select import select, select_from

@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from cherry_vllm.commands.inputs import Job
+from cherry_vllm.commands.job import Job
 from cherry_vllm.commands.score import score as run_score
 from cherry_vllm.config import compose, engine_settings
 from cherry_vllm.engines import Decoding, Span, build_embedder, build_engine, build_generator

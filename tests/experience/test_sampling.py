@@ -13,7 +13,7 @@ import torch
 from sklearn.metrics import adjusted_rand_score
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from cherry_vllm.commands.inputs import Job
+from cherry_vllm.commands.job import Job
 from cherry_vllm.commands.pipeline import run as run_pipeline
 from cherry_vllm.commands.sample import sample
 from cherry_vllm.config import compose, executor_settings, prompt_of
