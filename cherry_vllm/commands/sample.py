@@ -21,9 +21,9 @@ from cherry_vllm.experience.embeddings import embed as embed_rows
 from cherry_vllm.experience.sampling import (
     DiverseSampling,
     Experience,
-    sample_any,
+    sample_difficult,
     sample_diverse,
-    sample_most_difficult,
+    sample_random,
 )
 from cherry_vllm.options import Sampling
 from cherry_vllm.runtime.text import printable
@@ -75,9 +75,9 @@ def sample_from(
             embeddings = _embed(config, rows, base)
             found = sample_diverse(run_dir, rows, embeddings, diverse, seed=seed)
         elif settings.strategy is Sampling.difficulty:
-            found = sample_most_difficult(run_dir, rows, scores_dir, count=count, wanted=scores)
+            found = sample_difficult(run_dir, rows, scores_dir, count=count, wanted=scores)
         else:
-            found = sample_any(run_dir, rows, count=count, seed=seed)
+            found = sample_random(run_dir, rows, count=count, seed=seed)
     print(describe(f"sample={settings.strategy.value}", found.facts))
     print(printable(f"experience: {found.artifact}"))
     return found
