@@ -8,7 +8,7 @@ from pathlib import Path
 
 import polars as pl
 
-from cherry_vllm.config import Config, engine_settings, executor_settings, prompt_of
+from cherry_vllm.config import Config, as_list, engine_settings, executor_settings, prompt_of
 from cherry_vllm.engines.checkpoint import Checkpoint, find_checkpoint
 from cherry_vllm.engines.settings import EngineSettings, ServerSettings
 from cherry_vllm.errors import UserError
@@ -30,8 +30,7 @@ def find_input(config: Config) -> list[Path]:
     path = config.data.path
     if path is None:
         raise UserError("data.path: not given; add data.path=... (a file, a glob or hf://...)")
-    patterns = [path] if isinstance(path, str) else path
-    return find_files(patterns, split=config.data.split, config=config.data.config)
+    return find_files(as_list(path), split=config.data.split, config=config.data.config)
 
 
 def find_model(config: Config) -> Checkpoint:

@@ -11,12 +11,12 @@ from cherry_vllm.store.marks import mark_path
 
 def report(config: Config, job: Job) -> Outcome:
     """Shows a run, whichever stages it has, as one page and as pictures."""
-    from cherry_vllm.reporting import report as pipeline
+    from cherry_vllm.reporting.report import report as report_run
 
     run_dir, settings = Path(config.run_dir), config.report
     if not run_dir.is_dir():
         raise UserError(f"run_dir={run_dir}: no such folder; name the folder of a run")
-    target, page = pipeline.report(
+    target, page = report_run(
         run_dir,
         Path(config.scores_dir),
         job.output_dir,

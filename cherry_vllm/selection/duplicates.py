@@ -75,7 +75,7 @@ def comparable_text(messages: Sequence[Message], on: DedupOn) -> str:
     return " ".join(text.split())
 
 
-def words_of(text: str) -> set[str]:
+def runs_of(text: str) -> set[str]:
     """The runs of three words in a text; a shorter text is one run."""
     words = WORD.findall(text)
     return {" ".join(words[at : at + RUN]) for at in range(max(len(words) - RUN, 0) + 1)}
@@ -102,7 +102,7 @@ def _sketch(texts: Iterator[tuple[int, str]], most: int) -> tuple[NDArray[np.int
     for place, text in texts:
         if WORD.search(text):
             sketch = empty.copy()
-            sketch.update_batch([run.encode("utf-8", "surrogatepass") for run in words_of(text)])
+            sketch.update_batch([run.encode("utf-8", "surrogatepass") for run in runs_of(text)])
             sketches[place], has_words[place] = sketch.hashvalues, True
     places = np.flatnonzero(has_words)
     return places, sketches if has_words.all() else sketches[places]
