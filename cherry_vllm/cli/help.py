@@ -14,7 +14,7 @@ class Stage(NamedTuple):
 
 DATA = {
     "data.path": "file, glob, hf:// path, or a list of these",
-    "data": "field names of the data: alpaca or question_answer",
+    "data": "shape: auto (default), alpaca, messages, ...",
     "data.max_rows": "read only so many rows",
 }
 MODEL = {
