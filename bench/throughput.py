@@ -26,7 +26,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -45,6 +44,7 @@ from cherry_vllm.conversation import open_conversations
 from cherry_vllm.engines import Span, build_engine
 from cherry_vllm.engines.checkpoint import read_checkpoint
 from cherry_vllm.prompts.spans import AnswerSpans, open_span_builder
+from cherry_vllm.runtime.memory import peak_bytes
 from cherry_vllm.sources import Columns, find_files, read_rows
 from cherry_vllm.workers.local import split_cores
 
@@ -127,7 +127,7 @@ def serve(setup: str, dtype: str, model: Path, max_length: int) -> None:
     answer({"load_s": time.perf_counter() - started})
     for _ in sys.stdin:
         engine.logprobs(spans, lambda _count: None)
-        answer({"peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20})
+        answer({"peak_gib": peak_bytes() / 2**30})
 
 
 def load_engine(setup: str, dtype: str, model: Path, max_length: int) -> Any:
