@@ -25,8 +25,9 @@ from typing import Any
 
 import numpy as np
 
+from bench.demo import DATA, MODEL
 from bench.server import run_server
-from bench.throughput import DEMO, MAX_LENGTH, build_spans
+from bench.throughput import MAX_LENGTH, build_spans
 from cherry_vllm.config import compose, engine_settings
 from cherry_vllm.engines import Span, build_engine
 from cherry_vllm.engines.checkpoint import read_checkpoint
@@ -139,10 +140,10 @@ def compare_probe(file: Path, model: Path, url: str) -> None:
 
 def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--data", default=str(DEMO / "alpaca_en_demo.json"))
+    parser.add_argument("--data", default=str(DATA))
     parser.add_argument("--rows", type=int, default=60)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--model", type=Path, default=DEMO / "SmolLM2-135M-Instruct")
+    parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--probe", type=Path)
     return parser.parse_args()

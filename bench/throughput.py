@@ -39,6 +39,7 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
+from bench.demo import DATA, MODEL
 from cherry_vllm.config import Config, compose, engine_settings, prompt_of
 from cherry_vllm.conversation import open_conversations
 from cherry_vllm.engines import Span, build_engine
@@ -48,7 +49,6 @@ from cherry_vllm.runtime.memory import peak_bytes
 from cherry_vllm.sources import Columns, find_files, read_rows
 from cherry_vllm.workers.local import split_cores
 
-DEMO = Path(compose().demo.cache_dir)
 MAX_LENGTH, BF16 = 512, "bfloat16"
 CORES = sorted(os.sched_getaffinity(0))
 ONE_A_CORE = (f"executor.num_workers={len(CORES)}", "engine.cpu_kv_cache_gib=0.2")
@@ -286,8 +286,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=500)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dtype", choices=(BF16, "float32"), default=BF16)
-    parser.add_argument("--model", type=Path, default=DEMO / "SmolLM2-135M-Instruct")
-    parser.add_argument("--data", default=str(DEMO / "alpaca_en_demo.json"))
+    parser.add_argument("--model", type=Path, default=MODEL)
+    parser.add_argument("--data", default=str(DATA))
     parser.add_argument("--setup", nargs="+", default=DEFAULT_SETUPS)
     parser.add_argument("--max-length", type=int, default=MAX_LENGTH)
     parser.add_argument("--serve", help="for this command's own use")

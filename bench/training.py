@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-from bench.agreement import MODEL
+from bench.demo import MODEL
 from bench.throughput import measure_ceiling
 from cherry_vllm.commands.train import training_settings
 from cherry_vllm.config import compose, prompt_of

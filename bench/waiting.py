@@ -16,7 +16,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from bench.throughput import CORES, DEMO, EngineProcess, build_spans
+from bench.demo import DATA, MODEL
+from bench.throughput import CORES, EngineProcess, build_spans
 
 WAYS = {
     "as libgomp does by itself": {},
@@ -30,8 +31,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=60)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--setup", default="engine=vllm_fused")
-    parser.add_argument("--model", type=Path, default=DEMO / "SmolLM2-135M-Instruct")
-    parser.add_argument("--data", default=str(DEMO / "alpaca_en_demo.json"))
+    parser.add_argument("--model", type=Path, default=MODEL)
+    parser.add_argument("--data", default=str(DATA))
     arguments = parser.parse_args()
     spans = build_spans(arguments.data, arguments.model, arguments.rows)
     engines = {}
