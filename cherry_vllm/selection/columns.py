@@ -14,6 +14,7 @@ from pathlib import Path
 
 import polars as pl
 
+from cherry_vllm.conversation import LAST_ANSWER
 from cherry_vllm.errors import UserError
 from cherry_vllm.runtime.text import first_line
 from cherry_vllm.selection.ratings import add_ratings, read_ratings
@@ -163,9 +164,8 @@ def _field(path: str) -> pl.Expr:
 
 def _instruction() -> pl.Expr:
     message = pl.element().struct
-    is_last = pl.col("messages").list.eval(message.field("is_answer").arg_true().max()).list.first()
     parts = [message.field(name).fill_null("") for name in ("role", "content", "input", "extra")]
-    before = pl.col("messages").list.head(is_last)
+    before = pl.col("messages").list.head(LAST_ANSWER)
     return before.list.eval(pl.concat_str(parts, separator=PART_END)).list.join(2 * PART_END)
 
 

@@ -23,7 +23,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from cherry_vllm.conversation import SYSTEM, Message, open_messages
+from cherry_vllm.conversation import SYSTEM, Message, last_answer, open_messages
 from cherry_vllm.errors import UserError
 from cherry_vllm.options import Dedup, DedupOn
 from cherry_vllm.runtime.progress import Progress
@@ -68,8 +68,7 @@ def comparable_text(messages: Sequence[Message], on: DedupOn) -> str:
     if on is DedupOn.answer:
         told = [said for said in messages if said.is_answer]
     else:
-        last = max((place for place, said in enumerate(messages) if said.is_answer), default=None)
-        told = [said for said in messages[:last] if said.role != SYSTEM]
+        told = [said for said in messages[: last_answer(messages)] if said.role != SYSTEM]
     parts = [part for said in told for part in (said.content, said.input, said.extra) if part]
     text = unicodedata.normalize("NFC", " ".join(parts)).casefold()
     return " ".join(text.split())
