@@ -47,6 +47,7 @@ NOT_TEXT = {
     b"PK\x03\x04": "a zip archive; unpack it",
 }
 LFS_POINTER = b"version https://git-lfs"
+BOM = "\ufeff"  # a byte order mark, decoded
 NOT_UTF8 = "its bytes are not UTF-8; name the encoding, as in data.encoding=gbk or windows-1252"
 
 log = logging.getLogger(__name__)
@@ -134,7 +135,7 @@ def find_encoding(file: Path, named: str | None) -> Encoding:
     """The encoding of a text file: by its byte order mark, else the one that is ``named``.
 
     Raises:
-        UserError: no such encoding exists, or the file is neither named nor UTF-8.
+        UserError: there is no such encoding, or none is named and the file is not UTF-8.
     """
     if named is not None:
         _check_encoding(named)

@@ -66,8 +66,8 @@ def _find_splits(data_set: str, config: str | None) -> dict[str, Sequence[Any]]:
         from datasets import load_dataset_builder
     except ImportError:
         raise UserError(
-            f"{data_set}: splits are found by datasets, which is not installed; install "
-            "cherry-vllm[hub], or name the files, as in hf://datasets/NAME/data/*.parquet"
+            f"{data_set}: the package datasets, which finds splits, is not installed; "
+            "install cherry-vllm[hub], or name the files, as in hf://datasets/NAME/data/*.parquet"
         ) from None
     is_remote = data_set.startswith(DATA_SETS)
     path, _, revision = data_set.partition("@") if is_remote else (data_set, "", "")

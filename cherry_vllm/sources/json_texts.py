@@ -13,13 +13,12 @@ from pathlib import Path
 from cherry_vllm.errors import UserError
 from cherry_vllm.options import DataFormat
 from cherry_vllm.sources.fields import legible
-from cherry_vllm.sources.formats import NOT_UTF8, Encoding, Layout, find_encoding, open_text
-from cherry_vllm.sources.json_values import BOM, JsonValues
+from cherry_vllm.sources.formats import BOM, NOT_UTF8, Encoding, Layout, find_encoding, open_text
+from cherry_vllm.sources.json_values import BETWEEN, JsonValues
 from cherry_vllm.sources.records import RawRecord
 from cherry_vllm.sources.values import DECODER, DuplicateKeyError, is_utf8
 
 HEAD_CHARS = 2**20
-BETWEEN = f" \t\r\n,{BOM}"  # what may stand between two records
 WHOLE = "."  # as data.field: the whole object holds the records
 
 

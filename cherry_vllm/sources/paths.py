@@ -70,7 +70,7 @@ def _expand(pattern: str, split: str | None, config: str | None) -> list[Path]:
         return _open_folder(path, split, config)
     if (split, config) != (None, None):
         raise UserError(
-            f"{pattern}: no data set of several splits; leave out data.split and data.config"
+            f"{pattern}: not a data set with splits; leave out data.split and data.config"
         )
     return [path] if path.exists() or not glob.has_magic(str(path)) else _match(str(path))
 
@@ -101,7 +101,9 @@ def _open_folder(folder: Path, split: str | None, config: str | None) -> list[Pa
     is_dict = (folder / "dataset_dict.json").is_file()
     if is_dict or (folder / "state.json").is_file():
         if config is not None:
-            raise UserError(f"{folder}: a saved data set of one kind; leave out data.config")
+            raise UserError(
+                f"{folder}: a saved data set, which has no configurations; leave out data.config"
+            )
         return _open_saved(_choose_split(folder, split) if is_dict else folder, split)
     if (split, config) != (None, None):
         try:

@@ -15,6 +15,7 @@ from cherry_vllm.sources.json_texts import decode_record
 from cherry_vllm.sources.records import RawRecord
 
 BATCH_ROWS = 10_000
+ODD = "odd "  # before a column's name: whether its number is NaN or infinite
 ARROW_FILE = b"ARROW1"  # the beginning of Arrow's file format; its stream format has no such mark
 
 
@@ -68,9 +69,6 @@ def _scan(file: Path, data_format: DataFormat) -> pl.LazyFrame:
     with file.open("rb") as stream:
         is_file = stream.read(len(ARROW_FILE)) == ARROW_FILE
     return pl.scan_ipc(file, glob=False) if is_file else pl.read_ipc_stream(file).lazy()
-
-
-ODD = "odd "  # before a column's name: whether its number is NaN or infinite
 
 
 def _row_of(schema: pl.Schema, read: set[str]) -> list[pl.Expr]:
