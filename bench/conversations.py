@@ -3,7 +3,7 @@
     python -m bench.conversations --data FILE [--rows 40] [--max-length 1024] [--repeats 3]
                                   [--setup engine=vllm_fused] [--model FOLDER]
 
-The ways have an engine process each and take turns, pass by pass; the medians are compared. Tokens
+Each way has an engine process; their passes alternate, and the medians are compared. Tokens
 are those of all sequences of both passes, whether or not the prefix cache saves some of them.
 """
 

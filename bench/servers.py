@@ -4,7 +4,7 @@
                             [--dtype bfloat16] [--probe FILE]
 
 The same spans go through stock vLLM in a process of its own, through one server with all cores,
-and through two servers that share the cores out. They take turns, pass by pass, so that a noisy
+and through two servers that share the cores out. Their passes alternate, so that a noisy
 machine disturbs all of them equally; medians are compared. Nothing is compiled. ``--probe`` writes
 the log-probs by which servers are told apart; if the file exists, it is compared with first.
 """

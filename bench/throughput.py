@@ -9,7 +9,7 @@ transformers``: padded batches of 8 rows of similar length, for which the model 
 With ``executor.num_workers=2`` two engines split the rows and the cores; their memory is added up.
 
 Each engine runs in its own process, whose peak memory is measured. First all engines are loaded and
-warmed up with one pass. Then they take turns, pass by pass, so that a noisy machine disturbs all of
+warmed up with one pass. Then their passes alternate, so that a noisy machine disturbs all of
 them equally, and the medians are compared. Workloads: ``average`` takes the first rows of the data,
 ``longest`` those with the longest answers. ``wide`` takes synthetic rows with questions of 300
 tokens and answers of 60, and a random model with SmolLM2-135M's layers and 151,936 tokens.

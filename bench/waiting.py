@@ -3,7 +3,7 @@
     python -m bench.waiting [--rows 60] [--repeats 3] [--setup engine=vllm_fused] [--data FILE]
                             [--model FOLDER]
 
-Each way of waiting has an engine process of its own. They take turns, pass by pass, first alone on
+Each way of waiting has an engine process of its own. Their passes alternate, first alone on
 the machine and then beside one process that keeps a core busy. The medians are compared.
 """
 

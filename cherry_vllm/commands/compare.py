@@ -91,6 +91,6 @@ def _share_strata(
 
 
 def _spread(rows: pl.DataFrame, count: int) -> pl.DataFrame:
-    """So many rows, evenly spread over their order."""
+    """``count`` of the rows, evenly spread over their order."""
     places = sorted({place * rows.height // count for place in range(count)}) if count else []
     return rows[places] if rows.height else rows

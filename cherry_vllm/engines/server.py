@@ -88,7 +88,7 @@ class Server:
             api_key=self._api_key or NO_KEY,
             max_retries=self._settings.max_tries - 1,
             timeout=httpx2.Timeout(timeout_s, connect=min(timeout_s, CONNECT_S)),
-            http_client=DeadlineClient(timeout_s, is_silent=True),  # who asks tells of faults
+            http_client=DeadlineClient(timeout_s, is_silent=True),  # the caller reports faults
         ) as self._client:
             yield
 

@@ -113,7 +113,7 @@ def _clear(place: Path) -> Path:
 
 
 def _write(place: Path, rows: Shards, sample: pl.DataFrame, num_shards: int) -> Shards:
-    """The sample in so many shards of about the same size."""
+    """The sample in ``num_shards`` shards of about the same size."""
     settings = {
         "schema_version": SCHEMA_VERSION,
         "of": rows.fingerprint,

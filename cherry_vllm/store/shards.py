@@ -139,7 +139,7 @@ class Shards:
         return pl.read_parquet(io.BytesIO(content))
 
     def draw(self, count: int, *, seed: int) -> pl.DataFrame:
-        """So many rows of a closed folder, spread evenly, in order; all if there are no more.
+        """``count`` rows of a closed folder, spread evenly, in order; all if there are no more.
 
         Raises:
             UserError: a shard is missing or damaged.
