@@ -58,8 +58,8 @@ def merge_adapter(adapter: Path, base: str | None, *, trust_remote_code: bool) -
     ``base`` is a folder or a hub id; without it, the adapter's configuration names the base.
 
     Raises:
-        UserError: it is no LoRA adapter in safetensors, its base cannot be used or does not fit,
-            or the merged model in the cache has been changed.
+        UserError: it is not a LoRA adapter in safetensors, its base cannot be used or does not
+            fit, or the merged model in the cache has been changed.
     """
     settings = _read_lora(adapter)
     model = _find_base(adapter, settings, base, trust_remote_code=trust_remote_code)

@@ -85,7 +85,7 @@ def find_checkpoint(
 
         return merge_adapter(folder, base, trust_remote_code=trust_remote_code)
     if base is not None:
-        raise UserError(f"model.base={base}: {folder} is no LoRA adapter; leave model.base out")
+        raise UserError(f"model.base={base}: {folder} is not a LoRA adapter; leave model.base out")
     return open_checkpoint(folder, trust_remote_code=trust_remote_code)
 
 
@@ -142,7 +142,7 @@ def _refuse_code_elsewhere(folder: Path) -> None:
                 )
             if f"{inner.partition('.')[0]}.py" not in known:
                 raise UserError(
-                    f"{file}: auto_map takes code from {reference}, which is no file within "
+                    f"{file}: auto_map takes code from {reference}, which is not a file in "
                     f"{folder}; copy it there and name it by its path, as in modeling_own.Model"
                 )
 

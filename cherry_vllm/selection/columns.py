@@ -61,8 +61,8 @@ class Sources:
         """``frame``, which has a column ``row``, with those of the ``names`` that exist anywhere.
 
         Raises:
-            UserError: a table is none, or is about other rows; or such a column is in two tables,
-                or in a table and in the scores or records.
+            UserError: a table cannot be read, or is about other rows; or such a column is in two
+                tables, or in a table and in the scores or records.
         """
         named = list(dict.fromkeys(names))
         self._refuse_second_columns(frame.columns, named)
@@ -182,7 +182,8 @@ def _read_names(table: Path, origin: str | None) -> list[str]:
     """The columns of a table but ``row``.
 
     Raises:
-        UserError: it is no Parquet file with whole numbers in a column ``row``, or of other data.
+        UserError: it is not a Parquet file with whole numbers in a column ``row``, or it is about
+            other data.
     """
     try:
         schema = pl.read_parquet_schema(table)

@@ -5,7 +5,7 @@ only of rows that went stays.
 
 The ``instruction`` is all that precedes the last answer but system messages, which many rows share;
 the ``answer`` is every answer that is scored. Both are text without roles, in Unicode's form NFC,
-case-folded, with single spaces. A row without such a text is no duplicate.
+case-folded, with single spaces. A row without such a text is not a duplicate.
 
 ``minhash`` compares the sets A and B of runs of three words by their Jaccard similarity
 |A and B| / |A or B|, estimated by MinHash (Broder 1997) with a standard error of at most 0.045. A
@@ -41,7 +41,7 @@ Sketches = NDArray[np.uint32]  # rows x NUM_HASHES
 def drop_duplicates(
     ranked: pl.DataFrame, rows: pl.LazyFrame, dedup: Dedup, on: DedupOn, threshold: float
 ) -> pl.DataFrame:
-    """The rows of ``ranked``, highest first, that are no duplicates of one that stays.
+    """The rows of ``ranked``, highest first, that do not duplicate one that stays.
 
     ``rows`` is of :data:`schema.ROWS`; its texts are read in batches. Of each row, 16 bytes are
     kept; for ``minhash`` 512, and an index of those that may have a duplicate.

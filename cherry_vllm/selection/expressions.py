@@ -69,7 +69,7 @@ def parse(key: str, text: str, known: Collection[str] = ()) -> Expression:
     """Parses the ``text`` of the setting ``key``; ``known`` are the names of columns.
 
     Raises:
-        UserError: it is no SQL expression, or one that reads tables.
+        UserError: it is not a SQL expression, or it reads tables.
     """
     try:
         parsed = pl.sql_expr(_rewrite(key, text, known))

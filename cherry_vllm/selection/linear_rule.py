@@ -114,7 +114,7 @@ def measure(frame: pl.DataFrame, rows: pl.DataFrame, indicators: list[str]) -> p
     ``rows`` has the columns that the indicators (SQL expressions) name.
 
     Raises:
-        UserError: an indicator is no number of each row of the subsets, or is given twice.
+        UserError: an indicator is not a number for each row of the subsets, or is given twice.
     """
     means = frame.drop(ROWS)
     for text in indicators:

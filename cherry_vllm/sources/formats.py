@@ -83,7 +83,7 @@ class Encoding(NamedTuple):
     """How a file's bytes become text."""
 
     name: str
-    fault: str  # what to tell of bytes that are no text
+    fault: str  # what to say of bytes that are not text
 
 
 def _check_contents(file: Path, data_format: DataFormat) -> None:
@@ -91,7 +91,7 @@ def _check_contents(file: Path, data_format: DataFormat) -> None:
     with file.open("rb") as stream:
         head = stream.read(len(LFS_POINTER))
     if head == LFS_POINTER:
-        raise UserError(f"{file}: a pointer of Git LFS, not the data; fetch it with git lfs pull")
+        raise UserError(f"{file}: a Git LFS pointer, not the data; fetch it with git lfs pull")
     if data_format in TABLES or file.suffix.lower() in COMPRESSIONS:
         return
     for mark, advice in NOT_TEXT.items():
@@ -165,7 +165,7 @@ def _is_same(named: str, marked: str) -> bool:
 
 def _check_encoding(name: str) -> None:
     try:
-        "".encode(name)  # codecs that are no text encodings are refused here
+        "".encode(name)  # codecs that are not text encodings are refused here
         "a".encode(name).decode(name, "surrogateescape")  # and those without such errors
     except (LookupError, UnicodeError):
         raise UserError(
@@ -176,7 +176,7 @@ def _check_encoding(name: str) -> None:
 def open_text(file: Path, encoding: Encoding, *, is_strict: bool) -> IO[str]:
     """Opens a text file without changing its line breaks.
 
-    Bytes that are no text raise UnicodeDecodeError, or, if not ``is_strict``, become lone
+    Bytes that are not text raise UnicodeDecodeError, or, if not ``is_strict``, become lone
     surrogates where the encoding allows it.
     """
     errors = "surrogatepass" if encoding.name.startswith("UTF-") else "surrogateescape"

@@ -143,7 +143,7 @@ def _records_at(values: JsonValues, name: str, file: Path, field: str) -> Iterat
 
 
 def decode_record(text: str, not_text: str = NOT_UTF8) -> RawRecord:
-    """A record from its JSON; ``not_text`` is its fault if a byte of the file was no text."""
+    """A record from its JSON; ``not_text`` is its fault if bytes of the file are not text."""
     if not is_utf8(text):
         return RawRecord(text.encode("utf-8", errors="replace").decode(), fault=not_text)
     try:

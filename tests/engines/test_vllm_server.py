@@ -381,7 +381,7 @@ def test_a_server_that_cannot_be_used_costs_one_line(
 def test_another_tokenizer_is_refused(folder: Path, open_server: Callable[..., StandIn]) -> None:
     server = open_server()
     server.tokenizer = lambda *_, **__: {"input_ids": [1, 2, 3]}
-    with pytest.raises(UserError, match=r"encodes text in another way.*model\.path"):
+    with pytest.raises(UserError, match=r"encodes text differently.*model\.path"):
         meet(folder, settings_for(server.url))
 
 
