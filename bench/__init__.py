@@ -1,1 +1,1 @@
-"""Measurements: each module is a command, ``python -m bench.NAME``."""
+"""Measurements: ``python -m bench.NAME``. ``demo`` and ``server`` are what several of them use."""

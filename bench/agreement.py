@@ -15,9 +15,8 @@ from pathlib import Path
 import polars as pl
 from scipy.stats import spearmanr
 
-from cherry_vllm.config import compose
+from bench.demo import MODEL
 
-MODEL = Path(compose().demo.cache_dir) / "SmolLM2-135M-Instruct"
 COMPARED = [
     ("hf-bfloat16", "hf-float32"),
     ("vllm-float32", "hf-float32"),

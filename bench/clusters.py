@@ -9,7 +9,6 @@ process, whose peak memory is measured. Inertia is the mean squared distance to 
 
 import argparse
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cherry_vllm.experience.clusters import cluster_embeddings, sample_clusters
+from cherry_vllm.runtime.memory import peak_bytes
 
 COMPONENTS = 300
 CHUNK_ROWS = 50_000
@@ -48,10 +48,6 @@ def mean_inertia(embeddings: NDArray[np.float32], labels: NDArray[np.int32]) -> 
     return total / len(labels)
 
 
-def peak_gib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
 def measure(method: str, arguments: argparse.Namespace) -> None:
     """Runs one method in this process and prints its line of the table."""
     embeddings = make_embeddings(arguments.rows, arguments.width)
@@ -64,7 +60,7 @@ def measure(method: str, arguments: argparse.Namespace) -> None:
         minibatch_rows=1 if method == "minibatch" else arguments.rows + 1,
         seed=0,
     )
-    clustering, peak = time.perf_counter() - started, peak_gib()
+    clustering, peak = time.perf_counter() - started, peak_bytes() / 2**30
     started = time.perf_counter()
     chosen = sample_clusters(found.labels, perplexities, rows_per_cluster=10, percentiles=(25, 75))
     sampling = time.perf_counter() - started

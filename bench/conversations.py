@@ -3,7 +3,7 @@
     python -m bench.conversations --data FILE [--rows 40] [--max-length 1024] [--repeats 3]
                                   [--setup engine=vllm_fused] [--model FOLDER]
 
-The ways have an engine process each and take turns, pass by pass; the medians are compared. Tokens
+Each way has an engine process; their passes alternate, and the medians are compared. Tokens
 are those of all sequences of both passes, whether or not the prefix cache saves some of them.
 """
 
@@ -15,7 +15,8 @@ from pathlib import Path
 import polars as pl
 from tqdm import tqdm
 
-from bench.throughput import CORES, DEMO, EngineProcess
+from bench.demo import MODEL
+from bench.throughput import CORES, EngineProcess
 from bench.waiting import time_pass
 from cherry_vllm.config import compose, prompt_of
 from cherry_vllm.conversation import open_conversations
@@ -64,7 +65,7 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, default=1024)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--setup", default="engine=vllm_fused")
-    parser.add_argument("--model", type=Path, default=DEMO / "SmolLM2-135M-Instruct")
+    parser.add_argument("--model", type=Path, default=MODEL)
     arguments = parser.parse_args()
     pairs = build_pairs(arguments.data, arguments.model, arguments.rows, arguments.max_length)
     ways = ways_of(pairs)

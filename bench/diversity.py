@@ -5,7 +5,6 @@ python -m bench.diversity k_center --candidates 100000 --count 10000
 
 import argparse
 import hashlib
-import resource
 import time
 from collections.abc import Sequence
 
@@ -14,6 +13,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from cherry_vllm.options import Diversify
+from cherry_vllm.runtime.memory import peak_bytes
 from cherry_vllm.selection.diversity import pick_diverse
 
 BLOCK_ROWS = 8192
@@ -54,17 +54,13 @@ def measure(arguments: Sequence[str] | None = None) -> None:
     ).with_columns(cost=pl.lit(1, pl.Int64))
     sizes = np.bincount(ranked["stratum"], minlength=settings.strata)
     parts = [settings.count * int(size) // settings.candidates for size in sizes]
-    before, cpu_before, started = _peak_mib(), time.process_time(), time.monotonic()
+    before, cpu_before, started = peak_bytes(), time.process_time(), time.monotonic()
     picked = pick_diverse(ranked, parts, embeddings, method=Diversify[settings.method], times=None)
     rows = ranked["row"].filter(picked).to_numpy()
     print(f"picked {len(rows):,} of {settings.candidates:,} x {settings.width}")
     print(f"{time.monotonic() - started:.0f} s, CPU {time.process_time() - cpu_before:.0f} s")
-    print(f"peak {_peak_mib():.0f} MiB, before it {before:.0f} MiB")
+    print(f"peak {peak_bytes() / 2**20:.0f} MiB, before it {before / 2**20:.0f} MiB")
     print(f"rows {hashlib.sha256(rows.astype('<i8').tobytes()).hexdigest()[:16]}")
-
-
-def _peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import polars as pl
 from numpy.typing import NDArray
 from sklearn.metrics import adjusted_rand_score
 
-from bench.agreement import MODEL
+from bench.demo import MODEL
 from cherry_vllm.config import compose, engine_settings, prompt_of
 from cherry_vllm.conversation import open_conversations
 from cherry_vllm.engines import build_embedder

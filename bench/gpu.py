@@ -36,6 +36,7 @@ from unittest.mock import patch
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.demo import DATA, MODEL
 from cherry_vllm.config import compose, engine_settings
 from cherry_vllm.engines import Span, build_engine
 from cherry_vllm.engines.checkpoint import read_checkpoint
@@ -262,9 +263,8 @@ def runner_of(engine: Any) -> str | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    demo = Path(compose().demo.cache_dir)
-    parser.add_argument("--data", default=str(demo / "alpaca_en_demo.json"))
-    parser.add_argument("--model", type=Path, default=demo / "SmolLM2-135M-Instruct")
+    parser.add_argument("--data", default=str(DATA))
+    parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--random", choices=SHAPES, help="score with random weights instead")
     parser.add_argument("--out", default="runs/gpu")
     parser.add_argument("--only", nargs="+", choices=STEPS, default=list(STEPS))

@@ -34,7 +34,7 @@ def score_command(folder: Path, model: Path, data: Path, overrides: Sequence[str
 
 
 def run_until(command: Sequence[str], folder: Path, num_shards: int, wait_s: float) -> bool:
-    """Kills a run once it has made so many shards; returns whether it had ended before."""
+    """Kills a run once it has made ``num_shards`` shards; returns whether it had ended before."""
     with (folder.parent / "log").open("a") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         while process.poll() is None and len(find_shards(folder)) < num_shards:

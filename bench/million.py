@@ -8,7 +8,6 @@ stage writes them; each step then runs in its own process.
 
 import argparse
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -23,8 +22,8 @@ from tqdm import tqdm
 from cherry_vllm.cli.keys import list_groups
 from cherry_vllm.config import arguments_of, choice_of, compose, prompt_of
 from cherry_vllm.conversation import frame_messages, single_turn
-from cherry_vllm.schema import LOGPROBS, ROWS
-from cherry_vllm.scoring.gains import PASSES
+from cherry_vllm.runtime.memory import peak_bytes
+from cherry_vllm.schema import LOGPROBS, PASSES, ROWS
 from cherry_vllm.scoring.run import aggregate
 from cherry_vllm.selection.run import Extras, select_records
 from cherry_vllm.store.shards import Shards
@@ -107,7 +106,7 @@ def run_step(step: str, run_dir: Path) -> None:
         extras = Extras(tables=[run_dir / TABLE], with_scores=config.select.with_scores)
         select_records(run_dir, run_dir / f"{step}.json", choice_of(config), extras=extras)
     seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = peak_bytes() / 2**30
     print(f"{step:<20}{seconds:>8.1f} s{peak:>8.2f} GiB")
 
 

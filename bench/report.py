@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from bench.million import SHARD_ROWS, open_shards, write_inputs
-from cherry_vllm.commands.inputs import Job
+from cherry_vllm.commands.job import Job
 from cherry_vllm.commands.report import report
 from cherry_vllm.config import compose
 from cherry_vllm.scoring.run import aggregate

@@ -4,7 +4,7 @@
                             [--dtype bfloat16] [--probe FILE]
 
 The same spans go through stock vLLM in a process of its own, through one server with all cores,
-and through two servers that share the cores out. They take turns, pass by pass, so that a noisy
+and through two servers that share the cores out. Their passes alternate, so that a noisy
 machine disturbs all of them equally; medians are compared. Nothing is compiled. ``--probe`` writes
 the log-probs by which servers are told apart; if the file exists, it is compared with first.
 """
@@ -25,8 +25,9 @@ from typing import Any
 
 import numpy as np
 
+from bench.demo import DATA, MODEL
 from bench.server import run_server
-from bench.throughput import DEMO, MAX_LENGTH, build_spans
+from bench.throughput import MAX_LENGTH, build_spans
 from cherry_vllm.config import compose, engine_settings
 from cherry_vllm.engines import Span, build_engine
 from cherry_vllm.engines.checkpoint import read_checkpoint
@@ -139,10 +140,10 @@ def compare_probe(file: Path, model: Path, url: str) -> None:
 
 def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--data", default=str(DEMO / "alpaca_en_demo.json"))
+    parser.add_argument("--data", default=str(DATA))
     parser.add_argument("--rows", type=int, default=60)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--model", type=Path, default=DEMO / "SmolLM2-135M-Instruct")
+    parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--probe", type=Path)
     return parser.parse_args()

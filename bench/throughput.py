@@ -9,7 +9,7 @@ transformers``: padded batches of 8 rows of similar length, for which the model 
 With ``executor.num_workers=2`` two engines split the rows and the cores; their memory is added up.
 
 Each engine runs in its own process, whose peak memory is measured. First all engines are loaded and
-warmed up with one pass. Then they take turns, pass by pass, so that a noisy machine disturbs all of
+warmed up with one pass. Then their passes alternate, so that a noisy machine disturbs all of
 them equally, and the medians are compared. Workloads: ``average`` takes the first rows of the data,
 ``longest`` those with the longest answers. ``wide`` takes synthetic rows with questions of 300
 tokens and answers of 60, and a random model with SmolLM2-135M's layers and 151,936 tokens.
@@ -26,7 +26,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -40,15 +39,16 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
+from bench.demo import DATA, MODEL
 from cherry_vllm.config import Config, compose, engine_settings, prompt_of
 from cherry_vllm.conversation import open_conversations
 from cherry_vllm.engines import Span, build_engine
 from cherry_vllm.engines.checkpoint import read_checkpoint
 from cherry_vllm.prompts.spans import AnswerSpans, open_span_builder
+from cherry_vllm.runtime.memory import peak_bytes
 from cherry_vllm.sources import Columns, find_files, read_rows
 from cherry_vllm.workers.local import split_cores
 
-DEMO = Path(compose().demo.cache_dir)
 MAX_LENGTH, BF16 = 512, "bfloat16"
 CORES = sorted(os.sched_getaffinity(0))
 ONE_A_CORE = (f"executor.num_workers={len(CORES)}", "engine.cpu_kv_cache_gib=0.2")
@@ -127,7 +127,7 @@ def serve(setup: str, dtype: str, model: Path, max_length: int) -> None:
     answer({"load_s": time.perf_counter() - started})
     for _ in sys.stdin:
         engine.logprobs(spans, lambda _count: None)
-        answer({"peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20})
+        answer({"peak_gib": peak_bytes() / 2**30})
 
 
 def load_engine(setup: str, dtype: str, model: Path, max_length: int) -> Any:
@@ -286,8 +286,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=500)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dtype", choices=(BF16, "float32"), default=BF16)
-    parser.add_argument("--model", type=Path, default=DEMO / "SmolLM2-135M-Instruct")
-    parser.add_argument("--data", default=str(DEMO / "alpaca_en_demo.json"))
+    parser.add_argument("--model", type=Path, default=MODEL)
+    parser.add_argument("--data", default=str(DATA))
     parser.add_argument("--setup", nargs="+", default=DEFAULT_SETUPS)
     parser.add_argument("--max-length", type=int, default=MAX_LENGTH)
     parser.add_argument("--serve", help="for this command's own use")

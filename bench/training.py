@@ -15,7 +15,6 @@ out if it is not installed.
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -32,7 +31,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-from bench.agreement import MODEL
+from bench.demo import MODEL
 from bench.throughput import measure_ceiling
 from cherry_vllm.commands.train import training_settings
 from cherry_vllm.config import compose, prompt_of
@@ -40,6 +39,7 @@ from cherry_vllm.conversation import single_turn
 from cherry_vllm.engines import Span
 from cherry_vllm.engines.checkpoint import load_tokenizer, read_checkpoint
 from cherry_vllm.prompts.spans import AnswerSpans, open_span_builder
+from cherry_vllm.runtime.memory import peak_bytes
 from cherry_vllm.training import tuning
 from cherry_vllm.training.batches import NO_LOSS, collate
 from cherry_vllm.training.examples import end_answers
@@ -83,7 +83,7 @@ class Clock(TrainerCallback):
 
     def report(self) -> None:
         began, first, second = self.times
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        peak = peak_bytes() / 2**30
         peak *= int(os.environ.get("WORLD_SIZE", "1"))
         result = {"seconds": second - first, "first": first - began, "peak_gib": peak}
         if os.environ.get("RANK", "0") == "0":

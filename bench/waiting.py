@@ -3,7 +3,7 @@
     python -m bench.waiting [--rows 60] [--repeats 3] [--setup engine=vllm_fused] [--data FILE]
                             [--model FOLDER]
 
-Each way of waiting has an engine process of its own. They take turns, pass by pass, first alone on
+Each way of waiting has an engine process of its own. Their passes alternate, first alone on
 the machine and then beside one process that keeps a core busy. The medians are compared.
 """
 
@@ -16,7 +16,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from bench.throughput import CORES, DEMO, EngineProcess, build_spans
+from bench.demo import DATA, MODEL
+from bench.throughput import CORES, EngineProcess, build_spans
 
 WAYS = {
     "as libgomp does by itself": {},
@@ -30,8 +31,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=60)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--setup", default="engine=vllm_fused")
-    parser.add_argument("--model", type=Path, default=DEMO / "SmolLM2-135M-Instruct")
-    parser.add_argument("--data", default=str(DEMO / "alpaca_en_demo.json"))
+    parser.add_argument("--model", type=Path, default=MODEL)
+    parser.add_argument("--data", default=str(DATA))
     arguments = parser.parse_args()
     spans = build_spans(arguments.data, arguments.model, arguments.rows)
     engines = {}

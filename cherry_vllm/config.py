@@ -69,6 +69,9 @@ TEXT = Text("a text that is not empty")
 PATH = Text("a path that is not empty")
 URL = Text("a URL such as http://localhost:8000")
 URLS = Each(URL, "a URL, or a list of URLs", one_will_do=True, min_items=1)
+ANSWERS_FILE = Text("a file that ends in .jsonl", r"[^\0]*[^\0/]\.jsonl")
+COMPARISON_FILE = Text("a file that ends in .json", r"[^\0]*[^\0/]\.json")
+STRATEGY_FILE = Text("a file select/NAME.yaml", r"([^\0]*/)?select/[^\0/.]+\.yaml")
 PATHS = Each(PATH, "a path, a glob, an hf:// path, or a list of these", one_will_do=True)
 COLUMN = Text("the name of a column")
 DELIMITER = Text("one character, or tab", r"[^\0\r\n\"]|tab")
@@ -308,14 +311,14 @@ class FitConfig:
     table: str | None = setting(PATH, None)
     loss: str = setting(COLUMN)
     indicators: Any = setting(SQLS, factory=list)  # str or list of str
-    output: str = setting(Text("a file select/NAME.yaml", r"([^\0]*/)?select/[^\0/.]+\.yaml"))
+    output: str = setting(STRATEGY_FILE)
 
 
 @dataclass(kw_only=True, slots=True)
 class CompareConfig:
     first: str | None = setting(PATH, None)
     second: str | None = setting(PATH, None)
-    output: str | None = setting(Text("a file that ends in .json", r"[^\0]*[^\0/]\.json"), None)
+    output: str | None = setting(COMPARISON_FILE, None)
     num_examples: int = setting(whole(0))
 
 
@@ -341,7 +344,7 @@ class GenerateConfig:
     top_k: int = setting(whole(0))
     max_new_tokens: int | None = setting(whole(1), None)
     shard_questions: int = setting(whole(1))
-    output: str = setting(Text("a file that ends in .jsonl", r"[^\0]*[^\0/]\.jsonl"))
+    output: str = setting(ANSWERS_FILE)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -489,12 +492,12 @@ def typed(composed: DictConfig) -> Config:
 def _expand_home(settings: Any) -> None:
     """Replaces a ``~`` at the beginning of paths, which shells do not expand after ``key=``."""
     for item in fields(settings):
-        value = getattr(settings, item.name)
+        value, limit = getattr(settings, item.name), item.metadata.get(LIMIT)
         if is_dataclass(value):
             _expand_home(value)
-        elif item.metadata.get(LIMIT) == PATH and value is not None:
+        elif limit in (PATH, ANSWERS_FILE, COMPARISON_FILE, STRATEGY_FILE) and value is not None:
             setattr(settings, item.name, _from_home(value))
-        elif item.metadata.get(LIMIT) == PATHS and value is not None:
+        elif limit == PATHS and value is not None:
             is_one = isinstance(value, str)
             paths = _from_home(value) if is_one else [_from_home(path) for path in value]
             setattr(settings, item.name, paths)

@@ -57,6 +57,19 @@ class Conversation(NamedTuple):
         return [place for place, message in enumerate(self.messages) if message.is_answer]
 
 
+# In a frame of schema.ROWS: the position of the last answer among the messages; null without one.
+LAST_ANSWER = (
+    pl.col("messages")
+    .list.eval(pl.element().struct.field("is_answer").arg_true().max())
+    .list.first()
+)
+
+
+def last_answer(messages: Sequence[Message]) -> int | None:
+    """The position of the last answer; None if there is none."""
+    return max((place for place, said in enumerate(messages) if said.is_answer), default=None)
+
+
 def choose_answers(messages: Sequence[Message], turns: Turns) -> list[Message]:
     """The messages with only the first or the last of the answers, or with all of them."""
     if turns is Turns.all:
@@ -85,7 +98,7 @@ def frame_messages(conversations: Sequence[Sequence[Message] | None]) -> pl.Seri
 
 
 def open_messages(column: pl.Series) -> list[tuple[Message, ...]]:
-    """The messages of each line of such a column; none where it is null."""
+    """The messages of each line of a column of :func:`frame_messages`; none where it is null."""
     counts = column.list.len().fill_null(0).to_list()
     held = column.filter(column.list.len() > 0)
     said = starmap(Message, held.explode().struct.unnest().iter_rows())
@@ -120,7 +133,7 @@ def show_conversations(rows: pl.DataFrame) -> pl.DataFrame:
 def _show(messages: Sequence[Message], tools: str | None) -> tuple[str | None, ...]:
     if not messages:
         return (None,) * len(SHOWN)
-    last = max((place for place, said in enumerate(messages) if said.is_answer), default=None)
+    last = last_answer(messages)
     before = messages[:last]
     answer = None if last is None else messages[last].content
     request = next((said.content for said in before if said.role == USER), "")

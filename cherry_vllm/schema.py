@@ -66,6 +66,8 @@ LOGPROBS: Schema = {
     "drop_reason": REASON,
 }
 
+PASSES = ("conditioned_logprobs", "direct_logprobs")  # the columns of the two passes
+
 # Only what the scores need: the scoring stage writes this if score.keep_logprobs=false.
 SUMS: Schema = {
     "row": pl.Int64,

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from cherry_vllm.checks import LIMIT, Switch
+from cherry_vllm.checks import LIMIT, Named, Quota, Switch
 from cherry_vllm.config import Config, register
 
 ROOT = Path(__file__).parents[1]
@@ -22,6 +22,12 @@ CONF = ROOT / "conf"
 LINE = re.compile(
     r"^(?P<indent> *)(?P<key>[\w]+):(?: (?P<value>(?!#).*?))?(?: # (?P<comment>.*))?$"
 )
+# Types that only the limit of a setting says.
+KINDS: dict[type, str] = {
+    Switch: "auto, true or false",
+    Named: "mapping or null",
+    Quota: "text or mapping",
+}
 INTRODUCTION = """\
 # Usage
 
@@ -37,9 +43,12 @@ cherry-vllm --hydra-help                   # the flags, such as --config-dir
 ```
 
 Every stage takes every key, so you can copy a command line from one stage to the next.
-A key that doesn't exist, a value of the wrong type or out of range is refused before anything runs.
-A sweep's jobs are all checked before the first one starts. Other sweepers than Hydra's own choose
-their jobs while they run, so there each job is checked when it starts.
+A key that doesn't exist and a value of the wrong type or out of range are refused before anything
+runs. All jobs of a sweep are checked before the first one starts; with sweepers other than Hydra's
+own, each job is checked when it starts.
+
+In the pipeline, `pre_experience.KEY` sets for the pre-experienced model what `train.KEY` sets for
+the cherry model.
 
 `--config-dir FOLDER` adds your own files: `FOLDER/data/mine.yaml` is `data=mine`, and
 `FOLDER/experiment/mine.yaml` is `+experiment=mine`. An experiment starts with the line
@@ -78,13 +87,15 @@ def _group(folder: Path) -> Iterator[str]:
     yield "| option | what it is |\n| --- | --- |"
     for file in files:
         yield f"| `{folder.name}={file.stem}` | {_heading(file)} |"
-    seen: set[tuple[str, str]] = set()
+    seen: dict[str, set[str]] = {}  # by key: what it means
     keys: list[Key] = []
     for file in files:
         for key in _read(file, _schema(folder.name, file), prefix=f"{folder.name}."):
-            if (key.name, key.meaning) not in seen and key.meaning:
-                seen.add((key.name, key.meaning))
-                keys.append(key)
+            known = seen.setdefault(key.name, set())
+            if key.meaning and key.meaning not in known:
+                option = f"`{folder.name}={file.stem}`: " if known else ""
+                keys.append(key._replace(meaning=option + key.meaning))
+                known.add(key.meaning)
     if keys:
         yield ""
         yield from _table(keys)
@@ -122,10 +133,12 @@ def _read(file: Path, schema: type[Any] | None, *, prefix: str = "") -> list[Key
         indent, value = len(found["indent"]), found["value"]
         path = [part for part in path if part[0] < indent] + [(indent, found["key"])]
         name = ".".join(part for _, part in path)
-        if not value or value.startswith("#") or value in ("|", "|-", ">", ">-"):
+        kind = _type_of(schema, name)
+        if not value and kind != "mapping":
             continue
-        default = f"`{value}`" if len(value) <= 40 else "see `conf/`"
-        keys.append(Key(prefix + name, default, _type_of(schema, name), found["comment"] or ""))
+        is_short = value and len(value) <= 40 and value not in ("|", "|-", ">", ">-")
+        default = f"`{value}`" if is_short else "see `conf/`"
+        keys.append(Key(prefix + name, default, kind, found["comment"] or ""))
     return keys
 
 
@@ -138,8 +151,8 @@ def _type_of(schema: type[Any] | None, name: str) -> str:
         if part not in hints:
             return ""
         (limit,) = (item.metadata.get(LIMIT) for item in fields(kind) if item.name == part)
-        if isinstance(limit, Switch):
-            return "auto, true or false"
+        if type(limit) in KINDS:
+            return KINDS[type(limit)]
         kind = hints[part]
     return _describe(kind)
 

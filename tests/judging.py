@@ -5,7 +5,7 @@ from pathlib import Path
 
 import polars as pl
 
-from cherry_vllm.commands.inputs import Job
+from cherry_vllm.commands.job import Job
 from cherry_vllm.commands.judge import judge
 from cherry_vllm.config import JudgeConfig, compose
 from cherry_vllm.evaluation.endpoint import EndpointSettings

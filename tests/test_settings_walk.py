@@ -23,7 +23,7 @@ import pytest
 from cherry_vllm.checks import OneOf
 from cherry_vllm.cli.keys import known_keys
 from cherry_vllm.cli.stages import STAGES
-from cherry_vllm.commands.inputs import Job
+from cherry_vllm.commands.job import Job
 from cherry_vllm.config import Config, compose
 from cherry_vllm.engines import adapters, served
 from cherry_vllm.engines.checkpoint import Checkpoint, read_checkpoint

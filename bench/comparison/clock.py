@@ -24,7 +24,7 @@ class Clock:
             self._done = read_json(file)
 
     def record(self, kind: str, tokens: float, seconds: float) -> None:
-        """So many tokens took so long."""
+        """Adds tokens of a kind, and the seconds that they took."""
         before = self._done.get(kind, [0, 0])
         self._done[kind] = [before[0] + tokens, before[1] + seconds]
         write_json(self._file, self._done)

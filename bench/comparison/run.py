@@ -14,7 +14,7 @@ from bench.comparison.entries import Budget, Entry, Settings
 from bench.comparison.results import BASE, EXPERIENCED, Result
 from bench.comparison.rows import RowSet
 from cherry_vllm.cli.launch import describe_failure
-from cherry_vllm.commands.inputs import Outcome
+from cherry_vllm.commands.job import Outcome
 from cherry_vllm.commands.pipeline import to_json
 from cherry_vllm.commands.sample import has_experience
 from cherry_vllm.config import Config

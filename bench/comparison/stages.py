@@ -10,7 +10,7 @@ from typing import Any
 
 from bench.comparison.entries import needs_embeddings
 from bench.comparison.rows import RowSet
-from cherry_vllm.commands.inputs import Job, Outcome
+from cherry_vllm.commands.job import Job, Outcome
 from cherry_vllm.commands.pipeline import Manifest, score_pool, train_made
 from cherry_vllm.commands.sample import embed
 from cherry_vllm.commands.select import select_from

@@ -6,15 +6,12 @@ from typing import Any
 
 from bench.comparison.bootstrap import Difference
 from bench.comparison.results import Line, Overlap, SetLoss
+from cherry_vllm.runtime.text import in_columns
 
 
 def show_table(lines: Sequence[Line]) -> str:
-    """Columns of equal width."""
-    rows = _cells(lines)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
-    )
+    """The table for the console."""
+    return in_columns(_cells(lines))
 
 
 def write_markdown(lines: Sequence[Line], notes: Iterable[str]) -> str:

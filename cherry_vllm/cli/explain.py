@@ -18,6 +18,7 @@ from omegaconf.errors import (
 
 from cherry_vllm.cli.keys import SCHEMA, advise, known_keys, suggest
 from cherry_vllm.errors import UserError
+from cherry_vllm.runtime.text import first_line
 
 IN_FILE = re.compile(r"In '([^']+)': ")
 ADD_PACKAGE = "add `# @package _global_` as its first line, and keys with their values below"
@@ -33,7 +34,7 @@ def explain(error: Exception) -> str:
     if match := re.match(r"Could not override '([^']+)'", text):
         return _explain_key(match[1])
     if match := re.match(r"Error merging override ([^=]+)=(.*)", text, re.DOTALL):
-        advice = advise(match[1], match[2]) or _first_line(cause)
+        advice = advise(match[1], match[2]) or first_line(cause)
         return f"{match[1]}={match[2]}: {advice}"
     match = IN_FILE.match(text)
     file = match[1] if match else ""
@@ -64,7 +65,7 @@ def _explain_key(key: str) -> str:
 
 def _explain_setting(error: OmegaConfBaseException, file: str) -> str:
     """What is wrong with a setting, which may come from a file."""
-    key, reason = error.full_key or "", _first_line(error)
+    key, reason = error.full_key or "", first_line(error)
     if isinstance(error, InterpolationKeyError) and (match := re.search("'(.*)'", reason)):
         return f"{key}=${{{match[1]}}}: no such key; {suggest(match[1])}"
     if isinstance(error, ConfigKeyError | ConfigAttributeError):
@@ -84,10 +85,6 @@ def _explain_value(key: str, reason: str) -> str:
     if match := re.match("(?:Invalid v|V)alue '(.*?)'", reason):
         return f"{key}={match[1]}: {advise(key, match[1]) or reason}"
     return f"{key}: {reason}" if key else reason
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).split("\n")[0]
 
 
 def _explain_missing(text: str, name: str, options: Sequence[str] | None) -> str:

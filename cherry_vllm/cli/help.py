@@ -9,13 +9,13 @@ class Stage(NamedTuple):
     summary: str
     example: str
     keys: dict[str, str]
-    words: tuple[str, ...] = ()  # keys of which the value alone may be given, in this order
+    words: tuple[str, ...] = ()  # keys whose values may be given alone, in this order
 
 
 DATA = {
     "data.path": "file, glob, hf:// path, or a list of these",
-    "data": "field names of the data: alpaca or question_answer",
-    "data.max_rows": "read only so many rows",
+    "data": "shape: auto (default), alpaca, messages, ...",
+    "data.max_rows": "read only this many rows",
 }
 MODEL = {
     "model.path": "model folder, LoRA adapter, or the hub id of either",

@@ -110,7 +110,7 @@ def run_stage(stage: str, composed: DictConfig) -> Failure | None:
     """Runs a job: one stage on one configuration; returns its failure, if any."""
     # Imported here, so that a mistake in the command is reported without delay.
     from cherry_vllm.cli.stages import STAGES
-    from cherry_vllm.commands.inputs import Job
+    from cherry_vllm.commands.job import Job
     from cherry_vllm.runtime.console import set_verbose
     from cherry_vllm.runtime.signals import restore_handlers
 

@@ -8,7 +8,7 @@ from cherry_vllm.commands.compare import compare_selections
 from cherry_vllm.commands.demo import fetch_demo
 from cherry_vllm.commands.fit import fit
 from cherry_vllm.commands.generate import generate
-from cherry_vllm.commands.inputs import Job
+from cherry_vllm.commands.job import Job
 from cherry_vllm.commands.judge import judge
 from cherry_vllm.commands.report import report
 from cherry_vllm.commands.sample import embed, sample

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cherry_vllm.commands.inputs import (
-    Job,
-    Outcome,
     check_compatibility,
     find_input,
     find_model,
@@ -16,6 +14,7 @@ from cherry_vllm.commands.inputs import (
     model_use,
     read_input,
 )
+from cherry_vllm.commands.job import Job, Outcome
 from cherry_vllm.commands.summary import misfit_warning
 from cherry_vllm.config import CheckConfig, Config, ServerConfig
 from cherry_vllm.engines.checkpoint import Checkpoint, checkpoint_dtype

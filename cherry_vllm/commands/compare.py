@@ -5,7 +5,7 @@ from typing import Any
 
 import polars as pl
 
-from cherry_vllm.commands.inputs import Job, Outcome, find_output
+from cherry_vllm.commands.job import Job, Outcome, find_output
 from cherry_vllm.commands.select import extras_of
 from cherry_vllm.commands.summary import show_overlap, show_rows
 from cherry_vllm.config import Config, as_list
@@ -91,6 +91,6 @@ def _share_strata(
 
 
 def _spread(rows: pl.DataFrame, count: int) -> pl.DataFrame:
-    """So many rows, evenly spread over their order."""
+    """``count`` of the rows, evenly spread over their order."""
     places = sorted({place * rows.height // count for place in range(count)}) if count else []
     return rows[places] if rows.height else rows

@@ -14,7 +14,7 @@ import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
-from cherry_vllm.commands.inputs import Job, Outcome
+from cherry_vllm.commands.job import Job, Outcome
 from cherry_vllm.config import Config
 from cherry_vllm.errors import UserError
 from cherry_vllm.runtime.imports import safe_environment

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import polars as pl
 
-from cherry_vllm.commands.inputs import Job, Outcome, find_output
+from cherry_vllm.commands.job import Job, Outcome, find_output
 from cherry_vllm.commands.select import extras_of
 from cherry_vllm.commands.summary import describe
 from cherry_vllm.config import Config, as_list
@@ -15,7 +15,7 @@ from cherry_vllm.selection.expressions import parse
 from cherry_vllm.selection.linear_rule import ROWS, measure, read_subsets
 from cherry_vllm.selection.linear_rule import fit as fit_rule
 from cherry_vllm.selection.run import open_columns
-from cherry_vllm.store.marks import marked_file
+from cherry_vllm.store.marks import MADE_BY, marked_file
 from cherry_vllm.store.scores import open_scores
 
 COMMAND = "fit"
@@ -38,7 +38,7 @@ def fit(config: Config, job: Job) -> Outcome:
         subsets = _measure(config, table, subsets)
     rule = fit_rule(table, subsets, settings.loss, are_expressions=bool(settings.indicators))
     facts = {"weights": rule.weights, "intercept": rule.intercept, "r_squared": rule.r_squared}
-    with marked_file(output, {"made_by": COMMAND, **facts}) as path:
+    with marked_file(output, {MADE_BY: COMMAND, **facts}) as path:
         rule.write(path, table, output.stem)
     print(describe("log loss", {"intercept": rule.intercept, **rule.weights}))
     print(f"R2 {rule.r_squared:.3f}, {rule.num_subsets} subsets")

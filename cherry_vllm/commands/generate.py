@@ -5,14 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from cherry_vllm.commands import summary
-from cherry_vllm.commands.inputs import (
-    Job,
-    Outcome,
-    find_output,
-    find_prompt,
-    find_used_model,
-    model_use,
-)
+from cherry_vllm.commands.inputs import find_prompt, find_used_model, model_use
+from cherry_vllm.commands.job import Job, Outcome, find_output
 from cherry_vllm.config import Config
 from cherry_vllm.engines import Decoding
 from cherry_vllm.errors import UserError

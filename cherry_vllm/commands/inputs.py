@@ -1,15 +1,14 @@
-"""What commands have in common: the job, the input, the model and the lock on the run folder."""
+"""What commands start from: the input, the model and its prompt, and the lock on the run folder."""
 
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import polars as pl
 
-from cherry_vllm.config import Config, engine_settings, executor_settings, prompt_of
+from cherry_vllm.config import Config, as_list, engine_settings, executor_settings, prompt_of
 from cherry_vllm.engines.checkpoint import Checkpoint, find_checkpoint
 from cherry_vllm.engines.settings import EngineSettings, ServerSettings
 from cherry_vllm.errors import UserError
@@ -26,44 +25,12 @@ from cherry_vllm.workers.run import ModelUse, Share
 log = logging.getLogger(__name__)
 
 
-class Job(NamedTuple):
-    """What Hydra knows about the job; in a sweep, its own folder is below the run folder."""
-
-    output_dir: Path
-    is_sweep: bool
-    command: str = ""  # what the user typed
-
-
-class Outcome(NamedTuple):
-    """The file or folder that a stage made, and facts about it."""
-
-    artifact: Path
-    facts: dict[str, Any]
-    fingerprint: str | None = None  # of scores
-
-
-def find_output(job: Job, key: str, name: str) -> Path:
-    """The output that a setting names.
-
-    Raises:
-        UserError: in a sweep, it is outside the job's folder, where other jobs may write it too.
-    """
-    output = job.output_dir / name
-    if job.is_sweep and not output.resolve().is_relative_to(job.output_dir.resolve()):
-        raise UserError(
-            f"{key}={name}: outside the folder of the job; in a sweep give only a name, since each "
-            "job has a folder of its own"
-        )
-    return output
-
-
 def find_input(config: Config) -> list[Path]:
     """The files of ``data.path``."""
     path = config.data.path
     if path is None:
         raise UserError("data.path: not given; add data.path=... (a file, a glob or hf://...)")
-    patterns = [path] if isinstance(path, str) else path
-    return find_files(patterns, split=config.data.split, config=config.data.config)
+    return find_files(as_list(path), split=config.data.split, config=config.data.config)
 
 
 def find_model(config: Config) -> Checkpoint:

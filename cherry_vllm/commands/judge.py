@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from cherry_vllm.commands import judgement_tables as tables
-from cherry_vllm.commands.inputs import Job, Outcome, find_input, read_input
-from cherry_vllm.config import Config, JudgeConfig
+from cherry_vllm.commands.inputs import find_input, read_input
+from cherry_vllm.commands.job import Job, Outcome
+from cherry_vllm.config import Config, JudgeConfig, as_list
 from cherry_vllm.conversation import show_conversations
 from cherry_vllm.errors import UserError
 from cherry_vllm.evaluation import aspects, pairwise, ratings
@@ -73,8 +74,7 @@ def _compare(config: Config, job: Job) -> Outcome:
 def _review_files(settings: JudgeConfig) -> list[Path]:
     if settings.first is not None or settings.second is not None:
         raise UserError("judge.reviews: excludes judge.first and judge.second; give only one kind")
-    names = settings.reviews if isinstance(settings.reviews, list) else [settings.reviews]
-    return [Path(name) for name in names]
+    return [Path(name) for name in as_list(settings.reviews)]
 
 
 def _answer_files(settings: JudgeConfig) -> list[Path]:

@@ -7,7 +7,7 @@ from cherry_vllm.evaluation.aspects import COUNTS, SIDES
 from cherry_vllm.evaluation.judge_agreement import JudgeAgreement
 from cherry_vllm.evaluation.tally import Tally
 from cherry_vllm.evaluation.verdicts import Verdict
-from cherry_vllm.runtime.text import printable
+from cherry_vllm.runtime.text import in_columns, printable
 
 MAX_LABEL_CHARS = 28
 MAX_REASONS_SHOWN = 3
@@ -18,11 +18,7 @@ def show_tallies(tallies: Sequence[Tally]) -> str:
     """One line per test set and category: counts, winning score and its interval, flips."""
     counts = ("questions", *(verdict.value for verdict in Verdict), "flips")
     header = ["", *counts, "winning score", "95% interval"]
-    rows = [header, *(_cells(row, counts) for row in tallies)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
-    )
+    return in_columns([header, *(_cells(row, counts) for row in tallies)])
 
 
 def _cells(row: Tally, counts: Sequence[str]) -> list[str]:

@@ -20,7 +20,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
-from cherry_vllm.commands.inputs import Job, Outcome, find_input, find_model, find_prompt
+from cherry_vllm.commands.inputs import find_input, find_model, find_prompt
+from cherry_vllm.commands.job import Job, Outcome
 from cherry_vllm.commands.sample import diverse_sampling, has_experience, sample_from
 from cherry_vllm.commands.score import score_with
 from cherry_vllm.commands.select import select_from

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from cherry_vllm.commands.inputs import Job, Outcome
+from cherry_vllm.commands.job import Job, Outcome
 from cherry_vllm.config import Config
 from cherry_vllm.errors import UserError
 from cherry_vllm.runtime.text import printable
@@ -11,12 +11,12 @@ from cherry_vllm.store.marks import mark_path
 
 def report(config: Config, job: Job) -> Outcome:
     """Shows a run, whichever stages it has, as one page and as pictures."""
-    from cherry_vllm.reporting import report as pipeline
+    from cherry_vllm.reporting.report import report as report_run
 
     run_dir, settings = Path(config.run_dir), config.report
     if not run_dir.is_dir():
         raise UserError(f"run_dir={run_dir}: no such folder; name the folder of a run")
-    target, page = pipeline.report(
+    target, page = report_run(
         run_dir,
         Path(config.scores_dir),
         job.output_dir,

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cherry_vllm.commands.inputs import (
-    Job,
-    Outcome,
     check_compatibility,
     find_input,
     find_model,
@@ -14,6 +12,7 @@ from cherry_vllm.commands.inputs import (
     model_use,
     read_input,
 )
+from cherry_vllm.commands.job import Job, Outcome
 from cherry_vllm.commands.summary import describe
 from cherry_vllm.config import Config, KMeansConfig
 from cherry_vllm.engines.checkpoint import Checkpoint
@@ -22,9 +21,9 @@ from cherry_vllm.experience.embeddings import embed as embed_rows
 from cherry_vllm.experience.sampling import (
     DiverseSampling,
     Experience,
-    sample_any,
+    sample_difficult,
     sample_diverse,
-    sample_most_difficult,
+    sample_random,
 )
 from cherry_vllm.options import Sampling
 from cherry_vllm.runtime.text import printable
@@ -76,9 +75,9 @@ def sample_from(
             embeddings = _embed(config, rows, base)
             found = sample_diverse(run_dir, rows, embeddings, diverse, seed=seed)
         elif settings.strategy is Sampling.difficulty:
-            found = sample_most_difficult(run_dir, rows, scores_dir, count=count, wanted=scores)
+            found = sample_difficult(run_dir, rows, scores_dir, count=count, wanted=scores)
         else:
-            found = sample_any(run_dir, rows, count=count, seed=seed)
+            found = sample_random(run_dir, rows, count=count, seed=seed)
     print(describe(f"sample={settings.strategy.value}", found.facts))
     print(printable(f"experience: {found.artifact}"))
     return found

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cherry_vllm.commands.inputs import (
-    Job,
-    Outcome,
     check_compatibility,
     find_input,
     find_prompt,
@@ -15,6 +13,7 @@ from cherry_vllm.commands.inputs import (
     model_use,
     read_input,
 )
+from cherry_vllm.commands.job import Job, Outcome
 from cherry_vllm.commands.summary import misfit_warning, summarize
 from cherry_vllm.config import Config
 from cherry_vllm.engines.checkpoint import Checkpoint
@@ -22,9 +21,8 @@ from cherry_vllm.runtime.text import printable
 from cherry_vllm.scoring.ifd import count_outcomes
 from cherry_vllm.scoring.run import aggregate, score_rows
 from cherry_vllm.store.marks import own_file, read_mark
+from cherry_vllm.store.run_folder import File
 from cherry_vllm.store.scores import (
-    PICTURE,
-    SCORES,
     Scores,
     changing_scores,
     refuse_as_input,
@@ -54,7 +52,7 @@ def score_with(
         print(f"share {share.index} of {share.count} scored; the last one writes the scores")
         return Outcome(Path(config.run_dir), {})
     _print(scores)
-    return Outcome(scores_dir / SCORES, count_outcomes(scores.frame), scores.fingerprint)
+    return Outcome(scores_dir / File.SCORES, count_outcomes(scores.frame), scores.fingerprint)
 
 
 def score_files(
@@ -90,7 +88,7 @@ def score_files(
             if scores_fingerprint(scores_dir) not in (None, logprobs.fingerprint):
                 log.warning(
                     "%s: still the scores of other settings, until the last share replaces them",
-                    scores_dir / SCORES,
+                    scores_dir / File.SCORES,
                 )
             return None
         with changing_scores(scores_dir):
@@ -102,7 +100,7 @@ def score_files(
 
 def draw(scores: Scores) -> None:
     """Draws the picture of the scores, unless it exists or another file is in its place."""
-    picture = scores.folder / PICTURE
+    picture = scores.folder / File.IFD_PICTURE
     mark = read_mark(picture)
     drawn_from = {"scores": scores.fingerprint, "contents": scores.contents}
     if mark and drawn_from.items() <= mark.items():
@@ -119,7 +117,7 @@ def draw(scores: Scores) -> None:
 
 def _print(scores: Scores) -> None:
     print(summarize(scores.frame))
-    places = {"scores": scores.folder / SCORES, "picture": scores.folder / PICTURE}
+    places = {"scores": scores.folder / File.SCORES, "picture": scores.folder / File.IFD_PICTURE}
     print(printable("  ".join(f"{name}: {path}" for name, path in places.items())))
     warning = misfit_warning(scores.frame)
     if warning:

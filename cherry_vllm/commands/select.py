@@ -3,7 +3,7 @@
 from functools import partial
 from pathlib import Path
 
-from cherry_vllm.commands.inputs import Job, Outcome, find_output
+from cherry_vllm.commands.job import Job, Outcome, find_output
 from cherry_vllm.commands.summary import describe, show_choice, show_extremes, summarize
 from cherry_vllm.config import Config, as_list, choice_of
 from cherry_vllm.errors import UserError

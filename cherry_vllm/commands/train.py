@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from cherry_vllm.commands.inputs import (
-    Job,
     check_compatibility,
     find_input,
     find_model,
     find_prompt,
     read_input,
 )
+from cherry_vllm.commands.job import Job
 from cherry_vllm.commands.summary import describe
 from cherry_vllm.config import Config, TrainConfig, arguments_of
 from cherry_vllm.engines.checkpoint import Checkpoint

@@ -34,6 +34,7 @@ from cherry_vllm.engines.weights import (
 )
 from cherry_vllm.errors import UserError
 from cherry_vllm.runtime.processes import ChildError, isolate
+from cherry_vllm.runtime.text import first_line
 from cherry_vllm.store.files import atomic_folder, write_json
 from cherry_vllm.store.hashes import cache_folder, fingerprint
 from cherry_vllm.store.locks import changing
@@ -57,8 +58,8 @@ def merge_adapter(adapter: Path, base: str | None, *, trust_remote_code: bool) -
     ``base`` is a folder or a hub id; without it, the adapter's configuration names the base.
 
     Raises:
-        UserError: it is no LoRA adapter in safetensors, its base cannot be used or does not fit,
-            or the merged model in the cache has been changed.
+        UserError: it is not a LoRA adapter in safetensors, its base cannot be used or does not
+            fit, or the merged model in the cache has been changed.
     """
     settings = _read_lora(adapter)
     model = _find_base(adapter, settings, base, trust_remote_code=trust_remote_code)
@@ -190,7 +191,7 @@ def write_merged(target: Path, adapter: Path, base: Checkpoint, *, trust_remote_
     try:
         model = adapted.merge_and_unload()
     except RuntimeError as error:  # biases for layers without, for example
-        raise UserError(f"{adapter}: cannot be merged: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{adapter}: cannot be merged: {first_line(error)}") from None
     # The base's own may break rules that are checked on saving, so its file is copied instead.
     model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     model.save_pretrained(target)
@@ -226,7 +227,7 @@ def _apply(adapter: Path, model: Any, base: Path) -> Any:
     except KeyError as error:
         raise misfit(f"no tensor {error.args[0]} in {ADAPTER_WEIGHTS}") from None
     except (TypeError, ValueError) as error:
-        raise misfit(str(error).splitlines()[0]) from None
+        raise misfit(first_line(error)) from None
     except RuntimeError as error:
         if found := MISFIT.search(str(error)):
             name, there, here = found.groups()

@@ -36,6 +36,7 @@ from vllm.tasks import PoolingTask
 from vllm.utils.torch_utils import PIN_MEMORY
 from vllm.v1.pool.metadata import PoolingMetadata
 
+from cherry_vllm.engines.weights import list_some
 from cherry_vllm.errors import UserError
 
 TASK: PoolingTask = "token_classify"
@@ -95,8 +96,8 @@ def refuse_unloaded(names: Set[str]) -> None:
     """
     if names:
         raise UserError(
-            f"vLLM found no weights for {', '.join(sorted(names)[:3])}"
-            f"{' and more' if len(names) > 3 else ''}; use engine=hf, and report it to vLLM"
+            f"vLLM found no weights for {list_some(sorted(names))}; use engine=hf, and report it "
+            "to vLLM"
         )
 
 

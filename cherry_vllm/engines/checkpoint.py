@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 from cherry_vllm.engines.hub import TEMPLATES, TOKENIZER_FILES, download_model
 from cherry_vllm.engines.weights import WEIGHTS, find_weights, is_adapter, read_settings
 from cherry_vllm.errors import UserError
+from cherry_vllm.runtime.text import first_line
 from cherry_vllm.store.hashes import Stamp, fingerprint, read_stamp, stamped_sha256
 
 # The files that decide a score: weights, architecture, tokenizer, code.
@@ -84,7 +85,7 @@ def find_checkpoint(
 
         return merge_adapter(folder, base, trust_remote_code=trust_remote_code)
     if base is not None:
-        raise UserError(f"model.base={base}: {folder} is no LoRA adapter; leave model.base out")
+        raise UserError(f"model.base={base}: {folder} is not a LoRA adapter; leave model.base out")
     return open_checkpoint(folder, trust_remote_code=trust_remote_code)
 
 
@@ -141,7 +142,7 @@ def _refuse_code_elsewhere(folder: Path) -> None:
                 )
             if f"{inner.partition('.')[0]}.py" not in known:
                 raise UserError(
-                    f"{file}: auto_map takes code from {reference}, which is no file within "
+                    f"{file}: auto_map takes code from {reference}, which is not a file in "
                     f"{folder}; copy it there and name it by its path, as in modeling_own.Model"
                 )
 
@@ -195,7 +196,7 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: no usable tokenizer ({_first_line(error)})") from None
+        raise UserError(f"{folder}: no usable tokenizer ({first_line(error)})") from None
 
 
 def read_limits(folder: Path, *, trust_remote_code: bool) -> Limits:
@@ -209,7 +210,7 @@ def read_limits(folder: Path, *, trust_remote_code: bool) -> Limits:
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: no usable config.json ({_first_line(error)})") from None
+        raise UserError(f"{folder}: no usable config.json ({first_line(error)})") from None
     text = config.get_text_config()
     return Limits(text.vocab_size, getattr(text, "max_position_embeddings", None))
 
@@ -229,7 +230,3 @@ def read_stop_ids(folder: Path, tokenizer: Any, *, trust_remote_code: bool) -> l
     lists = [name if isinstance(name, list) else [name] for name in named]
     found = {token for tokens in lists for token in tokens if token is not None}
     return sorted(token for token in found if token < text.vocab_size)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

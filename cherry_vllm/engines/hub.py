@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cherry_vllm.engines.weights import ADAPTER_WEIGHTS, INDEX, SINGLE, listed_files
 from cherry_vllm.errors import UserError
+from cherry_vllm.runtime.text import first_line
 
 TOKENIZER_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
 TEMPLATES = ("additional_chat_templates/*.jinja",)
@@ -60,8 +61,7 @@ def _fetch(
             )
         )
     except (OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"{name}: not found locally or on the Hugging Face Hub ({reason}); check {key}, "
-            "the network and HF_TOKEN"
+            f"{name}: not found locally or on the Hugging Face Hub ({first_line(error)}); check "
+            f"{key}, the network and HF_TOKEN"
         ) from None

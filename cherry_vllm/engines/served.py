@@ -82,7 +82,7 @@ class ServedModel(Checkpoint):
         ``place`` gave them; ``other`` names this model in the message.
         """
         difference = float(np.abs(logprobs - np.array(self.logprobs)).mean())
-        if not difference <= self.tolerance:  # also if it is no number
+        if not difference <= self.tolerance:  # also if it is not a number
             raise UserError(
                 f"{place}: another model than {other}: its log-probs of the same "
                 f"{len(self.logprobs)} tokens differ by {difference:.3f} nats on average; serve "
@@ -159,11 +159,11 @@ async def _greet(
         raise UserError(f"{server.url}: its log-probs are not finite; check the served model")
     if encoded is None:
         log.warning(
-            "%s: does not tell how it encodes text, so no tokenizers are compared", server.url
+            "%s: does not say how it encodes text, so tokenizers are not compared", server.url
         )
     elif encoded != list(token_ids):
         raise UserError(
-            f"{server.url}: encodes text in another way than the tokenizer in {model.folder}; "
+            f"{server.url}: encodes text differently from the tokenizer in {model.folder}; "
             "model.path must be the served model's own folder or hub id"
         )
     return logprobs

@@ -44,7 +44,7 @@ class ServerDownError(Exception):
 
 
 class ServerRefusedError(Exception):
-    """A server refuses a request, or answers in another way than vLLM does."""
+    """A server refuses a request, or does not answer as vLLM does."""
 
 
 class Server:
@@ -88,7 +88,7 @@ class Server:
             api_key=self._api_key or NO_KEY,
             max_retries=self._settings.max_tries - 1,
             timeout=httpx2.Timeout(timeout_s, connect=min(timeout_s, CONNECT_S)),
-            http_client=DeadlineClient(timeout_s, is_silent=True),  # who asks tells of faults
+            http_client=DeadlineClient(timeout_s, is_silent=True),  # the caller reports faults
         ) as self._client:
             yield
 
@@ -110,7 +110,7 @@ class Server:
         return by_prompt if self._ways[self.url] == "prompt" else await self._score_chosen(span)
 
     async def encode(self, text: str) -> list[int] | None:
-        """The server's token ids of a text, without special tokens; None if it does not tell."""
+        """The server's token ids of a text, without special tokens; None if it does not say."""
         try:
             reply = await self._complete(text, add_special_tokens=False, return_token_ids=True)
         except ServerRefusedError:  # a server without a tokenizer, or for shorter texts

@@ -68,6 +68,10 @@ class HfSettings(EngineSettings):
     batch_tokens: int  # at most this many padded tokens per batch; 1: one sequence at a time
 
 
+# What other engines, and copies of a model, are compared with.
+REFERENCE = HfSettings(name="hf", dtype="float32", device="auto", batch_tokens=2048)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings(EngineSettings):
     """vLLM servers; ``conf/engine/vllm_server.yaml`` explains the keys."""

@@ -229,6 +229,7 @@ def _without_packed(missing: Iterable[str], packed: Iterable[str]) -> set[str]:
 
 
 def list_some(names: list[str]) -> str:
+    """The first names, and how many more there are."""
     shown = ", ".join(names[:3])
     return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
 

@@ -23,7 +23,7 @@ from cherry_vllm.selection.ranking import take_share
 from cherry_vllm.selection.sides import Side, label_sides
 from cherry_vllm.store.run_folder import File
 
-SIDES = ("top", "least")  # highest IFD, lowest IFD
+SIDES = (Side.TOP.value, Side.LEAST.value)
 COUNTS = ("rows", "rated", "unparsed", "failed")
 
 # The aspects, from 0 to 10, follow as columns of Float64.

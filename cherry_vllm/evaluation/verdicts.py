@@ -11,6 +11,7 @@ from cherry_vllm.errors import UserError
 from cherry_vllm.evaluation.answers import AnswerPair
 from cherry_vllm.evaluation.parsing import parse_scores
 from cherry_vllm.evaluation.replies import Reply
+from cherry_vllm.runtime.text import first_line
 from cherry_vllm.schema import Schema
 
 
@@ -102,8 +103,9 @@ def read_verdicts(file: Path) -> pl.DataFrame:
     try:
         frame = pl.read_parquet(file, glob=False)
     except (pl.exceptions.PolarsError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{file}: not readable ({reason}); give a verdicts.parquet") from None
+        raise UserError(
+            f"{file}: not readable ({first_line(error)}); give a verdicts.parquet"
+        ) from None
     if not all(isinstance(frame.schema.get(name), TEXT) for name in ("pair", "verdict")):
         raise UserError(
             f"{file}: contains no verdicts; give a verdicts.parquet or a reviews .json file"

@@ -25,8 +25,8 @@ from cherry_vllm.schema import SCHEMA_VERSION
 from cherry_vllm.selection.export import find_records, write_records
 from cherry_vllm.store.hashes import fingerprint
 from cherry_vllm.store.marks import MADE_BY, marked_file, read_mark
-from cherry_vllm.store.run_folder import Folder, Inner
-from cherry_vllm.store.scores import SCORES, open_scores
+from cherry_vllm.store.run_folder import File, Folder, Inner
+from cherry_vllm.store.scores import open_scores
 from cherry_vllm.store.shards import Shards
 
 log = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ def _choose_diverse(
     return usable["row"].gather(chosen).to_list(), facts
 
 
-def sample_most_difficult(
+def sample_difficult(
     run_dir: Path, rows: Shards, scores_dir: Path, *, count: int, wanted: str | None = None
 ) -> Experience:
     """Samples the ``count`` usable rows with the highest IFD under the base model.
@@ -132,9 +132,9 @@ def sample_most_difficult(
     Raises:
         UserError: ``scores_dir`` holds no scores, or those of other rows; or no row is usable.
     """
-    if not (scores_dir / SCORES).is_file():
+    if not (scores_dir / File.SCORES).is_file():
         raise UserError(
-            f"{scores_dir / SCORES}: no such file; sample=difficulty takes the base model's "
+            f"{scores_dir / File.SCORES}: no such file; sample=difficulty takes the base model's "
             "scores, so run `cherry-vllm score` first, or let `cherry-vllm pipeline` do it"
         )
     scores = open_scores(scores_dir, wanted)
@@ -143,26 +143,26 @@ def sample_most_difficult(
 
     def choose() -> tuple[list[int], dict[str, Any]]:
         usable = scores.frame.filter(pl.col("drop_reason").is_null())
-        chosen = sample_difficult(usable["ifd"].to_numpy(), count)
+        chosen = find_highest(usable["ifd"].to_numpy(), count)
         return usable["row"].gather(chosen).to_list(), {"num_candidates": usable.height}
 
     settings = {"scores": [scores.fingerprint, scores.contents], "count": count}
     return _sample(run_dir, rows, Sampling.difficulty, settings, choose)
 
 
-def sample_any(run_dir: Path, rows: Shards, *, count: int, seed: int) -> Experience:
+def sample_random(run_dir: Path, rows: Shards, *, count: int, seed: int) -> Experience:
     """Samples ``count`` usable rows at random."""
 
     def choose() -> tuple[list[int], dict[str, Any]]:
         usable = rows.scan().filter(pl.col("drop_reason").is_null()).select("row").collect()["row"]
-        chosen = sample_random(len(usable), count, seed)
+        chosen = draw_positions(len(usable), count, seed)
         return usable.gather(chosen).to_list(), {"num_candidates": len(usable)}
 
     settings = {"rows": rows.fingerprint, "count": count, "seed": seed}
     return _sample(run_dir, rows, Sampling.random, settings, choose)
 
 
-def sample_random(num_rows: int, count: int, seed: int) -> NDArray[np.int64]:
+def draw_positions(num_rows: int, count: int, seed: int) -> NDArray[np.int64]:
     """``count`` of ``num_rows`` positions, drawn uniformly, in ascending order; all if fewer.
 
     With one seed, a larger count includes the rows of a smaller one.
@@ -170,7 +170,7 @@ def sample_random(num_rows: int, count: int, seed: int) -> NDArray[np.int64]:
     return np.sort(np.random.default_rng(seed).permutation(num_rows)[:count])
 
 
-def sample_difficult(ifd: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+def find_highest(ifd: NDArray[np.float64], count: int) -> NDArray[np.int64]:
     """Positions of the ``count`` highest IFDs, in ascending order; of equal ones, the earlier.
 
     ``ifd`` is the IFD of the usable rows under the base model, finite and at most 1.

@@ -1,1 +1,1 @@
-"""Rows to prompts, and prompts to token ids with the position where the answer starts."""
+"""Rows to prompts, and prompts to token ids with the places of their answers."""

@@ -11,6 +11,7 @@ import polars as pl
 from cherry_vllm.conversation import (
     ASSISTANT,
     CALL_FIELDS,
+    LAST_ANSWER,
     SYSTEM,
     TOOL,
     Conversation,
@@ -40,8 +41,7 @@ def check_place(
         UserError: a text template has no place for something, or the template refuses every row.
     """
     message = pl.element().struct
-    last = pl.col("messages").list.eval(message.field("is_answer").arg_true().max()).list.first()
-    before = pl.col("messages").list.head(last + 1).list
+    before = pl.col("messages").list.head(LAST_ANSWER + 1).list
     roles = before.eval(message.field("role"))
     has_text = message.field("content").str.strip_chars() != ""
     calls = message.field("extra").str.contains_any([f'"{name}"' for name in CALL_FIELDS])

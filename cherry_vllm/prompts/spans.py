@@ -18,7 +18,7 @@ from cherry_vllm.prompts.prompt import Prompt
 from cherry_vllm.prompts.templates import PromptTemplate, RefusedError, build_template
 from cherry_vllm.schema import DropReason
 
-# So many turns of each conversation are encoded at first, then twice as many, and so on: those
+# The turns of each conversation that are encoded first; then twice as many, and so on. So those
 # beyond the cut are not even rendered.
 FIRST_TURNS = 4
 

@@ -10,6 +10,7 @@ import polars as pl
 
 from cherry_vllm.errors import UserError
 from cherry_vllm.figures.results import JobResult, ScoredSelection
+from cherry_vllm.runtime.text import first_line
 from cherry_vllm.scoring.check_result import describe
 from cherry_vllm.selection.choice import Choice
 from cherry_vllm.selection.chosen_rows import open_selection
@@ -45,7 +46,7 @@ def _read(path: Path, parse: Callable[[Path], T]) -> T | None:
     except KeyError as error:
         reason = f"no {error}"
     except FAULTS as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
     log.warning(
         "%s: damaged, or not written by cherry-vllm (%s); left out of the report", path, reason
     )

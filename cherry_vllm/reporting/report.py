@@ -31,7 +31,7 @@ from cherry_vllm.reporting.landscape import find_dominated, survey
 from cherry_vllm.reporting.page import Page, render
 from cherry_vllm.runtime.progress import Progress
 from cherry_vllm.scoring.ifd import count_outcomes
-from cherry_vllm.selection.sides import label_sides
+from cherry_vllm.selection.sides import Side, label_sides
 from cherry_vllm.store.marks import check_replaceable, own_file, own_folder
 from cherry_vllm.store.run_folder import File, Folder
 from cherry_vllm.store.scores import open_scores
@@ -177,7 +177,7 @@ def _add_rows(page: Page, scored: Scored, num_examples: int) -> None:
     if scored.rows is None:
         log.warning("%s: the row shards are gone; the page shows no texts", scored.folder)
         return
-    ends = find_texts(scored.rows, scored.ranked.filter(pl.col("side") != "others"))
+    ends = find_texts(scored.rows, scored.ranked.filter(pl.col("side") != Side.OTHERS.value))
     words = count_first_words(ends)
     if words.height:
         page.draw(instruction_figures.draw_words(words, page.fraction))
@@ -239,7 +239,7 @@ def _add_check(page: Page, checked: str, facts: dict[str, str]) -> None:
     """Adds what was found of the engine of the run that is named ``checked``."""
     page.check = facts
     if page.origin and page.origin[FINGERPRINT] != checked:
-        page.check = {"settings": "others than those of the scores on this page"} | facts
+        page.check = {"settings": "not those of the scores on this page"} | facts
 
 
 def _data_path(scored: Scored) -> str:

@@ -19,7 +19,7 @@ def check_url(url: str, group: str) -> str:
     ``group`` is the group of settings that holds it, such as "judge".
 
     Raises:
-        UserError: it is no such URL, or contains a secret.
+        UserError: it is not such a URL, or contains a secret.
     """
     try:
         parts = urlsplit(url)

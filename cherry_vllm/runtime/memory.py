@@ -8,7 +8,10 @@ STATUS = Path("/proc/self/status")
 
 
 def peak_bytes() -> int:
-    """The most main memory so far; 0 where nobody can tell."""
+    """The most main memory so far; 0 where nobody can tell.
+
+    Not getrusage's: a child's ``ru_maxrss`` begins with the peak of the process that started it.
+    """
     try:
         found = re.search(r"^VmHWM:\s+(\d+) kB", STATUS.read_text(), re.MULTILINE)
     except OSError:

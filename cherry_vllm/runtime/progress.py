@@ -51,11 +51,11 @@ class Progress:
             )
 
     def update(self, count: int = 1) -> None:
-        """So many more are done."""
+        """Adds ``count`` to what is done."""
         self.reach(self._count + count)
 
     def reach(self, count: int, note: str = "") -> None:
-        """So many are done in all, which may be fewer than before; the note stands behind them."""
+        """Sets what is done to ``count``, which may be fewer than before; ``note`` follows it."""
         self.start()
         self._count = count
         if self._bar is not None:

@@ -1,7 +1,8 @@
-"""Text from data, made safe to print."""
+"""What people read: safe text, rough times, columns, the first line of an error."""
 
 import logging
 import unicodedata
+from collections.abc import Sequence
 
 # Control and format characters (escape sequences, bidirectional overrides, zero-width ones), lone
 # surrogates, and the separators that end a line or a paragraph.
@@ -26,6 +27,19 @@ def rough_time(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:,.1f} h"
+
+
+def in_columns(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as lines: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the error's name if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 class OneLine(logging.Formatter):

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from cherry_vllm.schema import PASSES
 from cherry_vllm.scoring.ifd import aggregate_logprobs, count_outcomes
 
-LOGPROBS = ("conditioned_logprobs", "direct_logprobs")
 MIN_RANKED = 20  # in the order of fewer rows, two neighbours that change places weigh too much
 FULL_PRECISION = "float32"
 
@@ -115,14 +115,14 @@ def compare(found: pl.DataFrame, expected: pl.DataFrame) -> Agreement:
 
 def _lengths(logprobs: pl.DataFrame) -> list[object]:
     """Of each row, the number of tokens of each turn in both passes."""
-    by_turn = [pl.col(name).list.eval(pl.element().list.len()) for name in LOGPROBS]
+    by_turn = [pl.col(name).list.eval(pl.element().list.len()) for name in PASSES]
     return logprobs.select(by_turn).rows()  # type: ignore[return-value]
 
 
 def _tokens(logprobs: pl.DataFrame) -> pl.Series:
     """The log-probs of all tokens, of one pass after the other."""
     return pl.concat(
-        [logprobs[name].explode().explode().cast(pl.Float64).alias("logprob") for name in LOGPROBS]
+        [logprobs[name].explode().explode().cast(pl.Float64).alias("logprob") for name in PASSES]
     )
 
 

@@ -5,11 +5,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cherry_vllm.engines.settings import REFERENCE
 from cherry_vllm.runtime.text import rough_time
 from cherry_vllm.runtime.versions import installed_versions
 from cherry_vllm.scoring.agreement import Agreement, Bounds
 from cherry_vllm.scoring.forecast import Forecast
-from cherry_vllm.scoring.trial import REFERENCE, Trial
+from cherry_vllm.scoring.trial import Trial
 from cherry_vllm.store.files import write_json
 from cherry_vllm.store.marks import own_file
 

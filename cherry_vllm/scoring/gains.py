@@ -19,7 +19,8 @@ from fractions import Fraction
 
 import polars as pl
 
-PASSES = ("conditioned_logprobs", "direct_logprobs")
+from cherry_vllm.schema import PASSES
+
 FINE_BITS = 16  # of 32; the upper bits choose a bin of the first histogram
 
 

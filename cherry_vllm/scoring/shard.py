@@ -9,11 +9,10 @@ from numpy.typing import NDArray
 
 from cherry_vllm.conversation import open_conversations
 from cherry_vllm.prompts.spans import AnswerSpans, SpanBuilder
-from cherry_vllm.schema import LOGPROBS, REASON
+from cherry_vllm.schema import LOGPROBS, PASSES, REASON
 from cherry_vllm.scoring.ifd import sum_logprobs
 
 Logprobs = NDArray[np.float32]
-COLUMNS = ("conditioned_logprobs", "direct_logprobs")
 
 
 def score_shard(
@@ -99,18 +98,18 @@ def count_passes(
 
 
 def _frame(pairs: dict[int, AnswerSpans], logprobs: Iterator[Logprobs]) -> pl.DataFrame:
-    """Columns ``row``, ``truncated`` and :data:`COLUMNS`, from the log-probs of each range."""
+    """Columns ``row``, ``truncated`` and :data:`PASSES`, from the log-probs of each range."""
     lines: list[tuple[Any, ...]] = []
     for row, pair in pairs.items():
         num_turns = len(pair.direct)
         of_row = [next(logprobs) for _ in range(2 * num_turns)]
         lines += [(row, *turn) for turn in zip(of_row[:num_turns], of_row[num_turns:], strict=True)]
-    by_turn = {name: pl.List(pl.Float32) for name in COLUMNS}
+    by_turn = {name: pl.List(pl.Float32) for name in PASSES}
     columns = zip(*lines, strict=True) if lines else [[]] * 3
     turns = pl.DataFrame(
-        dict(zip(("row", *COLUMNS), map(list, columns), strict=True)),
+        dict(zip(("row", *PASSES), map(list, columns), strict=True)),
         schema={"row": pl.Int64, **by_turn},
     )
     truncated = pl.Series([pair.truncated for pair in pairs.values()], dtype=pl.Boolean)
-    grouped = turns.group_by("row", maintain_order=True).agg(COLUMNS)
+    grouped = turns.group_by("row", maintain_order=True).agg(PASSES)
     return grouped.with_columns(truncated=truncated)

@@ -13,7 +13,7 @@ import polars as pl
 from cherry_vllm.conversation import open_conversations
 from cherry_vllm.engines import build_engine
 from cherry_vllm.engines.checkpoint import Checkpoint
-from cherry_vllm.engines.settings import HfSettings
+from cherry_vllm.engines.settings import REFERENCE
 from cherry_vllm.errors import UserError
 from cherry_vllm.prompts.spans import AnswerSpans, SpanBuilder
 from cherry_vllm.schema import SCHEMA_VERSION
@@ -27,7 +27,6 @@ from cherry_vllm.workers.pace import Pace
 from cherry_vllm.workers.run import ModelRun, ModelUse
 from cherry_vllm.workers.settings import ExecutorSettings
 
-REFERENCE = HfSettings(name="hf", dtype="float32", device="auto", batch_tokens=2048)
 USUAL_ROWS, USUAL_ROWS_ON_GPU = 32, 1024  # at most two minutes for 135M on two cores
 ENGINE, OTHER = "engine", "reference"  # folders
 
@@ -114,7 +113,7 @@ def _clear(place: Path) -> Path:
 
 
 def _write(place: Path, rows: Shards, sample: pl.DataFrame, num_shards: int) -> Shards:
-    """The sample in so many shards of about the same size."""
+    """The sample in ``num_shards`` shards of about the same size."""
     settings = {
         "schema_version": SCHEMA_VERSION,
         "of": rows.fingerprint,

@@ -35,7 +35,8 @@ class Choice:
     - ``threshold``: the rank that a row must reach;
     - ``dedup``: of rows with the same ``dedup_on``, or one of at least ``dedup_threshold``
       similarity, the highest stays (:mod:`selection.duplicates`);
-    - ``max_per_group``: so many rows of each ``group`` (a SQL expression), the highest first;
+    - ``max_per_group``: at most this many rows of each ``group`` (a SQL expression), the highest
+      first;
     - the number: ``fraction`` is a share of the rows that meet ``where``, rounded down, computed
       exactly: 0.07 of 100 is 7. ``count`` takes precedence, and ``num_tokens`` over both: as many
       rows as fit into that many answer tokens. Without any of them all rows are chosen;

@@ -28,7 +28,7 @@ class Selection:
 def open_selection(output: Path, scored: Scores) -> Selection:
     """What ``select`` chose by the scores ``scored`` and wrote to a file, or to a folder.
 
-    ``output`` may also be the mark itself, a ``.meta.json``, of which the file may be gone.
+    ``output`` may also be the mark itself, a ``.meta.json``, whose file may be gone.
 
     Raises:
         UserError: there is no such selection, it was edited, or other scores decided it.

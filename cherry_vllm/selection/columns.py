@@ -14,9 +14,12 @@ from pathlib import Path
 
 import polars as pl
 
+from cherry_vllm.conversation import LAST_ANSWER
 from cherry_vllm.errors import UserError
+from cherry_vllm.runtime.text import first_line
 from cherry_vllm.selection.ratings import add_ratings, read_ratings
-from cherry_vllm.store.shards import COMPLETE, Shards
+from cherry_vllm.store.run_folder import Inner
+from cherry_vllm.store.shards import Shards
 
 RECORD = "record."
 INSTRUCTION, RATING, CLUSTER = "instruction", "rating", "cluster"
@@ -58,8 +61,8 @@ class Sources:
         """``frame``, which has a column ``row``, with those of the ``names`` that exist anywhere.
 
         Raises:
-            UserError: a table is none, or is about other rows; or such a column is in two tables,
-                or in a table and in the scores or records.
+            UserError: a table cannot be read, or is about other rows; or such a column is in two
+                tables, or in a table and in the scores or records.
         """
         named = list(dict.fromkeys(names))
         self._refuse_second_columns(frame.columns, named)
@@ -114,7 +117,7 @@ class Sources:
                 "`cherry-vllm select` reads; use that"
             )
         shards = self.find_embeddings()
-        self.used[EMBEDDINGS] = shards.folder / COMPLETE
+        self.used[EMBEDDINGS] = shards.folder / Inner.COMPLETE
         return shards.scan()
 
     @cached_property
@@ -161,9 +164,8 @@ def _field(path: str) -> pl.Expr:
 
 def _instruction() -> pl.Expr:
     message = pl.element().struct
-    is_last = pl.col("messages").list.eval(message.field("is_answer").arg_true().max()).list.first()
     parts = [message.field(name).fill_null("") for name in ("role", "content", "input", "extra")]
-    before = pl.col("messages").list.head(is_last)
+    before = pl.col("messages").list.head(LAST_ANSWER)
     return before.list.eval(pl.concat_str(parts, separator=PART_END)).list.join(2 * PART_END)
 
 
@@ -180,7 +182,8 @@ def _read_names(table: Path, origin: str | None) -> list[str]:
     """The columns of a table but ``row``.
 
     Raises:
-        UserError: it is no Parquet file with whole numbers in a column ``row``, or of other data.
+        UserError: it is not a Parquet file with whole numbers in a column ``row``, or it is about
+            other data.
     """
     try:
         schema = pl.read_parquet_schema(table)
@@ -200,8 +203,9 @@ def _read_names(table: Path, origin: str | None) -> list[str]:
 
 
 def _not_parquet(table: Path, error: BaseException) -> UserError:
-    fault = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return UserError(f"{table}: not a Parquet file, or damaged ({fault}); check select.join")
+    return UserError(
+        f"{table}: not a Parquet file, or damaged ({first_line(error)}); check select.join"
+    )
 
 
 def _is_text(name: str) -> bool:

@@ -5,7 +5,7 @@ only of rows that went stays.
 
 The ``instruction`` is all that precedes the last answer but system messages, which many rows share;
 the ``answer`` is every answer that is scored. Both are text without roles, in Unicode's form NFC,
-case-folded, with single spaces. A row without such a text is no duplicate.
+case-folded, with single spaces. A row without such a text is not a duplicate.
 
 ``minhash`` compares the sets A and B of runs of three words by their Jaccard similarity
 |A and B| / |A or B|, estimated by MinHash (Broder 1997) with a standard error of at most 0.045. A
@@ -23,7 +23,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from cherry_vllm.conversation import SYSTEM, Message, open_messages
+from cherry_vllm.conversation import SYSTEM, Message, last_answer, open_messages
 from cherry_vllm.errors import UserError
 from cherry_vllm.options import Dedup, DedupOn
 from cherry_vllm.runtime.progress import Progress
@@ -41,7 +41,7 @@ Sketches = NDArray[np.uint32]  # rows x NUM_HASHES
 def drop_duplicates(
     ranked: pl.DataFrame, rows: pl.LazyFrame, dedup: Dedup, on: DedupOn, threshold: float
 ) -> pl.DataFrame:
-    """The rows of ``ranked``, highest first, that are no duplicates of one that stays.
+    """The rows of ``ranked``, highest first, that do not duplicate one that stays.
 
     ``rows`` is of :data:`schema.ROWS`; its texts are read in batches. Of each row, 16 bytes are
     kept; for ``minhash`` 512, and an index of those that may have a duplicate.
@@ -68,14 +68,13 @@ def comparable_text(messages: Sequence[Message], on: DedupOn) -> str:
     if on is DedupOn.answer:
         told = [said for said in messages if said.is_answer]
     else:
-        last = max((place for place, said in enumerate(messages) if said.is_answer), default=None)
-        told = [said for said in messages[:last] if said.role != SYSTEM]
+        told = [said for said in messages[: last_answer(messages)] if said.role != SYSTEM]
     parts = [part for said in told for part in (said.content, said.input, said.extra) if part]
     text = unicodedata.normalize("NFC", " ".join(parts)).casefold()
     return " ".join(text.split())
 
 
-def words_of(text: str) -> set[str]:
+def runs_of(text: str) -> set[str]:
     """The runs of three words in a text; a shorter text is one run."""
     words = WORD.findall(text)
     return {" ".join(words[at : at + RUN]) for at in range(max(len(words) - RUN, 0) + 1)}
@@ -102,7 +101,7 @@ def _sketch(texts: Iterator[tuple[int, str]], most: int) -> tuple[NDArray[np.int
     for place, text in texts:
         if WORD.search(text):
             sketch = empty.copy()
-            sketch.update_batch([run.encode("utf-8", "surrogatepass") for run in words_of(text)])
+            sketch.update_batch([run.encode("utf-8", "surrogatepass") for run in runs_of(text)])
             sketches[place], has_words[place] = sketch.hashvalues, True
     places = np.flatnonzero(has_words)
     return places, sketches if has_words.all() else sketches[places]

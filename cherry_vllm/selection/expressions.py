@@ -19,6 +19,7 @@ import polars as pl
 from polars import selectors as cs
 
 from cherry_vllm.errors import UserError
+from cherry_vllm.runtime.text import first_line
 from cherry_vllm.selection.choice import RANDOM, Choice
 
 TOKEN = re.compile(
@@ -68,13 +69,13 @@ def parse(key: str, text: str, known: Collection[str] = ()) -> Expression:
     """Parses the ``text`` of the setting ``key``; ``known`` are the names of columns.
 
     Raises:
-        UserError: it is no SQL expression, or one that reads tables.
+        UserError: it is not a SQL expression, or it reads tables.
     """
     try:
         parsed = pl.sql_expr(_rewrite(key, text, known))
         columns = dict.fromkeys(parsed.meta.root_names())
     except FAULTS as error:
-        raise UserError(f"{key}={text}: {_first_line(error)}; give a SQL expression") from None
+        raise UserError(f"{key}={text}: {first_line(error)}; give a SQL expression") from None
     expression = Expression(key, text, parsed, tuple(columns))
     if not parsed.meta.undo_aliases().meta.eq(parsed):
         raise expression.refuse("a name follows an expression; is an operator missing?")
@@ -117,7 +118,7 @@ def evaluate(expression: Expression, frame: pl.DataFrame) -> pl.Series:
     try:
         found = held.collect().select(expression.parsed)
     except FAULTS as error:
-        raise expression.refuse(f"{_first_line(error)}; check its names and types") from None
+        raise expression.refuse(f"{first_line(error)}; check its names and types") from None
     if found.shape != (frame.height, 1) or not expression.columns:
         raise expression.refuse("not one value for each row; name a column, and aggregate nothing")
     return found.to_series()
@@ -166,7 +167,3 @@ def _refuse_odd(setting: str, part: str, kind: str, before: str) -> None:
             f"{setting}: {part} is not understood, since no tables are read here; a column of this "
             "name needs double quotes"
         )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from cherry_vllm.errors import UserError
-from cherry_vllm.runtime.text import printable
+from cherry_vllm.runtime.text import first_line, printable
 from cherry_vllm.selection.expressions import Expression, evaluate, parse
 
 ROWS = "rows"  # a column: the row numbers of a subset
@@ -114,7 +114,7 @@ def measure(frame: pl.DataFrame, rows: pl.DataFrame, indicators: list[str]) -> p
     ``rows`` has the columns that the indicators (SQL expressions) name.
 
     Raises:
-        UserError: an indicator is no number of each row of the subsets, or is given twice.
+        UserError: an indicator is not a number for each row of the subsets, or is given twice.
     """
     means = frame.drop(ROWS)
     for text in indicators:
@@ -159,6 +159,4 @@ def read_subsets(table: Path) -> pl.DataFrame:
     except FileNotFoundError:
         raise UserError(f"{table}: no such file; check fit.table") from None
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise UserError(
-            f"{table}: cannot be read ({str(error).strip().splitlines()[0]}); check fit.table"
-        ) from None
+        raise UserError(f"{table}: cannot be read ({first_line(error)}); check fit.table") from None

@@ -58,7 +58,7 @@ def check_output(
 def _sources_within(output: Path, scores: Scores) -> Iterator[str]:
     """The input files whose contents ``output`` holds, whatever their names are now.
 
-    A selection of these very scores may hold all rows: it is no input as long as the input is kept.
+    A selection of these very scores may hold all rows: it is not an input while the input exists.
     """
     mark = read_mark(output)
     if mark is None:

@@ -59,8 +59,8 @@ def allocate(total: int, weights: Sequence[Fraction], capacities: Sequence[int])
 def divide(frame: pl.DataFrame, expressions: Sequence[Expression], bins: int) -> Strata:
     """The strata of the rows of ``frame``: one for each combination of values that occurs.
 
-    Numbers with more than ``bins`` different values are cut into so many bins of about equally
-    many rows; equal values are in one bin. Without expressions all rows are one stratum.
+    Numbers with more than ``bins`` different values are cut into that many bins of about
+    equally many rows; equal values are in one bin. Without expressions all rows are one stratum.
 
     Raises:
         UserError: an expression has no value for each row, or two strata have one label.
@@ -93,7 +93,7 @@ def weigh(
     """The weight of each stratum; ``sizes`` are those in the pool.
 
     Raises:
-        UserError: a mapping names a stratum that there is not.
+        UserError: a mapping names a stratum that does not exist.
     """
     if quota == "proportional":
         return [Fraction(size) for size in sizes]

@@ -5,6 +5,7 @@ from pathlib import Path
 import polars as pl
 
 from cherry_vllm.errors import UserError
+from cherry_vllm.runtime.text import first_line
 
 NOT_RATED = "not rated"
 
@@ -26,8 +27,9 @@ def read_ratings(file: Path, origin: str | None = None) -> pl.DataFrame:
             "select.ratings to another file"
         ) from None
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
-        fault = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{file}: not a Parquet file ({fault}); check select.ratings") from None
+        raise UserError(
+            f"{file}: not a Parquet file ({first_line(error)}); check select.ratings"
+        ) from None
     if rated and origin and rated != origin:
         raise UserError(
             f"{file}: ratings of other data than this run scored; rate the same data.path with the "

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import IO
 
 from cherry_vllm.errors import UserError
-from cherry_vllm.sources.formats import Encoding, Layout, find_encoding, open_text
+from cherry_vllm.sources.formats import BOM, Encoding, Layout, find_encoding, open_text
 from cherry_vllm.sources.records import RawRecord
 from cherry_vllm.sources.values import as_json
 
-BOM = "\ufeff"
 NULL = r"\N"  # as databases write it
 COMMA, TAB = ",", "\t"
 DELIMITERS = (COMMA, ";", TAB, "|")

@@ -47,6 +47,7 @@ NOT_TEXT = {
     b"PK\x03\x04": "a zip archive; unpack it",
 }
 LFS_POINTER = b"version https://git-lfs"
+BOM = "\ufeff"  # a byte order mark, decoded
 NOT_UTF8 = "its bytes are not UTF-8; name the encoding, as in data.encoding=gbk or windows-1252"
 
 log = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ class Encoding(NamedTuple):
     """How a file's bytes become text."""
 
     name: str
-    fault: str  # what to tell of bytes that are no text
+    fault: str  # what to say of bytes that are not text
 
 
 def _check_contents(file: Path, data_format: DataFormat) -> None:
@@ -90,7 +91,7 @@ def _check_contents(file: Path, data_format: DataFormat) -> None:
     with file.open("rb") as stream:
         head = stream.read(len(LFS_POINTER))
     if head == LFS_POINTER:
-        raise UserError(f"{file}: a pointer of Git LFS, not the data; fetch it with git lfs pull")
+        raise UserError(f"{file}: a Git LFS pointer, not the data; fetch it with git lfs pull")
     if data_format in TABLES or file.suffix.lower() in COMPRESSIONS:
         return
     for mark, advice in NOT_TEXT.items():
@@ -134,7 +135,7 @@ def find_encoding(file: Path, named: str | None) -> Encoding:
     """The encoding of a text file: by its byte order mark, else the one that is ``named``.
 
     Raises:
-        UserError: no such encoding exists, or the file is neither named nor UTF-8.
+        UserError: there is no such encoding, or none is named and the file is not UTF-8.
     """
     if named is not None:
         _check_encoding(named)
@@ -164,7 +165,7 @@ def _is_same(named: str, marked: str) -> bool:
 
 def _check_encoding(name: str) -> None:
     try:
-        "".encode(name)  # codecs that are no text encodings are refused here
+        "".encode(name)  # codecs that are not text encodings are refused here
         "a".encode(name).decode(name, "surrogateescape")  # and those without such errors
     except (LookupError, UnicodeError):
         raise UserError(
@@ -175,7 +176,7 @@ def _check_encoding(name: str) -> None:
 def open_text(file: Path, encoding: Encoding, *, is_strict: bool) -> IO[str]:
     """Opens a text file without changing its line breaks.
 
-    Bytes that are no text raise UnicodeDecodeError, or, if not ``is_strict``, become lone
+    Bytes that are not text raise UnicodeDecodeError, or, if not ``is_strict``, become lone
     surrogates where the encoding allows it.
     """
     errors = "surrogatepass" if encoding.name.startswith("UTF-") else "surrogateescape"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cherry_vllm.errors import UserError
+from cherry_vllm.runtime.text import first_line
 
 SCHEME = "hf://"
 DATA_SETS = f"{SCHEME}datasets/"
@@ -32,8 +33,9 @@ def fetch_files(pattern: str, split: str | None, config: str | None) -> list[Pat
         files = _download(_match(pattern))
     except (OSError, ValueError, NotImplementedError, *HfHubHTTPError.__bases__) as error:
         # The bases are OSError and the HTTP library's error; the first line says what is wrong.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{pattern}: {reason}; check the path, the network and HF_TOKEN") from None
+        raise UserError(
+            f"{pattern}: {first_line(error)}; check the path, the network and HF_TOKEN"
+        ) from None
     if not files:
         raise UserError(f"{pattern}: no file matches; check data.path")
     return files
@@ -64,8 +66,8 @@ def _find_splits(data_set: str, config: str | None) -> dict[str, Sequence[Any]]:
         from datasets import load_dataset_builder
     except ImportError:
         raise UserError(
-            f"{data_set}: splits are found by datasets, which is not installed; install "
-            "cherry-vllm[hub], or name the files, as in hf://datasets/NAME/data/*.parquet"
+            f"{data_set}: the package datasets, which finds splits, is not installed; "
+            "install cherry-vllm[hub], or name the files, as in hf://datasets/NAME/data/*.parquet"
         ) from None
     is_remote = data_set.startswith(DATA_SETS)
     path, _, revision = data_set.partition("@") if is_remote else (data_set, "", "")

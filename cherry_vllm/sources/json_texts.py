@@ -13,13 +13,12 @@ from pathlib import Path
 from cherry_vllm.errors import UserError
 from cherry_vllm.options import DataFormat
 from cherry_vllm.sources.fields import legible
-from cherry_vllm.sources.formats import NOT_UTF8, Encoding, Layout, find_encoding, open_text
-from cherry_vllm.sources.json_values import BOM, JsonValues
+from cherry_vllm.sources.formats import BOM, NOT_UTF8, Encoding, Layout, find_encoding, open_text
+from cherry_vllm.sources.json_values import BETWEEN, JsonValues
 from cherry_vllm.sources.records import RawRecord
 from cherry_vllm.sources.values import DECODER, DuplicateKeyError, is_utf8
 
 HEAD_CHARS = 2**20
-BETWEEN = f" \t\r\n,{BOM}"  # what may stand between two records
 WHOLE = "."  # as data.field: the whole object holds the records
 
 
@@ -144,7 +143,7 @@ def _records_at(values: JsonValues, name: str, file: Path, field: str) -> Iterat
 
 
 def decode_record(text: str, not_text: str = NOT_UTF8) -> RawRecord:
-    """A record from its JSON; ``not_text`` is its fault if a byte of the file was no text."""
+    """A record from its JSON; ``not_text`` is its fault if bytes of the file are not text."""
     if not is_utf8(text):
         return RawRecord(text.encode("utf-8", errors="replace").decode(), fault=not_text)
     try:

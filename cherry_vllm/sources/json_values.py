@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import IO
 
 from cherry_vllm.errors import UserError
-from cherry_vllm.sources.formats import Encoding
+from cherry_vllm.sources.formats import BOM, Encoding
 from cherry_vllm.sources.values import is_utf8
 
 MAX_VALUE_CHARS = 64 * 2**20  # a longer value means that the file is broken
 READ_CHARS = 2**20
 LINE_BREAK = re.compile(r"[\r\n]\s*")
-BOM = "\ufeff"
-BETWEEN = re.compile(f"[ \t\r\n,{BOM}]*")  # what may stand between two values
+BETWEEN = f" \t\r\n,{BOM}"  # what may stand between two values
+GAP = re.compile(f"[{BETWEEN}]*")
 
 
 class JsonValues:
@@ -29,7 +29,7 @@ class JsonValues:
     def peek(self) -> str:
         """The character with which the next value begins; "" at the end."""
         while True:
-            found = BETWEEN.match(self._buffer, self._start)
+            found = GAP.match(self._buffer, self._start)
             self._start = found.end() if found else self._start
             if self._start < len(self._buffer) or self._is_exhausted:
                 return self._buffer[self._start : self._start + 1]

@@ -38,7 +38,8 @@ def read_messages(value: Any, name: str, numbers: list[str]) -> Iterator[Message
     ``numbers`` gets the name once if a message is a number instead of text.
 
     Raises:
-        UnreadableError: it is none, or a message has an unknown role or something other than text.
+        UnreadableError: it is not such a list, or a message has an unknown role or something other
+            than text.
     """
     if value is None:
         raise UnreadableError(f"field '{name}' is null")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cherry_vllm.errors import UserError
+from cherry_vllm.runtime.text import first_line
 from cherry_vllm.sources.formats import COMPRESSIONS, find_format
 from cherry_vllm.sources.hub import SCHEME, fetch_files, find_split
 from cherry_vllm.sources.run_outputs import without_ours
@@ -69,7 +70,7 @@ def _expand(pattern: str, split: str | None, config: str | None) -> list[Path]:
         return _open_folder(path, split, config)
     if (split, config) != (None, None):
         raise UserError(
-            f"{pattern}: no data set of several splits; leave out data.split and data.config"
+            f"{pattern}: not a data set with splits; leave out data.split and data.config"
         )
     return [path] if path.exists() or not glob.has_magic(str(path)) else _match(str(path))
 
@@ -100,13 +101,15 @@ def _open_folder(folder: Path, split: str | None, config: str | None) -> list[Pa
     is_dict = (folder / "dataset_dict.json").is_file()
     if is_dict or (folder / "state.json").is_file():
         if config is not None:
-            raise UserError(f"{folder}: a saved data set of one kind; leave out data.config")
+            raise UserError(
+                f"{folder}: a saved data set, which has no configurations; leave out data.config"
+            )
         return _open_saved(_choose_split(folder, split) if is_dict else folder, split)
     if (split, config) != (None, None):
         try:
             return [Path(file) for file in find_split(str(folder.absolute()), split, config)]
         except (OSError, ValueError) as error:
-            raise UserError(f"{folder}: {str(error).splitlines()[0]}; check data.split") from None
+            raise UserError(f"{folder}: {first_line(error)}; check data.split") from None
     found = [path for path in sorted(_walk(folder)) if _is_data(path, folder)]
     found = without_ours(found, folder.absolute(), str(folder))
     by_format = {str(find_format(file)): file for file in reversed(found)}

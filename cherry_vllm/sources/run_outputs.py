@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 def without_ours(files: Sequence[Path], named: Path, pattern: str) -> list[Path]:
     """The files that no run wrote, with a warning that counts the others.
 
-    The files were found by a ``pattern``, of which ``named`` is the folder that the user named.
+    The files match a ``pattern``, in which the user named the folder ``named``.
     """
     inputs = [file for file in files if not _is_ours(file, named)]
     if len(inputs) < len(files):

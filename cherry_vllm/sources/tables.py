@@ -8,12 +8,14 @@ import polars as pl
 
 from cherry_vllm.errors import UserError
 from cherry_vllm.options import DataFormat
+from cherry_vllm.runtime.text import first_line
 from cherry_vllm.sources.fields import CONVENTIONS, Columns
 from cherry_vllm.sources.findings import Findings
 from cherry_vllm.sources.json_texts import decode_record
 from cherry_vllm.sources.records import RawRecord
 
 BATCH_ROWS = 10_000
+ODD = "odd "  # before a column's name: whether its number is NaN or infinite
 ARROW_FILE = b"ARROW1"  # the beginning of Arrow's file format; its stream format has no such mark
 
 
@@ -56,8 +58,9 @@ def read_table_records(
         if num_rows != table.select(pl.len()).collect().item():
             raise UserError(f"{file}: only {num_rows} rows could be read; remove unusual columns")
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{file}: not readable as {data_format.value} ({reason})") from None
+        raise UserError(
+            f"{file}: not readable as {data_format.value} ({first_line(error)})"
+        ) from None
 
 
 def _scan(file: Path, data_format: DataFormat) -> pl.LazyFrame:
@@ -66,9 +69,6 @@ def _scan(file: Path, data_format: DataFormat) -> pl.LazyFrame:
     with file.open("rb") as stream:
         is_file = stream.read(len(ARROW_FILE)) == ARROW_FILE
     return pl.scan_ipc(file, glob=False) if is_file else pl.read_ipc_stream(file).lazy()
-
-
-ODD = "odd "  # before a column's name: whether its number is NaN or infinite
 
 
 def _row_of(schema: pl.Schema, read: set[str]) -> list[pl.Expr]:

@@ -20,7 +20,7 @@ class Number(float):
 
 
 class UnreadableError(ValueError):
-    """A record is no conversation."""
+    """A record is not a conversation."""
 
 
 class DuplicateKeyError(ValueError):
@@ -79,7 +79,7 @@ def check_text(value: Any, name: str) -> str:
     """The value of the field ``name``, if it is text that can be written as UTF-8.
 
     Raises:
-        UnreadableError: it is none.
+        UnreadableError: it is not.
     """
     if not isinstance(value, str):
         raise UnreadableError(f"field '{name}' is {kind_of(value)}, not text")
@@ -97,7 +97,7 @@ def decode_json(text: str, name: str, expected: str) -> Any:
     """What a CSV file or a database holds as JSON text, in a field that should be ``expected``.
 
     Raises:
-        UnreadableError: it is no JSON, or has a key twice.
+        UnreadableError: it is not JSON, or has a key twice.
     """
     try:
         return DECODER.decode(text)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from cherry_vllm.errors import UserError
 from cherry_vllm.store.files import remove_leftovers
+from cherry_vllm.store.run_folder import RUN_LOCK
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ POLL_S, PATIENCE_S = 0.05, 2.0
 
 
 @contextmanager
-def exclusive(run_dir: Path, name: str = ".lock", *, shared: bool = False) -> Iterator[None]:
+def exclusive(run_dir: Path, name: str = RUN_LOCK, *, shared: bool = False) -> Iterator[None]:
     """Locks ``run_dir`` until the block ends, or the process, however it ends.
 
     Several processes may hold a ``shared`` lock of one name, if none holds it exclusively.
@@ -61,12 +62,12 @@ def exclusive_share(run_dir: Path, index: int, count: int) -> Iterator[None]:
         with in_turn(run_dir):  # so that nobody takes a share between the steps
             held.enter_context(exclusive(run_dir, shared=True))
             _refuse_other_counts(run_dir, count)
-            held.enter_context(exclusive(run_dir, f".lock-{index}-of-{count}"))
+            held.enter_context(exclusive(run_dir, f"{RUN_LOCK}-{index}-of-{count}"))
         yield
 
 
 def _refuse_other_counts(run_dir: Path, count: int) -> None:
-    for path in sorted(run_dir.glob(".lock-*-of-*")):
+    for path in sorted(run_dir.glob(f"{RUN_LOCK}-*-of-*")):
         other = path.name.rpartition("-")[2]
         with _open(path) as file:
             if other != str(count) and not _try_lock(file, fcntl.F_RDLCK):

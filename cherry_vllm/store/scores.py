@@ -18,8 +18,7 @@ from typing import Any
 import polars as pl
 
 from cherry_vllm.errors import UserError
-from cherry_vllm.schema import GAINS, SCHEMA_VERSION
-from cherry_vllm.schema import SCORES as SCHEMA
+from cherry_vllm.schema import GAINS, SCHEMA_VERSION, SCORES
 from cherry_vllm.store.files import ROW_GROUP_ROWS, atomic_path, read_json, write_json
 from cherry_vllm.store.hashes import file_sha256
 from cherry_vllm.store.locks import changing
@@ -27,7 +26,7 @@ from cherry_vllm.store.marks import mark_path
 from cherry_vllm.store.run_folder import File, Folder
 from cherry_vllm.store.shards import Shards
 
-SCORES, MANIFEST, PICTURE = File.SCORES, File.SCORE_MANIFEST, File.IFD_PICTURE
+OWN_FILES = (File.SCORES, File.SCORE_MANIFEST, File.IFD_PICTURE)
 OF_FILE = frozenset({"sha256", "bytes"})  # keys of score.json that describe scores.parquet
 KEYS = OF_FILE | {
     "fingerprint",
@@ -104,14 +103,14 @@ def open_scores(scores_dir: Path, wanted: str | None = None) -> Scores:
     scores = _open(scores_dir)
     if wanted not in (None, scores.fingerprint):
         raise UserError(
-            f"{scores_dir / SCORES}: replaced by another run since it was made; give the same "
+            f"{scores_dir / File.SCORES}: replaced by another run since it was made; give the same "
             "command again, while no other run uses this folder"
         )
     return scores
 
 
 def _open(scores_dir: Path) -> Scores:
-    source = scores_dir / SCORES
+    source = scores_dir / File.SCORES
     for _ in range(MAX_TRIES):
         try:
             content = source.read_bytes()
@@ -123,7 +122,8 @@ def _open(scores_dir: Path) -> Scores:
         if hashlib.sha256(content).hexdigest() in _known_contents(scores_dir):
             return _parse(scores_dir, content)
     raise UserError(
-        f"{source}: damaged, or does not match {MANIFEST} beside it; run `cherry-vllm score` again"
+        f"{source}: damaged, or does not match {File.SCORE_MANIFEST} beside it; run "
+        "`cherry-vllm score` again"
     )
 
 
@@ -137,8 +137,8 @@ def scores_fingerprint(scores_dir: Path) -> str | None:
 
 def changing_scores(scores_dir: Path) -> AbstractContextManager[None]:
     """Lets only this process write the scores of a folder and their picture in the block."""
-    mark = mark_path(Path(PICTURE), hidden=True).name
-    return changing(scores_dir, SCORES, MANIFEST, PICTURE, mark)
+    mark = mark_path(Path(File.IFD_PICTURE), hidden=True).name
+    return changing(scores_dir, *OWN_FILES, mark)
 
 
 def write_scores(
@@ -150,7 +150,7 @@ def write_scores(
         UserError: files that no run wrote would be replaced.
     """
     check_scores_dir(scores_dir)
-    target, shown = scores_dir / SCORES, scores_dir / MANIFEST
+    target, shown = scores_dir / File.SCORES, scores_dir / File.SCORE_MANIFEST
     manifest = {
         **manifest,
         "schema_version": SCHEMA_VERSION,
@@ -175,13 +175,13 @@ def check_scores_dir(scores_dir: Path) -> None:
 
     A file that is damaged, or left by a run of other settings, may be replaced.
     """
-    found = [name for name in (SCORES, MANIFEST, PICTURE) if (scores_dir / name).exists()]
+    found = [name for name in OWN_FILES if (scores_dir / name).exists()]
     if found and not any(_signatures(scores_dir)):
         raise UserError(
             f"{scores_dir / found[0]}: exists and is not from cherry-vllm; choose another run_dir "
             "or scores_dir"
         )
-    for name, is_edited in ((SCORES, _is_edited), (MANIFEST, _has_other_keys)):
+    for name, is_edited in ((File.SCORES, _is_edited), (File.SCORE_MANIFEST, _has_other_keys)):
         if is_edited(scores_dir):
             raise UserError(
                 f"{scores_dir / name}: edited, or not from cherry-vllm; move it away, or choose "
@@ -191,7 +191,7 @@ def check_scores_dir(scores_dir: Path) -> None:
 
 def refuse_as_input(files: Iterable[Path], scores_dir: Path) -> None:
     """Raises a UserError for an input that the scores, their manifest or picture would replace."""
-    own = {(scores_dir / name).resolve() for name in (SCORES, MANIFEST, PICTURE)}
+    own = {(scores_dir / name).resolve() for name in OWN_FILES}
     for file in files:
         if file.resolve() in own:
             raise UserError(
@@ -204,7 +204,7 @@ def _signatures(scores_dir: Path) -> Iterator[bool]:
     """For each of the two files: whether it says that a run of any release wrote it."""
     yield "fingerprint" in _read_manifest(scores_dir)
     with suppress(OSError, pl.exceptions.PolarsError):
-        yield _is_signed(scores_dir / SCORES)
+        yield _is_signed(scores_dir / File.SCORES)
 
 
 def _is_signed(scores: Path) -> bool:
@@ -220,15 +220,15 @@ def _is_edited(scores_dir: Path) -> bool:
 
     A file of the size that was written is at most damaged: writing it again changes its size.
     """
-    scores = scores_dir / SCORES
+    scores = scores_dir / File.SCORES
     try:
         if scores.stat().st_size == _read_manifest(scores_dir).get("bytes"):
             return False
         if file_sha256(scores) in _known_contents(scores_dir):
             return False
         found = pl.read_parquet_schema(scores)
-        earlier = {name: SCHEMA[name] for name in SCHEMA if name not in GAINS}
-        return found not in (SCHEMA, earlier) or not _is_signed(scores)
+        earlier = {name: SCORES[name] for name in SCORES if name not in GAINS}
+        return found not in (SCORES, earlier) or not _is_signed(scores)
     except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException):
         return False
 
@@ -247,7 +247,7 @@ def _has_other_keys(scores_dir: Path) -> bool:
 def _read_manifest(scores_dir: Path) -> dict[str, Any]:
     """What ``score.json`` holds; nothing if it is missing or damaged."""
     try:
-        return read_json(scores_dir / MANIFEST)
+        return read_json(scores_dir / File.SCORE_MANIFEST)
     except (OSError, ValueError):
         return {}
 
@@ -263,7 +263,7 @@ def _parse(scores_dir: Path, content: bytes) -> Scores:
     manifest = json.loads(metadata.get("manifest", "{}"))
     if manifest.get("schema_version") != SCHEMA_VERSION:
         raise UserError(
-            f"{scores_dir / SCORES}: scores of another release of cherry-vllm, which cannot be "
-            "used; run `cherry-vllm score` again"
+            f"{scores_dir / File.SCORES}: scores of another release of cherry-vllm, which cannot "
+            "be used; run `cherry-vllm score` again"
         )
     return Scores(scores_dir, pl.read_parquet(io.BytesIO(content)), manifest)

@@ -23,7 +23,6 @@ from cherry_vllm.store.run_folder import Inner
 
 log = logging.getLogger(__name__)
 
-SETTINGS, COMPLETE = Inner.SETTINGS, Inner.COMPLETE
 CLOSED = {"num_shards", "contents", "versions", "settings"}  # keys of every complete.json
 
 
@@ -52,7 +51,7 @@ class Shards:
             UserError: it is missing, not closed, or not named by its settings.
         """
         try:
-            shards = cls(folder.parent, read_json(folder / COMPLETE)["settings"])
+            shards = cls(folder.parent, read_json(folder / Inner.COMPLETE)["settings"])
         except (OSError, ValueError, KeyError):
             raise UserError(
                 f"{folder}: no complete shards; run the command that makes them"
@@ -61,7 +60,7 @@ class Shards:
             raise UserError(f"{folder}: its name does not match its settings; make it again")
         if not shards.is_closed():
             raise UserError(
-                f"{folder / COMPLETE}: damaged; run the command that makes these shards again"
+                f"{folder / Inner.COMPLETE}: damaged; run the command that makes these shards again"
             )
         return shards
 
@@ -71,11 +70,10 @@ class Shards:
     def is_done(self, index: int) -> bool:
         """Whether the shard has a marker and its data are byte for byte what was written."""
         path = self.path(index)
-        marker = path.with_suffix(".done")
-        if not marker.exists():
+        if not self._marker(index).exists():
             return False
         try:
-            written = read_json(marker)
+            written = self._written(index)
             if path.stat().st_size == written["bytes"] and file_sha256(path) == written["sha256"]:
                 return True
         except (FileNotFoundError, ValueError, KeyError):
@@ -99,14 +97,14 @@ class Shards:
 
     def unmark(self, index: int) -> None:
         """Removes a shard's marker, so that the shard is made again."""
-        self.path(index).with_suffix(".done").unlink(missing_ok=True)
+        self._marker(index).unlink(missing_ok=True)
 
     def num_rows(self, index: int) -> int:
         return int(self._written(index)["rows"])
 
     def write(self, index: int, frame: pl.DataFrame) -> None:
         path, buffer = self.path(index), io.BytesIO()
-        path.with_suffix(".done").unlink(missing_ok=True)
+        self.unmark(index)
         frame.write_parquet(buffer, row_group_size=ROW_GROUP_ROWS)
         content = buffer.getbuffer()
         with atomic_path(path) as temporary:
@@ -117,7 +115,7 @@ class Shards:
             "sha256": hashlib.sha256(content).hexdigest(),
             "versions": installed_versions(),
         }
-        write_json(path.with_suffix(".done"), written)
+        write_json(self._marker(index), written)
 
     def discard(self, index: int) -> None:
         """Removes what a killed process may have left of a shard that it was writing."""
@@ -133,7 +131,7 @@ class Shards:
         path = self.path(index)
         try:
             content = path.read_bytes()
-            written = read_json(path.with_suffix(".done"))["sha256"]
+            written = self._written(index)["sha256"]
         except (FileNotFoundError, ValueError, KeyError):
             content, written = b"", None
         if hashlib.sha256(content).hexdigest() != written:
@@ -141,7 +139,7 @@ class Shards:
         return pl.read_parquet(io.BytesIO(content))
 
     def draw(self, count: int, *, seed: int) -> pl.DataFrame:
-        """So many rows of a closed folder, spread evenly, in order; all if there are no more.
+        """``count`` rows of a closed folder, spread evenly, in order; all if there are no more.
 
         Raises:
             UserError: a shard is missing or damaged.
@@ -182,7 +180,7 @@ class Shards:
         if self._holder == get_ident():
             yield
             return
-        with changing(self.folder, SETTINGS, COMPLETE):
+        with changing(self.folder, Inner.SETTINGS, Inner.COMPLETE):
             self._holder = get_ident()
             try:
                 yield
@@ -192,7 +190,7 @@ class Shards:
     def begin(self) -> None:
         """Records the settings, so that they are known before the folder is closed."""
         with self.changing():
-            write_json(self.folder / SETTINGS, self.settings)
+            write_json(self.folder / Inner.SETTINGS, self.settings)
 
     def close(self, num_shards: int, **facts: Any) -> None:
         """Marks the folder complete, and records ``facts`` about how it was made."""
@@ -205,17 +203,17 @@ class Shards:
                 "versions": self._state_versions([shard["versions"] for shard in written]),
                 "settings": self.settings,
             }
-            write_json(self.folder / COMPLETE, summary)
+            write_json(self.folder / Inner.COMPLETE, summary)
 
     def reopen(self) -> None:
         """Removes ``complete.json``, so that the folder is no longer closed."""
         with self.changing():
-            (self.folder / COMPLETE).unlink(missing_ok=True)
+            (self.folder / Inner.COMPLETE).unlink(missing_ok=True)
 
     def is_begun(self) -> bool:
         """Whether the settings were recorded and are still readable."""
         try:
-            return fingerprint(read_json(self.folder / SETTINGS)) == self.fingerprint
+            return fingerprint(read_json(self.folder / Inner.SETTINGS)) == self.fingerprint
         except (FileNotFoundError, ValueError):
             return False
 
@@ -238,14 +236,18 @@ class Shards:
     @property
     def summary(self) -> dict[str, Any]:
         """What :meth:`close` recorded."""
-        return read_json(self.folder / COMPLETE)
+        return read_json(self.folder / Inner.COMPLETE)
 
     @property
     def num_shards(self) -> int:
         return int(self.summary["num_shards"])
 
+    def _marker(self, index: int) -> Path:
+        return self.path(index).with_suffix(".done")
+
     def _written(self, index: int) -> dict[str, Any]:
-        return read_json(self.path(index).with_suffix(".done"))
+        """What the shard's marker says."""
+        return read_json(self._marker(index))
 
     def _state_versions(self, made_by: Sequence[dict[str, str]]) -> dict[str, str]:
         """The versions that made the shards; where they differ, each with its number of shards."""

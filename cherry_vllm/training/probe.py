@@ -11,7 +11,7 @@ import polars as pl
 
 from cherry_vllm.engines import Span, build_engine
 from cherry_vllm.engines.checkpoint import Checkpoint
-from cherry_vllm.engines.settings import HfSettings
+from cherry_vllm.engines.settings import REFERENCE
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ def answer_losses(
     """
     spans = [span for of_row in rows for span in of_row]
     engine = build_engine(
-        HfSettings(name="hf", dtype="float32", device="auto", batch_tokens=2048),
+        REFERENCE,
         model,
         max_length=max(len(span.token_ids) for span in spans),
         trust_remote_code=trust_remote_code,

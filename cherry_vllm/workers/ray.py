@@ -14,6 +14,7 @@ from cherry_vllm.errors import UserError
 from cherry_vllm.runtime.console import quiet_libraries
 from cherry_vllm.runtime.imports import make_environment_safe
 from cherry_vllm.runtime.liveness import Pulse, cpu_seconds_of
+from cherry_vllm.runtime.text import first_line
 from cherry_vllm.workers import WorkerError
 from cherry_vllm.workers.failures import EngineError
 from cherry_vllm.workers.local import may_use_gpus
@@ -68,11 +69,10 @@ def _connect(address: str | None) -> None:
         with _away_from_data():
             _init_patiently(address=address, logging_level=logging.WARNING, **ours)
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         place = f"executor.address={address}" if address else "executor=ray"
         raise UserError(
-            f"{place}: Ray is not available ({reason}); check the address, and that the machine "
-            "has memory and cores left"
+            f"{place}: Ray is not available ({first_line(error)}); check the address, and "
+            "that the machine has memory and cores left"
         ) from None
     signal.signal(signal.SIGTERM, handler)  # Ray sets its own
 

@@ -10,7 +10,7 @@ class ExecutorSettings:
     num_workers: int | None  # None: one per device
     timeout_s: float  # without a sign of life from a worker at work
     load_timeout_s: float  # the same while it loads the model
-    recycle_shards: int  # a new process replaces a worker after so many shards
+    recycle_shards: int  # a new process replaces a worker after this many shards
     retry_failed: bool  # tries rows again that were dropped as engine_failed
 
 

@@ -67,6 +67,11 @@ def test_home_is_found_in_every_path(monkeypatch: pytest.MonkeyPatch) -> None:
     assert config.judge.first == "/home/me/a (1).jsonl"
     config = compose_words("data.path=['~/a.json','hf://datasets/b']")
     assert config.data.path == ["/home/me/a.json", "hf://datasets/b"]
+    outputs = ("generate.output=~/a.jsonl", "compare.output=~/a.json", "fit.output=~/select/a.yaml")
+    config = compose_words(*outputs)
+    assert config.generate.output == "/home/me/a.jsonl"
+    assert config.compare.output == "/home/me/a.json"
+    assert config.fit.output == "/home/me/select/a.yaml"
 
 
 @pytest.mark.parametrize(

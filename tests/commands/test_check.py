@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from cherry_vllm.commands.check import check
-from cherry_vllm.commands.inputs import Job
+from cherry_vllm.commands.job import Job
 from cherry_vllm.commands.report import report
 from cherry_vllm.commands.score import score
 from cherry_vllm.config import compose
 from cherry_vllm.engines.checkpoint import Checkpoint
+from cherry_vllm.engines.settings import REFERENCE
 from cherry_vllm.errors import DisagreementError, UserError
-from cherry_vllm.scoring.trial import REFERENCE
 from cherry_vllm.store.files import read_json
 from cherry_vllm.workers.work import Piece
 from tests import fakes

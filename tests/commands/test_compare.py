@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from cherry_vllm.commands.compare import compare_selections
-from cherry_vllm.commands.inputs import Job
+from cherry_vllm.commands.job import Job
 from cherry_vllm.config import compose
 from cherry_vllm.errors import UserError
 from cherry_vllm.selection.choice import Choice

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from cherry_vllm.commands.generate import generate
-from cherry_vllm.commands.inputs import Job
+from cherry_vllm.commands.job import Job
 from cherry_vllm.config import compose
 from cherry_vllm.errors import UserError
 from cherry_vllm.evaluation.answers import read_pairs

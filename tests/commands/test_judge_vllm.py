@@ -14,7 +14,7 @@ import pytest
 
 from bench.server import ServerError, get, serve
 from cherry_vllm.commands.generate import generate
-from cherry_vllm.commands.inputs import Job
+from cherry_vllm.commands.job import Job
 from cherry_vllm.commands.score import score
 from cherry_vllm.config import compose
 from tests.conftest import ROWS, start

@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from cherry_vllm.commands.inputs import Job
+from cherry_vllm.commands.job import Job
 from cherry_vllm.commands.sample import sample
 from cherry_vllm.commands.score import draw, score
 from cherry_vllm.commands.select import select, select_from
@@ -21,7 +21,8 @@ from cherry_vllm.reporting.artifacts import find_selection
 from cherry_vllm.schema import SCHEMA_VERSION
 from cherry_vllm.store import shards
 from cherry_vllm.store.marks import mark_path
-from cherry_vllm.store.scores import PICTURE, open_scores
+from cherry_vllm.store.run_folder import File
+from cherry_vllm.store.scores import open_scores
 from cherry_vllm.store.shards import Shards
 from cherry_vllm.workers import WorkerError
 from cherry_vllm.workers.work import Piece
@@ -241,7 +242,7 @@ def test_shares_of_another_count_are_refused_while_one_runs(scoring: Scoring) ->
 
 
 def test_the_picture_is_drawn_when_it_is_missing_or_of_other_scores(tmp_path: Path) -> None:
-    picture = tmp_path / PICTURE
+    picture = tmp_path / File.IFD_PICTURE
     made_up.score(tmp_path)
     draw(open_scores(tmp_path))
     first = picture.stat()
@@ -268,7 +269,7 @@ def test_what_was_made_from_failed_rows_is_made_again_once_they_are_scored(
     scoring.run()
     scoring.run(*sampled, stage=sample)
     scoring.run("select.fraction=1", stage=select)
-    picture, before = scoring.run_dir / PICTURE, open_scores(scoring.run_dir)
+    picture, before = scoring.run_dir / File.IFD_PICTURE, open_scores(scoring.run_dir)
     drawn, usable = picture.read_bytes(), before.frame["drop_reason"].null_count()
     assert usable < NUM_ROWS
     scoring.executor.on_piece = lambda _slot, _piece: None
@@ -284,7 +285,7 @@ def test_what_was_made_from_failed_rows_is_made_again_once_they_are_scored(
 
 def test_a_picture_that_is_not_ours_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     made_up.score(tmp_path)
-    (tmp_path / PICTURE).write_text("mine", encoding="utf-8")
+    (tmp_path / File.IFD_PICTURE).write_text("mine", encoding="utf-8")
     draw(open_scores(tmp_path))
-    assert (tmp_path / PICTURE).read_text(encoding="utf-8") == "mine"
-    assert f"{PICTURE}: not drawn by cherry-vllm, so it is kept" in caplog.text
+    assert (tmp_path / File.IFD_PICTURE).read_text(encoding="utf-8") == "mine"
+    assert f"{File.IFD_PICTURE}: not drawn by cherry-vllm, so it is kept" in caplog.text

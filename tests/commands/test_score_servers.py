@@ -14,7 +14,7 @@ import pytest
 
 from bench.server import Running, ServerError, get, run_server
 from cherry_vllm.commands.generate import generate
-from cherry_vllm.commands.inputs import Job
+from cherry_vllm.commands.job import Job
 from cherry_vllm.commands.score import score
 from cherry_vllm.config import compose
 from cherry_vllm.errors import UserError

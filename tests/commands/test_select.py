@@ -8,7 +8,8 @@ import pytest
 
 from cherry_vllm.cli import main
 from cherry_vllm.cli.keys import list_groups
-from cherry_vllm.commands.inputs import Job, Outcome, find_input
+from cherry_vllm.commands.inputs import find_input
+from cherry_vllm.commands.job import Job, Outcome
 from cherry_vllm.commands.select import select
 from cherry_vllm.config import compose
 from cherry_vllm.errors import UserError

@@ -336,7 +336,7 @@ def test_a_base_that_is_an_adapter_is_refused(tmp_path: Path) -> None:
 
 def test_a_base_without_an_adapter_is_refused(base: Path) -> None:
     with pytest.raises(
-        UserError, match=r"model\.base=/x: \S+ is no LoRA adapter; leave model\.base"
+        UserError, match=r"model\.base=/x: \S+ is not a LoRA adapter; leave model\.base"
     ):
         find_checkpoint(str(base), base="/x")
 

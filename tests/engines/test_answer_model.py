@@ -31,7 +31,7 @@ def test_parameters_that_vllm_left_out_are_named() -> None:
     from cherry_vllm.engines.answer_model import refuse_unloaded
 
     refuse_unloaded(set())
-    with pytest.raises(UserError, match=r"^vLLM found no weights for a, b, c and more; use"):
+    with pytest.raises(UserError, match=r"^vLLM found no weights for a, b, c and 1 more; use"):
         refuse_unloaded(set("dabc"))
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from cherry_vllm.commands.inputs import Job
+from cherry_vllm.commands.job import Job
 from cherry_vllm.commands.score import score as run_score
 from cherry_vllm.config import compose, engine_settings
 from cherry_vllm.engines import Decoding, Span, build_embedder, build_engine, build_generator
@@ -381,7 +381,7 @@ def test_a_server_that_cannot_be_used_costs_one_line(
 def test_another_tokenizer_is_refused(folder: Path, open_server: Callable[..., StandIn]) -> None:
     server = open_server()
     server.tokenizer = lambda *_, **__: {"input_ids": [1, 2, 3]}
-    with pytest.raises(UserError, match=r"encodes text in another way.*model\.path"):
+    with pytest.raises(UserError, match=r"encodes text differently.*model\.path"):
         meet(folder, settings_for(server.url))
 
 

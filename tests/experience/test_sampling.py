@@ -13,7 +13,7 @@ import torch
 from sklearn.metrics import adjusted_rand_score
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from cherry_vllm.commands.inputs import Job
+from cherry_vllm.commands.job import Job
 from cherry_vllm.commands.pipeline import run as run_pipeline
 from cherry_vllm.commands.sample import sample
 from cherry_vllm.config import compose, executor_settings, prompt_of
@@ -25,10 +25,10 @@ from cherry_vllm.experience.clusters import cluster_embeddings
 from cherry_vllm.experience.embeddings import embed
 from cherry_vllm.experience.sampling import (
     DiverseSampling,
-    sample_any,
+    draw_positions,
+    find_highest,
     sample_difficult,
     sample_diverse,
-    sample_most_difficult,
     sample_random,
 )
 from cherry_vllm.sources import Columns
@@ -205,10 +205,10 @@ def test_a_sample_holds_the_records_and_says_where_from(
 def test_a_sample_that_was_edited_is_neither_used_nor_replaced(
     tmp_path: Path, rows: Shards
 ) -> None:
-    found = sample_any(tmp_path, rows, count=5, seed=1)
+    found = sample_random(tmp_path, rows, count=5, seed=1)
     found.artifact.write_text("[]", encoding="utf-8")
     with pytest.raises(UserError, match="choose another output or move it"):
-        sample_any(tmp_path, rows, count=5, seed=1)
+        sample_random(tmp_path, rows, count=5, seed=1)
     assert found.artifact.read_text(encoding="utf-8") == "[]"
 
 
@@ -229,11 +229,11 @@ def test_fewer_rows_than_clusters_and_equal_instructions_are_counted(
 
 
 def test_random_and_difficult_samples(rows: Shards, tmp_path: Path) -> None:
-    found = sample_any(tmp_path, rows, count=5, seed=1)
+    found = sample_random(tmp_path, rows, count=5, seed=1)
     assert found.rows == sorted(set(found.rows))
     assert found.facts["num_sampled"] == 5
     with pytest.raises(UserError, match=r"scores\.parquet: no such file.*cherry-vllm score"):
-        sample_most_difficult(tmp_path, rows, tmp_path, count=5)
+        sample_difficult(tmp_path, rows, tmp_path, count=5)
 
 
 @pytest.mark.parametrize("command", [sample, run_pipeline])
@@ -260,32 +260,32 @@ def test_nothing_to_sample_from_is_refused(model: Checkpoint, tmp_path: Path) ->
 
 
 def test_random_positions_are_distinct_ascending_and_the_seeds_own() -> None:
-    chosen = sample_random(1000, 100, seed=1).tolist()
+    chosen = draw_positions(1000, 100, seed=1).tolist()
     assert chosen == sorted(set(chosen))
     assert len(chosen) == 100
     assert 0 <= chosen[0] <= chosen[-1] < 1000
-    assert chosen == sample_random(1000, 100, seed=1).tolist()
-    assert chosen != sample_random(1000, 100, seed=2).tolist()
+    assert chosen == draw_positions(1000, 100, seed=1).tolist()
+    assert chosen != draw_positions(1000, 100, seed=2).tolist()
 
 
 def test_no_row_gives_none() -> None:
-    assert sample_random(0, 5, seed=0).tolist() == []
-    assert sample_difficult(np.array([]), 5).tolist() == []
+    assert draw_positions(0, 5, seed=0).tolist() == []
+    assert find_highest(np.array([]), 5).tolist() == []
 
 
 def test_a_larger_random_sample_holds_the_smaller() -> None:
-    assert set(sample_random(50, 10, seed=3)) < set(sample_random(50, 20, seed=3))
+    assert set(draw_positions(50, 10, seed=3)) < set(draw_positions(50, 20, seed=3))
 
 
 def test_random_reaches_every_position() -> None:
-    seen = {tuple(sample_random(5, 2, seed=seed)) for seed in range(200)}
+    seen = {tuple(draw_positions(5, 2, seed=seed)) for seed in range(200)}
     assert len(seen) == 10
 
 
 @pytest.mark.parametrize("count", [5, 6, 100])
 def test_a_count_beyond_the_rows_takes_them_all(count: int) -> None:
-    assert sample_random(5, count, seed=0).tolist() == [0, 1, 2, 3, 4]
-    assert sample_difficult(np.array([0.3, 0.1, 0.9, 0.2, 0.5]), count).tolist() == [0, 1, 2, 3, 4]
+    assert draw_positions(5, count, seed=0).tolist() == [0, 1, 2, 3, 4]
+    assert find_highest(np.array([0.3, 0.1, 0.9, 0.2, 0.5]), count).tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(
@@ -295,6 +295,6 @@ def test_difficult_rows_have_the_highest_ifd_the_earlier_of_equals_first(
     count: int, expected: Sequence[int]
 ) -> None:
     ifd = np.array([0.7, 0.2, 1.0, 0.7, 0.7, 0.9])
-    chosen = sample_difficult(ifd, count)
+    chosen = find_highest(ifd, count)
     assert chosen.dtype == np.int64
     assert chosen.tolist() == expected

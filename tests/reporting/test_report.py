@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from cherry_vllm.commands.inputs import Job
+from cherry_vllm.commands.job import Job
 from cherry_vllm.commands.report import report
 from cherry_vllm.config import arguments_of, compose, prompt_of
 from cherry_vllm.conversation import frame_messages, show_conversations, single_turn

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from cherry_vllm.runtime.text import OneLine, printable, rough_time
+from cherry_vllm.runtime.text import OneLine, first_line, printable, rough_time
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,8 @@ def test_a_log_line_is_one_printable_line() -> None:
 )
 def test_a_time_is_told_roughly(seconds: float, words: str) -> None:
     assert rough_time(seconds) == words
+
+
+def test_an_error_without_a_message_is_told_by_its_name() -> None:
+    assert first_line(ValueError("\nno such file\nmore")) == "no such file"
+    assert first_line(EOFError()) == "EOFError"

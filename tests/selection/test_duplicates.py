@@ -12,7 +12,7 @@ from cherry_vllm.conversation import ASSISTANT, SYSTEM, USER, Message, single_tu
 from cherry_vllm.errors import UserError
 from cherry_vllm.options import Dedup, DedupOn
 from cherry_vllm.selection import duplicates
-from cherry_vllm.selection.duplicates import drop_duplicates, words_of
+from cherry_vllm.selection.duplicates import drop_duplicates, runs_of
 from tests.made_up import rows_of
 
 
@@ -177,7 +177,7 @@ def test_texts_are_read_in_batches_with_the_same_result(monkeypatch: pytest.Monk
     ],
 )
 def test_the_runs_of_a_text(text: str, expected: set[str]) -> None:
-    assert words_of(text) == expected
+    assert runs_of(text) == expected
 
 
 def test_without_the_library_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from cherry_vllm.commands.fit import fit
-from cherry_vllm.commands.inputs import Job
+from cherry_vllm.commands.job import Job
 from cherry_vllm.config import compose
 from cherry_vllm.errors import UserError
 from cherry_vllm.selection.choice import Choice

@@ -17,11 +17,9 @@ from cherry_vllm.errors import UserError
 from cherry_vllm.schema import SCHEMA_VERSION
 from cherry_vllm.store.files import read_json, write_json
 from cherry_vllm.store.hashes import file_sha256
+from cherry_vllm.store.run_folder import File
 from cherry_vllm.store.scores import (
-    MANIFEST,
     OF_FILE,
-    PICTURE,
-    SCORES,
     Scores,
     changing_scores,
     check_scores_dir,
@@ -65,7 +63,7 @@ def test_scores_carry_their_manifest(tmp_path: Path) -> None:
     expected = {**manifest("one"), "schema_version": SCHEMA_VERSION, "rows": "rows/01"}
     assert scores.manifest == expected
     assert (scores.fingerprint, scores.rows_fingerprint) == ("one", "01")
-    shown = read_json(tmp_path / MANIFEST)
+    shown = read_json(tmp_path / File.SCORE_MANIFEST)
     assert {key: shown[key] for key in shown if key not in OF_FILE} == scores.manifest
 
 
@@ -84,13 +82,13 @@ def of_another_run(scores_dir: Path, name: str) -> None:
 
 
 HARM: dict[str, Callable[[Path], object]] = {
-    "damaged": lambda folder: flip_a_bit(folder / SCORES),
-    "cut short": lambda folder: (folder / SCORES).write_bytes(b"PAR1"),
-    "scores of another run": partial(of_another_run, name=SCORES),
-    "manifest of another run": partial(of_another_run, name=MANIFEST),
-    "no manifest": lambda folder: (folder / MANIFEST).unlink(),
-    "broken manifest": lambda folder: (folder / MANIFEST).write_text("["),
-    "a list for a manifest": lambda folder: (folder / MANIFEST).write_text("[1]"),
+    "damaged": lambda folder: flip_a_bit(folder / File.SCORES),
+    "cut short": lambda folder: (folder / File.SCORES).write_bytes(b"PAR1"),
+    "scores of another run": partial(of_another_run, name=File.SCORES),
+    "manifest of another run": partial(of_another_run, name=File.SCORE_MANIFEST),
+    "no manifest": lambda folder: (folder / File.SCORE_MANIFEST).unlink(),
+    "broken manifest": lambda folder: (folder / File.SCORE_MANIFEST).write_text("["),
+    "a list for a manifest": lambda folder: (folder / File.SCORE_MANIFEST).write_text("[1]"),
 }
 
 
@@ -102,7 +100,7 @@ def test_scores_and_a_manifest_that_do_not_belong_together_are_refused(
     harm(tmp_path)
     with pytest.raises(UserError, match=r"run `cherry-vllm score` again") as refused:
         open_scores(tmp_path)
-    assert str(refused.value).startswith(f"{tmp_path / SCORES}: ")
+    assert str(refused.value).startswith(f"{tmp_path / File.SCORES}: ")
     assert "\n" not in str(refused.value)
     assert scores_fingerprint(tmp_path) is None
 
@@ -122,9 +120,9 @@ def test_no_scores_are_refused(tmp_path: Path) -> None:
 
 
 def test_scores_of_an_earlier_release_are_refused(tmp_path: Path) -> None:
-    FRAME.write_parquet(tmp_path / SCORES, metadata={"rows": "rows/01", "fingerprint": "23"})
-    digest = file_sha256(tmp_path / SCORES)
-    write_json(tmp_path / MANIFEST, {"fingerprint": "23", "sha256": digest})
+    FRAME.write_parquet(tmp_path / File.SCORES, metadata={"rows": "rows/01", "fingerprint": "23"})
+    digest = file_sha256(tmp_path / File.SCORES)
+    write_json(tmp_path / File.SCORE_MANIFEST, {"fingerprint": "23", "sha256": digest})
     with pytest.raises(UserError, match="scores of another release") as refused:
         open_scores(tmp_path)
     assert "\n" not in str(refused.value)
@@ -135,7 +133,7 @@ def test_scores_of_an_earlier_release_are_refused(tmp_path: Path) -> None:
 # --- files of the user ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [SCORES, MANIFEST, PICTURE])
+@pytest.mark.parametrize("name", [File.SCORES, File.SCORE_MANIFEST, File.IFD_PICTURE])
 def test_files_that_no_run_left_are_never_replaced(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("mine")
     with pytest.raises(UserError, match=f"{name}: exists and is not from cherry-vllm"):
@@ -156,10 +154,13 @@ def note(shown: Path) -> None:
 
 
 EDITS: dict[str, tuple[str, Callable[[Path], object]]] = {
-    "a column more": (SCORES, add_a_column),
-    "written by other software": (SCORES, lambda path: pl.read_parquet(path).write_parquet(path)),
-    "a note": (MANIFEST, note),
-    "other JSON": (MANIFEST, lambda path: write_json(path, {"mine": True})),
+    "a column more": (File.SCORES, add_a_column),
+    "written by other software": (
+        File.SCORES,
+        lambda path: pl.read_parquet(path).write_parquet(path),
+    ),
+    "a note": (File.SCORE_MANIFEST, note),
+    "other JSON": (File.SCORE_MANIFEST, lambda path: write_json(path, {"mine": True})),
 }
 
 
@@ -177,7 +178,7 @@ def test_edited_files_are_never_replaced(
     write(tmp_path)
 
 
-@pytest.mark.parametrize("name", [SCORES, MANIFEST, PICTURE])
+@pytest.mark.parametrize("name", [File.SCORES, File.SCORE_MANIFEST, File.IFD_PICTURE])
 def test_what_scoring_writes_is_no_input(name: str, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path)
     refuse_as_input([tmp_path / "rows.parquet"], tmp_path)
@@ -185,7 +186,7 @@ def test_what_scoring_writes_is_no_input(name: str, tmp_path: Path) -> None:
         refuse_as_input([tmp_path / "link" / name], tmp_path)
 
 
-@pytest.mark.parametrize("name", [SCORES, MANIFEST])
+@pytest.mark.parametrize("name", [File.SCORES, File.SCORE_MANIFEST])
 def test_one_flipped_bit_is_never_taken_for_an_edit(name: str, tmp_path: Path) -> None:
     write(tmp_path)
     whole = (tmp_path / name).read_bytes()
@@ -250,7 +251,7 @@ def test_a_kill_at_any_step_leaves_the_old_scores_or_the_new_with_their_manifest
         write(folder, "newest")
         assert open_scores(folder).fingerprint == "newest"
         names = {path.name for path in folder.iterdir()}
-        assert names == {SCORES, MANIFEST, ".turn"}, "a leftover stays"
+        assert names == {File.SCORES, File.SCORE_MANIFEST, ".turn"}, "a leftover stays"
         number += 1
     assert seen == {"old", "new"}
     assert number == 4

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from cherry_vllm.commands.inputs import Job
+from cherry_vllm.commands.job import Job
 from cherry_vllm.commands.train import train
 from cherry_vllm.config import compose
 from cherry_vllm.engines.checkpoint import read_checkpoint
