@@ -57,7 +57,7 @@ def score(
     """
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        config = _compose(settings)
+        config = _compose(settings, "give it as the argument {} of score()")
         config.data.path = _find_data(data, folder)
         config.model.path = str(model)
         config.run_dir = config.scores_dir = str(run_dir or folder / "run")
@@ -99,15 +99,17 @@ def select(
     sizes = {"fraction": fraction, "count": count, "num_tokens": num_tokens}
     given = [f"select.{name}={size}" for name, size in sizes.items() if size is not None]
     no_default = [] if given else ["select.fraction=null"]
-    config = _compose([f"select={strategy}", f"seed={seed}", *no_default, *settings, *given])
+    words = [f"select={strategy}", f"seed={seed}", *no_default, *settings, *given]
+    config = _compose(words, "select() reads nothing but the frame of scores; leave it out")
     return select_rows(scores, choice_of(config))
 
 
-def _compose(settings: Sequence[str]) -> Config:
+def _compose(settings: Sequence[str], refusal: str) -> Config:
+    """The configuration; ``refusal`` says what to give in place of a setting of ARGUMENTS."""
     for word in settings:
         key = word.partition("=")[0].lstrip("+")
         if key in ARGUMENTS:
-            raise UserError(f"{word}: give it as the argument {ARGUMENTS[key]} of score()")
+            raise UserError(f"{word}: {refusal.format(ARGUMENTS[key])}")
     try:
         config = compose("run_dir=runs/unused", *read_words(settings, is_sweep=False))
     except (HydraException, OmegaConfBaseException) as error:

@@ -85,6 +85,11 @@ def test_what_cannot_be_scored_is_one_line(
     assert "\n" not in str(raised.value)
 
 
+def test_a_selection_reads_no_run(scores: pl.DataFrame) -> None:
+    with pytest.raises(UserError, match="run_dir=mine: select\\(\\) reads nothing but the frame"):
+        cherry_vllm.select(scores, "run_dir=mine", count=1)
+
+
 @pytest.mark.parametrize("scores", [[1, 2], "runs/alpaca", pl.DataFrame({"row": [0]})])
 def test_only_scores_can_be_selected_from(scores: Any) -> None:
     with pytest.raises(UserError, match="give the frame that score"):

@@ -86,7 +86,8 @@ def _run(stage: str, words: list[str]) -> int:
         raise
     except Exception as error:
         failures = [describe_failure(error)]
-    is_verbose = "verbose=true" in words or os.environ.get("HYDRA_FULL_ERROR") == "1"
+    asked = {word.lstrip("+").lower() for word in words}
+    is_verbose = "verbose=true" in asked or os.environ.get("HYDRA_FULL_ERROR") == "1"
     return min((_report(failure, is_verbose=is_verbose) for failure in failures), default=0)
 
 

@@ -225,7 +225,7 @@ def test_an_internal_error_is_one_line_and_its_traceback_a_file(
     assert line.endswith(str(file))
     assert "\x1b" not in line
     assert "raise ZeroDivisionError" in file.read_text()
-    assert main(["select", "verbose=true"]) == 1
+    assert main(["select", "++verbose=True"]) == 1
     assert "raise ZeroDivisionError" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [file]
 
