@@ -41,7 +41,7 @@ def compare_selections(config: Config, job: Job) -> Outcome:
         open_selection(Path(path), scored) for path in (settings.first, settings.second)
     )
     scores, rows, sources = open_columns(scored, extras_of(config))
-    scores = sources.add(scores, [name for name in sources.joined if name not in scores.columns])
+    scores = sources.add(scores, sources.find_unambiguous(scores.columns))
     grouped = overlap.group_rows(scores, first.rows, second.rows)
     facts = {
         "first": _describe(first),

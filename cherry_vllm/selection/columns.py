@@ -7,21 +7,25 @@
 any other         of the tables that are joined by ``row``
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import polars as pl
+from polars import selectors as cs
 
 from cherry_vllm.errors import UserError
-from cherry_vllm.selection.ratings import add_ratings, read_ratings
+from cherry_vllm.selection.ratings import RATING_REASON, add_ratings, read_ratings
 from cherry_vllm.store.shards import COMPLETE, Shards
 
 RECORD = "record."
 INSTRUCTION, RATING, CLUSTER = "instruction", "rating", "cluster"
 EMBEDDINGS = "embeddings"  # among the tables that were read
+RANK = "rank_value"  # the column that a selection adds, unless the rank is random
 BOOLEANS = {"true": True, "false": False}
+LONG = r"^[+-]?\d{16,}$"  # a whole number that a float might round
 PART_END = "\x1e"  # between the parts of a message
 
 
@@ -53,6 +57,11 @@ class Sources:
     def joined(self) -> list[str]:
         """The columns of the tables."""
         return [name for names in self._columns.values() for name in names]
+
+    def find_unambiguous(self, held: Sequence[str]) -> list[str]:
+        """The columns of the tables that :meth:`add` can add to a frame of the columns ``held``."""
+        counts = Counter(self.joined)
+        return [name for name, count in counts.items() if count == 1 and not _is_taken(name, held)]
 
     def add(self, frame: pl.DataFrame, names: Iterable[str]) -> pl.DataFrame:
         """``frame``, which has a column ``row``, with those of the ``names`` that exist anywhere.
@@ -86,10 +95,10 @@ class Sources:
     def _refuse_second_columns(self, held: Sequence[str], names: Sequence[str]) -> None:
         for table, columns in self._columns.items():
             for name in names:
-                if name in columns and (name in held or _is_text(name)):
+                if name in columns and _is_taken(name, held):
                     raise UserError(
-                        f"select.join: {table} has a column {name}, and so have the scores or "
-                        "records; rename it in the table"
+                        f"select.join: {table} has a column {name}, and so have the scores, the "
+                        "records or the selection; rename it in the table"
                     )
 
     def open_rows(self, setting: str) -> pl.LazyFrame:
@@ -135,14 +144,15 @@ class Sources:
             raise UserError(
                 f"{table}: row {row}; each row may occur once, from 0 to {self.num_rows - 1}"
             )
-        return frame.with_columns(number.alias("row"))
+        return frame.with_columns(cs.float().fill_nan(None), number.alias("row"))
 
 
 def read_texts(rows: pl.LazyFrame, names: Sequence[str]) -> pl.DataFrame:
     """Columns ``row`` and ``names`` (``instruction``, ``record.NAME``) of a frame of ROWS.
 
     A field is a number if each of its values is one or reads as one, or true or false if each is
-    that; else it is text. A field that a record lacks is null.
+    that; else it is text. Whole numbers of 16 digits and more are Int64, which keeps them apart, or
+    text if one of them is too large for that. A field that a record lacks is null, and so is NaN.
     """
     texts = {
         name: _instruction() if name == INSTRUCTION else _field(name.removeprefix(RECORD))
@@ -172,8 +182,11 @@ def _typed(texts: pl.Series) -> pl.Series:
         return texts
     if texts.drop_nulls().is_in(list(BOOLEANS)).all():
         return texts.replace_strict(BOOLEANS, return_dtype=pl.Boolean)
-    numbers = texts.cast(pl.Float64, strict=False)
-    return numbers if numbers.null_count() == texts.null_count() else texts
+    dtype = pl.Int64 if texts.str.contains(LONG).any() else pl.Float64
+    numbers = texts.cast(dtype, strict=False)
+    if numbers.null_count() > texts.null_count():
+        return texts
+    return numbers.fill_nan(None) if dtype == pl.Float64 else numbers
 
 
 def _read_names(table: Path, origin: str | None) -> list[str]:
@@ -202,6 +215,11 @@ def _read_names(table: Path, origin: str | None) -> list[str]:
 def _not_parquet(table: Path, error: BaseException) -> UserError:
     fault = (str(error).strip() or type(error).__name__).splitlines()[0]
     return UserError(f"{table}: not a Parquet file, or damaged ({fault}); check select.join")
+
+
+def _is_taken(name: str, held: Sequence[str]) -> bool:
+    """Whether a column of a table could be taken for another one."""
+    return name in (*held, RANK, RATING_REASON) or _is_text(name)
 
 
 def _is_text(name: str) -> bool:

@@ -112,8 +112,6 @@ def _divide_by(values: pl.Series, expression: Expression, bins: int) -> tuple[pl
     """The code of each value and the labels of the codes, in order; null is the last."""
     if values.dtype.is_nested():
         raise expression.refuse("lists or objects; name one value of each row")
-    if values.dtype.is_float():
-        values = values.fill_nan(None)
     is_number = values.dtype.is_numeric() and expression.text not in LABELS
     is_cut = is_number and values.drop_nulls().n_unique() > bins
     places = _bins(values, bins) if is_cut else values

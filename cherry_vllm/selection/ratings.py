@@ -7,6 +7,7 @@ import polars as pl
 from cherry_vllm.errors import UserError
 
 NOT_RATED = "not rated"
+RATING_REASON = "rating_reason"  # a column: why a row has no rating
 
 
 def read_ratings(file: Path, origin: str | None = None) -> pl.DataFrame:

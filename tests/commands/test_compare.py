@@ -71,8 +71,8 @@ def test_counts_quartiles_and_strata_are_those_of_the_rows(
 def test_strata_may_come_from_a_joined_table(
     run_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    quality = pl.DataFrame({"row": range(26), "quality": ["good", "bad"] * 13, "ifd": [0.5] * 26})
-    quality.write_parquet(run_dir / "q.parquet")
+    columns = {"row": range(26), "quality": ["good", "bad"] * 13, "ifd": 0.5, "instruction": "Q"}
+    pl.DataFrame(columns).write_parquet(run_dir / "q.parquet")
     joined = (f"select.join=['{run_dir / 'q.parquet'}']", "select.strata=[quality]")
     compare(run_dir, "high.json", "low.json", *joined)
     shown = capsys.readouterr().out
