@@ -37,8 +37,8 @@ class Sources:
     num_rows: int = 0
     tables: Sequence[Path] = ()  # Parquet files with a column `row`
     ratings: Path | None = None
-    find_clusters: Callable[[], pl.DataFrame] | None = None  # columns row and cluster
-    find_embeddings: Callable[[], Shards] | None = None  # of schema.EMBEDDINGS
+    find_clusters: Callable[[Shards], pl.DataFrame] | None = None  # columns row and cluster
+    find_embeddings: Callable[[str], Shards] | None = None  # of schema.EMBEDDINGS, for a user
     origin: str | None = None
     used: dict[str, Path] = field(default_factory=dict, init=False)  # tables that were read
 
@@ -89,7 +89,8 @@ class Sources:
                 self.used[RATING] = self.ratings
                 frame = add_ratings(frame, read_ratings(self.ratings, self.origin))
             elif name == CLUSTER and self.find_clusters is not None:
-                frame = _join(frame, self.find_clusters())
+                embeddings = self._open_embeddings("the column cluster")
+                frame = _join(frame, self.find_clusters(embeddings))
         return frame
 
     def _refuse_second_columns(self, held: Sequence[str], names: Sequence[str]) -> None:
@@ -117,14 +118,17 @@ class Sources:
         Raises:
             UserError: there are none.
         """
+        return self._open_embeddings("select.diversify").scan()
+
+    def _open_embeddings(self, user: str) -> Shards:
         if self.find_embeddings is None:
             raise UserError(
-                "select.diversify: needs the embeddings of the rows, which only "
-                "`cherry-vllm select` reads; use that"
+                f"{user}: needs the embeddings of the rows, which only `cherry-vllm select` reads; "
+                "use that"
             )
-        shards = self.find_embeddings()
+        shards = self.find_embeddings(user)
         self.used[EMBEDDINGS] = shards.folder / COMPLETE
-        return shards.scan()
+        return shards
 
     @cached_property
     def _columns(self) -> dict[Path, list[str]]:

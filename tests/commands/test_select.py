@@ -258,11 +258,18 @@ def embed_rows(run_dir: Path, model: str = "", **settings: bool) -> Path:
 
 
 def test_clusters_come_from_the_embeddings_of_the_run(run_dir: Path) -> None:
-    embed_rows(run_dir)
+    folder = embed_rows(run_dir)
     words = ("select=balanced", "select.where=row < 18", "select.num_clusters=3")
     assert chosen(run_dir, *words, "select.count=6") == [12, 13, 14, 15, 16, 17]
-    one = ("select.where=row < 18", "select.group=cluster", "select.max_per_group=1")
-    assert chosen(run_dir, *one, "select.num_clusters=3", "select.fraction=null") == [15, 16, 17]
+    one = ["select.where='row < 18'", "select.group=cluster", "select.max_per_group=1"]
+    one.append("select.fraction=null")
+    assert chosen(run_dir, *one, "select.num_clusters=3") == [15, 16, 17]
+    mark = json.loads((run_dir / "cherry.json.meta.json").read_text(encoding="utf-8"))
+    assert mark["num_clusters"] == 3
+    assert mark["tables"] == {"embeddings": file_sha256(folder / "complete.json")}
+    run(run_dir, *one, "select.num_clusters=3", is_sweep=True)
+    with pytest.raises(UserError, match="holds another selection"):
+        run(run_dir, *one, "select.num_clusters=2", is_sweep=True)
 
 
 def test_diverse_rows_come_from_the_embeddings_of_the_run(

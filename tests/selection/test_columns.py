@@ -12,6 +12,7 @@ from cherry_vllm.conversation import ASSISTANT, USER, Message, frame_messages, s
 from cherry_vllm.errors import UserError
 from cherry_vllm.schema import ROWS
 from cherry_vllm.selection.columns import Sources, read_texts
+from cherry_vllm.store.shards import Shards
 
 RECORDS: list[dict[str, Any]] = [
     {"id": 2**60 + 1, "hash": str(2**128 - 1), "loss": "NaN"}
@@ -104,7 +105,7 @@ def test_nan_in_a_table_is_null(tmp_path: Path) -> None:
 def test_what_no_expression_names_is_not_read(tmp_path: Path) -> None:
     table = write(tmp_path / "a.parquet", pl.DataFrame({"row": [9, 9], "reward": [1, 2]}))
 
-    def find_clusters() -> pl.DataFrame:
+    def find_clusters(_embeddings: Shards) -> pl.DataFrame:
         raise AssertionError("nobody asked")
 
     asked = sources(table, find_clusters=find_clusters, ratings=tmp_path / "none.parquet")
@@ -116,11 +117,16 @@ def test_what_no_expression_names_is_not_read(tmp_path: Path) -> None:
 def test_ratings_and_clusters_come_from_their_own_places(tmp_path: Path) -> None:
     ratings = write(tmp_path / "r.parquet", pl.DataFrame({"row": [1], "rating": [5.0]}))
     clusters = pl.DataFrame({"row": [2], "cluster": [7]})
-    asked = sources(ratings=ratings, find_clusters=lambda: clusters)
+    embeddings = Shards(tmp_path / "embeddings", {})
+    asked = sources(
+        ratings=ratings,
+        find_clusters=lambda _embeddings: clusters,
+        find_embeddings=lambda _user: embeddings,
+    )
     found = asked.add(SCORES, ["rating", "cluster"])
     assert found["rating"].to_list() == [None, 5.0, None, None]
     assert found["cluster"].to_list() == [None, None, 7, None]
-    assert asked.used == {"rating": ratings}
+    assert asked.used == {"rating": ratings, "embeddings": embeddings.folder / "complete.json"}
 
 
 @pytest.mark.parametrize(

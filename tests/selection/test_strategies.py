@@ -165,7 +165,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
     rows = pl.DataFrame({"row": FRAME["row"], "messages": frame_messages(said)})
     vectors = embed(range(FRAME.height)).filter(pl.col("row") % 9 > 0)
     embeddings = write_embeddings(tmp_path_factory.mktemp("run"), vectors, "rows")
-    return Sources(rows=rows.lazy(), find_embeddings=lambda: embeddings)
+    return Sources(rows=rows.lazy(), find_embeddings=lambda _user: embeddings)
 
 
 @pytest.mark.slow
