@@ -84,7 +84,8 @@ def select_records(
     """
     check_format(output)
     scored = open_scores(scores_dir, wanted)
-    check_output(output, scored, run_dirs, extras.tables)
+    read = [*extras.tables, *([extras.ratings] if extras.ratings else [])]
+    check_output(output, scored, run_dirs, read)
     scores, rows, sources = open_columns(scored, extras)
     chosen = choose(scores, choice, sources)
     facts = {

@@ -182,15 +182,12 @@ def test_tables_join_by_row_and_are_in_the_mark(run_dir: Path) -> None:
     assert chosen(run_dir, *words, "select.count=5") == [14, 15, 16, 17, 18]
 
 
-def test_a_table_that_is_joined_is_not_the_output(run_dir: Path) -> None:
-    held = run(run_dir, "select.count=5", "select.output=own.parquet").artifact.read_bytes()
-    with pytest.raises(UserError, match=r"own\.parquet: select\.join reads .*choose another sel"):
-        run(
-            run_dir,
-            "select.count=3",
-            "select.output=own.parquet",
-            f"select.join={run_dir}/own.parquet",
-        )
+@pytest.mark.parametrize("setting", ["select.join", "select.ratings"])
+def test_a_table_that_is_read_is_not_the_output(run_dir: Path, setting: str) -> None:
+    words = ("select.count=3", "select.output=own.parquet")
+    held = run(run_dir, *words).artifact.read_bytes()
+    with pytest.raises(UserError, match=r"own\.parquet: .* reads .*; choose another sel"):
+        run(run_dir, *words, f"{setting}={run_dir}/own.parquet")
     assert (run_dir / "own.parquet").read_bytes() == held
 
 
