@@ -7,6 +7,7 @@
 any other         of the tables that are joined by ``row``
 """
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -67,15 +68,17 @@ class Sources:
         """``frame``, which has a column ``row``, with those of the ``names`` that exist anywhere.
 
         Raises:
-            UserError: a table is none, or is about other rows; or such a column is in two tables,
-                or in a table and in the scores or records.
+            UserError: a table is none, or is about other rows; such a column is in two tables, or in
+                a table and in the scores or records; or no record has a value in such a field.
         """
         named = list(dict.fromkeys(names))
         self._refuse_second_columns(frame.columns, named)
         wanted = [name for name in named if name not in frame.columns]
         texts = [name for name in wanted if _is_text(name)]
         if texts and self.rows is not None:
-            frame = _join(frame, read_texts(self.rows, texts))
+            found = read_texts(self.rows, texts)
+            self._refuse_empty_fields(found)
+            frame = _join(frame, found)
         for name in wanted:
             tables = [table for table, columns in self._columns.items() if name in columns]
             if len(tables) > 1:
@@ -101,6 +104,21 @@ class Sources:
                         f"select.join: {table} has a column {name}, and so have the scores, the "
                         "records or the selection; rename it in the table"
                     )
+
+    def _refuse_empty_fields(self, texts: pl.DataFrame) -> None:
+        for name in texts.columns:
+            if name.startswith(RECORD) and texts[name].null_count() == texts.height:
+                raise UserError(
+                    f"{name}: no record has a value there; the first one has the fields "
+                    f"{', '.join(self._first_fields)}"
+                )
+
+    @property
+    def _first_fields(self) -> list[str]:
+        """The fields of the first record that can be used."""
+        usable = self.open_rows(RECORD).filter(pl.col("drop_reason").is_null())
+        first = usable.select("record").head(1).collect()
+        return [*json.loads(first.item())] if first.height else []
 
     def open_rows(self, setting: str) -> pl.LazyFrame:
         """The rows, for their texts; a UserError that names the ``setting`` if there are none."""

@@ -129,6 +129,13 @@ def test_ratings_and_clusters_come_from_their_own_places(tmp_path: Path) -> None
     assert asked.used == {"rating": ratings, "embeddings": embeddings.folder / "complete.json"}
 
 
+@pytest.mark.parametrize("name", ["record.sorce", "record.meta.nosuch", "record."])
+def test_a_field_that_no_record_has_costs_one_line_with_those_that_are_there(name: str) -> None:
+    with pytest.raises(UserError, match=r"no record has a value there; .* fields id, hash, los") as e:
+        sources().add(SCORES, ["ifd", "record.source", name])
+    assert str(e.value).startswith(f"{name}: ")
+
+
 @pytest.mark.parametrize(
     ("frame", "metadata", "words"),
     [
