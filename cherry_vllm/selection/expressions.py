@@ -59,6 +59,10 @@ class Expression:
                 known = ", ".join(dict.fromkeys([*held, *others]))
                 raise self.refuse(f"no column {name}; there are {known}")
 
+    def is_column(self, name: str) -> bool:
+        """Whether it is a column and nothing else, however it is written."""
+        return self.parsed.meta.eq(pl.col(name))
+
     def refuse(self, fault: str) -> UserError:
         """The error that names the setting and its value."""
         return UserError(f"{self.key}={self.text}: {fault}")
