@@ -68,8 +68,8 @@ class Sources:
         """``frame``, which has a column ``row``, with those of the ``names`` that exist anywhere.
 
         Raises:
-            UserError: a table is none, or is about other rows; such a column is in two tables, or in
-                a table and in the scores or records; or no record has a value in such a field.
+            UserError: a table is none, or is about other rows; such a column is in two tables, or
+                in a table and in the scores or records; or no record has a value in such a field.
         """
         named = list(dict.fromkeys(names))
         self._refuse_second_columns(frame.columns, named)

@@ -60,7 +60,8 @@ def divide(frame: pl.DataFrame, expressions: Sequence[Expression], bins: int) ->
     """The strata of the rows of ``frame``: one for each combination of values that occurs.
 
     Numbers with more than ``bins`` different values are cut into so many bins of about equally
-    many rows, but for those of clusters; equal values are in one bin. Without expressions all rows are one stratum.
+    many rows, but for those of clusters; equal values are in one bin. Without expressions all rows
+    are one stratum.
 
     Raises:
         UserError: an expression has no value for each row, or two strata have one label.

@@ -88,19 +88,20 @@ def select_records(
     check_output(output, scored, run_dirs, read)
     scores, rows, sources = open_columns(scored, extras)
     chosen = choose(scores, choice, sources)
+    explained = explain(chosen)
     facts = {
         MADE_BY: COMMAND,
         "scores": scored.fingerprint,
         "contents": scored.contents,
         "num_selected": chosen.rows.height,
-        "num_answer_tokens": int(chosen.rows["num_answer_tokens"].sum()),
+        "num_answer_tokens": explained["lengths"]["selected"]["answer_tokens"],
         "num_usable": count_outcomes(scores)["usable"],
         "num_above_one": chosen.rows["drop_reason"].count(),  # of the selected rows
         **choice.to_json(),
         "num_clusters": extras.num_clusters,
         "with_scores": extras.with_scores,
         "tables": {name: file_sha256(table) for name, table in sources.used.items()},
-        **explain(chosen),
+        **explained,
     }
     if RATING in sources.used:
         facts["without_rating"] = count_unrated(chosen.pool)

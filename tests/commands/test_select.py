@@ -343,6 +343,14 @@ def test_the_card_counts_rows_above_one_once(run_dir: Path) -> None:
     assert "dropped: ifd_above_one" not in table
 
 
+def test_answer_tokens_are_counted_beyond_32_bits(run_dir: Path) -> None:
+    held = open_scores(run_dir)
+    many = held.frame.with_columns(num_answer_tokens=pl.lit(3 * 10**9, pl.UInt32))
+    with changing_scores(run_dir):
+        write_scores(run_dir, many, held.rows_folder, held.manifest)
+    assert run(run_dir, "select.count=2").facts["num_answer_tokens"] == 6 * 10**9
+
+
 def test_columns_that_an_earlier_release_left_out_are_found_for_the_choice(run_dir: Path) -> None:
     held = open_scores(run_dir)
     manifest = {key: held.manifest[key] for key in held.manifest if key != "s_ifd"}
