@@ -11,7 +11,7 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import Field, dataclass, fields, is_dataclass
 from typing import Any
 
 from cherry_vllm.errors import UserError
@@ -237,25 +237,31 @@ SIMILARITY = number(at_least=0.3, at_most=0.95)  # where 128 MinHash values tell
 HALF = number(above=0, at_most=0.5)  # a fraction of the rows, taken at both ends
 
 
-def walk(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any, Limit | None]]:
-    """Every setting of a tree of dataclasses: its key, its value and its limit, if it has one."""
+def walk(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any, Field[Any]]]:
+    """Every setting of a tree of dataclasses: its key, its value and its field."""
     for field in fields(settings):
         key, value = f"{prefix}{field.name}", getattr(settings, field.name)
         if is_dataclass(value):
             yield from walk(value, f"{key}.")
         else:
-            yield key, value, field.metadata.get(LIMIT)
+            yield key, value, field
 
 
 def check(settings: Any, prefix: str = "") -> None:
     """Checks every setting of a tree of dataclasses against its limit.
 
+    Only a setting whose default is None may be None.
+
     Raises:
         UserError: a setting is outside its limit; the first one is named.
     """
-    for key, value, limit in walk(settings, prefix):
-        if limit is not None:
-            limit.check(key, value)
+    for key, value, field in walk(settings, prefix):
+        limit = field.metadata.get(LIMIT)
+        if limit is None:
+            continue
+        if value is None and field.default is not None:
+            raise UserError(f"{key}=null: give {limit.advice(value)}")
+        limit.check(key, value)
 
 
 def _show(value: Any) -> str:

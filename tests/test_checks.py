@@ -111,6 +111,11 @@ def kmeans() -> Config:
         ("train.lr_scheduler", "magic"),
         ("train.name", "../elsewhere"),
         ("pre_experience.num_epochs", 0),
+        ("select.strata", None),
+        ("select.join", None),
+        ("select.quota", None),
+        ("fit.indicators", None),
+        ("engine.enforce_eager", None),
     ],
 )
 def test_a_setting_out_of_range_is_refused_by_its_key_before_any_work(

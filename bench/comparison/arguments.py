@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import bench.comparison
 from bench.comparison.entries import Budget
-from cherry_vllm.checks import FRACTION, whole
+from cherry_vllm.checks import FRACTION, MOST_LONG, whole
 from cherry_vllm.errors import UserError
 
 
@@ -31,6 +31,7 @@ def read_arguments(words: Sequence[str]) -> argparse.Namespace:
     _check(found)
     if found.tokens_of.isdecimal():
         found.tokens_of = int(found.tokens_of)
+        whole(1, MOST_LONG).check("--tokens-of", found.tokens_of)
     if found.without_experience == []:
         found.without_experience = ["cherry"]
     return found

@@ -15,6 +15,7 @@ from cherry_vllm.selection.columns import CLUSTER
 from cherry_vllm.selection.expressions import Expressions
 
 RANDOM = "random"
+BASE, EXPERIENCED = "base", "pre-experienced"  # models that no choice made
 # Settings that this command sets, and what to give instead.
 OURS = {
     "run_dir": "--run-dir",
@@ -45,9 +46,14 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """Its name in the table, and that of its folder."""
+        """Its name in the table."""
         budget = " by tokens" if self.budget is Budget.TOKENS else ""
         return f"{self.strategy}{budget}{' without experience' if self.by_base else ''}"
+
+    @property
+    def folder(self) -> str:
+        """The name of its folder."""
+        return self.name.replace(" ", "-")
 
     @property
     def baseline(self) -> "Entry":
@@ -63,7 +69,7 @@ def plan(
     A strategy may name its budget, as in ``longest:tokens``; others have all the ``budgets``.
 
     Raises:
-        UserError: it names another budget.
+        UserError: it names another budget, or its name is that of another model.
     """
     entries = []
     for text in strategies:
@@ -72,7 +78,16 @@ def plan(
             raise UserError(f"--strategies {text}: give {name}:rows or {name}:tokens")
         entries += [Entry(name, Budget(each)) for each in ([budget] if budget else budgets)]
     entries += [Entry(name, Budget.ROWS, by_base=True) for name in without_experience]
-    return list(dict.fromkeys([*(entry.baseline for entry in entries), *entries]))
+    entries = list(dict.fromkeys([*(entry.baseline for entry in entries), *entries]))
+    taken = {BASE, EXPERIENCED}
+    for entry in entries:
+        if entry.folder in taken:
+            raise UserError(
+                f"--strategies {entry.strategy}: another model is called {entry.folder}; give the "
+                "strategy's file another name"
+            )
+        taken.add(entry.folder)
+    return entries
 
 
 @dataclass(frozen=True)

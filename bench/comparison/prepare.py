@@ -2,8 +2,10 @@
 
 import argparse
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from bench.comparison.entries import Budget, Entry, Settings, plan
 from bench.comparison.rows import RowReader, RowSet
@@ -12,7 +14,7 @@ from cherry_vllm.commands.inputs import find_input, find_model, find_prompt
 from cherry_vllm.commands.pipeline import check_settings
 from cherry_vllm.commands.sample import has_experience
 from cherry_vllm.config import Config, choice_of
-from cherry_vllm.errors import UserError
+from cherry_vllm.errors import DamagedFileError, UserError
 from cherry_vllm.prompts.spans import SpanBuilder, open_span_builder
 from cherry_vllm.selection.ranking import take_share
 from cherry_vllm.store.files import read_json, write_json
@@ -37,7 +39,7 @@ def prepare(arguments: argparse.Namespace) -> Comparison:
     )
     config = check(settings, entries, arguments)
     base = find_model(config)
-    known = read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
+    known = read_known(folder)
     config.prompt.date = known.get("date") or config.prompt.date
     prompt = find_prompt(config, base)
     builder = open_span_builder(
@@ -65,6 +67,23 @@ def prepare(arguments: argparse.Namespace) -> Comparison:
     facts = {"fingerprint": comparison.fingerprint, "date": prompt.date}
     write_json(folder / SETTINGS, facts | {"settings": arguments.settings})
     return comparison
+
+
+def read_known(folder: Path) -> dict[str, Any]:
+    """What an earlier call left in the folder about itself; nothing if the folder is new.
+
+    Raises:
+        UserError: the folder holds other files, which the results could replace.
+    """
+    known: dict[str, Any] = {}
+    with suppress(OSError, DamagedFileError):
+        known = read_json(folder / SETTINGS)
+    others = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+    if others and "fingerprint" not in known:
+        raise UserError(
+            f"--run-dir {folder}: holds {min(others)}, not from a comparison; choose a new one"
+        )
+    return known
 
 
 def check(settings: Settings, entries: Sequence[Entry], arguments: argparse.Namespace) -> Config:

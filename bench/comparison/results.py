@@ -10,11 +10,10 @@ import numpy as np
 import polars as pl
 
 from bench.comparison.bootstrap import Counts, Difference, Floats, compare, mean_loss
-from bench.comparison.entries import Entry
+from bench.comparison.entries import BASE, EXPERIENCED, Entry
 from cherry_vllm.selection.chosen_rows import decode_rows
 from cherry_vllm.store.files import read_json, write_json
-
-BASE, EXPERIENCED = "base", "pre-experienced"  # models that no choice made
+from cherry_vllm.store.hashes import file_sha256
 
 
 @dataclass
@@ -28,6 +27,7 @@ class Result:
     num_rows: int | None = None
     num_answer_tokens: int | None = None
     nll: dict[str, list[float]] = field(default_factory=dict)  # by held-out set, of each row
+    tables: dict[str, str] = field(default_factory=dict)  # that it was chosen by, with their hashes
 
     @classmethod
     def read(cls, file: Path) -> Self | None:
@@ -35,6 +35,12 @@ class Result:
         with suppress(OSError, ValueError, TypeError):
             return cls(**read_json(file))
         return None
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the tables that it was chosen by still hold what they held."""
+        files = {Path(name): held for name, held in self.tables.items()}
+        return all(file.is_file() and file_sha256(file) == held for file, held in files.items())
 
     def write(self, file: Path) -> None:
         write_json(file, asdict(self))

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from bench.comparison import stages
 from bench.comparison.clock import MEASURE, SCORE, TRAIN, Clock, show_time
-from bench.comparison.entries import Budget, Entry, Settings
-from bench.comparison.results import BASE, EXPERIENCED, Result
+from bench.comparison.entries import BASE, EXPERIENCED, Budget, Entry, Settings
+from bench.comparison.results import Result
 from bench.comparison.rows import RowSet
 from cherry_vllm.cli.launch import describe_failure
 from cherry_vllm.commands.job import Outcome
@@ -21,6 +21,7 @@ from cherry_vllm.config import Config
 from cherry_vllm.engines.checkpoint import Checkpoint
 from cherry_vllm.errors import UserError
 from cherry_vllm.selection.chosen_rows import ROWS
+from cherry_vllm.selection.columns import EMBEDDINGS, RATING
 from cherry_vllm.store.files import atomic_path
 from cherry_vllm.store.hashes import fingerprint
 from cherry_vllm.training.tuned_model import TunedModel
@@ -155,6 +156,12 @@ class Run:
             result.rows = mark[ROWS]
             result.num_rows = mark["num_selected"]
             result.num_answer_tokens = mark["num_answer_tokens"]
+            paths = {RATING: config.select.ratings}
+            result.tables = {
+                paths.get(name, name): held
+                for name, held in mark["tables"].items()
+                if name != EMBEDDINGS  # which `embed` found by all that decides them
+            }
             result.write(self._file(entry.name, seed))
             counts = f"{result.num_rows:,} rows, {result.num_answer_tokens:,} answer tokens"
             self._say(f"seed {seed}, {entry.name}: {counts}")
@@ -209,7 +216,7 @@ class Run:
         more = {"max_length": config.max_length, "columns": asdict(config.data.columns)}
         decided_by = fingerprint({"of": self._of.fingerprint, "seed": seed, **settings, **more})
         found = self._known(name, seed)
-        if found is None or found.decided_by != decided_by:
+        if found is None or found.decided_by != decided_by or not found.is_current:
             found = Result(name, decided_by, seed)
         self._results[name, seed] = found
         return found

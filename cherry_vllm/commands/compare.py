@@ -1,5 +1,7 @@
 """``cherry-vllm compare-selections``: what two selections share, and what each prefers."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +42,9 @@ def compare_selections(config: Config, job: Job) -> Outcome:
     first, second = (
         open_selection(Path(path), scored) for path in (settings.first, settings.second)
     )
+    config = _with_strata(config, (first, second))
     scores, rows, sources = open_columns(scored, extras_of(config))
-    scores = sources.add(scores, [name for name in sources.joined if name not in scores.columns])
+    scores = sources.add(scores, sources.find_unambiguous(scores.columns))
     grouped = overlap.group_rows(scores, first.rows, second.rows)
     facts = {
         "first": _describe(first),
@@ -68,14 +71,26 @@ def _describe(selection: Selection) -> dict[str, Any]:
     return {"output": str(selection.output), **{name: selection.mark[name] for name in names}}
 
 
+def _with_strata(config: Config, selections: Sequence[Selection]) -> Config:
+    """The settings, with the strata of the first selection that has any if they name none."""
+    for chosen in selections:
+        if not as_list(config.select.strata):
+            choice, clusters = chosen.choice, chosen.mark.get("num_clusters")
+            select = replace(
+                config.select,
+                strata=list(choice.strata),
+                bins=choice.bins,
+                num_clusters=clusters or config.select.num_clusters,
+            )
+            config = replace(config, select=select, seed=choice.seed)
+    return config
+
+
 def _share_strata(
     config: Config, scores: pl.DataFrame, sources: Sources, first: Selection, second: Selection
 ) -> dict[str, dict[str, int]]:
-    """The rows of each stratum; the settings name the strata, or else one of the selections."""
+    """The rows of each stratum."""
     texts, bins = as_list(config.select.strata), config.select.bins
-    for mark in (first.mark, second.mark):
-        if not texts:
-            texts, bins = mark["strata"], mark["bins"]
     if not texts:
         return {}
     expressions = [

@@ -53,6 +53,11 @@ def _measure(config: Config, table: Path, subsets: pl.DataFrame) -> pl.DataFrame
         raise UserError(
             f"{table}: fit.indicators needs a column {SELECTION}: what `select` wrote for each"
         )
+    if config.fit.loss not in subsets.columns:
+        raise UserError(
+            f"{table}: needs the column {config.fit.loss} (fit.loss); there are "
+            f"{', '.join(subsets.columns)}"
+        )
     scored, texts = open_scores(Path(config.scores_dir)), as_list(config.fit.indicators)
     scores, _, sources = open_columns(scored, extras_of(config))
     named = [

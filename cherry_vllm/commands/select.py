@@ -26,7 +26,9 @@ def select_from(config: Config, job: Job, scores_dir: Path, scores: str | None =
     """
     output, choice = find_output(job, "select.output", config.select.output), choice_of(config)
     held = read_mark(output) if job.is_sweep else None
-    asked = {**choice.to_json(), "with_scores": config.select.with_scores}
+    asked = choice.to_json() | {
+        name: getattr(config.select, name) for name in ("num_clusters", "with_scores")
+    }
     if held and not asked.items() <= held.items():
         raise UserError(
             f"{output}: holds another selection, which this sweep would replace; give each job a "
@@ -53,13 +55,8 @@ def extras_of(config: Config) -> Extras:
     return Extras(
         tables=[Path(table) for table in as_list(settings.join)],
         ratings=Path(settings.ratings),
-        find_clusters=partial(
-            find_clusters,
-            Path(config.run_dir),
-            folder=embeddings,
-            num_clusters=settings.num_clusters,
-            seed=config.seed,
-        ),
+        find_clusters=partial(find_clusters, num_clusters=settings.num_clusters, seed=config.seed),
+        num_clusters=settings.num_clusters,
         find_embeddings=partial(find_embeddings, Path(config.run_dir), folder=embeddings),
         with_scores=settings.with_scores,
         s_ifd_percent=config.score.s_ifd_percent,

@@ -85,9 +85,10 @@ def _show_shares(shares: dict[str, dict[str, Any]]) -> list[str]:
         lines.append(f"  and {len(shares) - MAX_SHOWN_STRATA:,} more, in the .meta.json")
     short = [name for name, held in shares.items() if held["is_short"]]
     if short:
+        fate = "gave their places to the others" if len(short) < len(shares) else "are taken whole"
         lines.append(
-            f"  {len(short)} of {len(shares)} strata are too small, and gave their places to the "
-            f"others: {', '.join(short[:MAX_SHOWN_NAMES])}"
+            f"  {len(short)} of {len(shares)} strata are too small, and {fate}: "
+            f"{', '.join(short[:MAX_SHOWN_NAMES])}"
         )
     return lines
 

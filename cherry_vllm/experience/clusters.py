@@ -1,15 +1,14 @@
 """Clusters of instructions, and which rows of each the experience takes (paper, section 2.1)."""
 
 import warnings
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from cherry_vllm.experience.stored_embeddings import find_embeddings, read_vectors
-from cherry_vllm.store.scores import Scores
+from cherry_vllm.experience.stored_embeddings import read_vectors
+from cherry_vllm.store.shards import Shards
 
 N_INIT, MINIBATCH_ROWS = 10, 100_000  # of clusters for a selection, as in conf/sample/kmeans.yaml
 MINIBATCH_SIZE = 4096  # rows per step; each start is computed from three times as many
@@ -57,14 +56,8 @@ def cluster_embeddings(
     return Clustering(labels, len(np.unique(labels)), method)
 
 
-def find_clusters(
-    run_dir: Path, scores: Scores, *, folder: Path | None = None, num_clusters: int, seed: int
-) -> pl.DataFrame:
-    """Columns ``row`` and ``cluster`` (K-Means) of the rows that have an embedding.
-
-    See :func:`find_embeddings`.
-    """
-    embeddings = find_embeddings(run_dir, scores, folder=folder, user="the column cluster")
+def find_clusters(embeddings: Shards, *, num_clusters: int, seed: int) -> pl.DataFrame:
+    """Columns ``row`` and ``cluster`` (K-Means) of the rows that have an embedding."""
     rows, vectors = read_vectors(embeddings)
     clustering = cluster_embeddings(
         vectors,

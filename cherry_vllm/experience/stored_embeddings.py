@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def find_embeddings(
-    run_dir: Path, scores: Scores, *, folder: Path | None = None, user: str = "select.diversify"
+    run_dir: Path, scores: Scores, user: str, *, folder: Path | None = None
 ) -> Shards:
     """The embeddings of the rows of ``scores``: in ``folder``, or else the only ones of the run.
 

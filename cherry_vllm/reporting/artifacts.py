@@ -133,11 +133,8 @@ def _parse_selection(mark: Path, scores: Scores) -> ScoredSelection | None:
     if not is_ours(output):
         log.warning("%s: edited or deleted since `select` wrote it; not in the report", output)
         return None
-    Choice.from_json(facts)
     chosen = pl.DataFrame({"row": open_selection(mark, scores).rows}, schema={"row": pl.Int64})
     rows = scores.frame.join(chosen, on="row", how="semi", maintain_order="left")
-    if rows.height != facts["num_selected"]:
-        raise ValueError("its rows are not those that it counts")
     return ScoredSelection(facts, rows)
 
 

@@ -74,8 +74,12 @@ def find_threshold(logprobs: pl.LazyFrame, percent: float) -> float | None:
 
 
 def _count(bits: pl.LazyFrame) -> pl.DataFrame:
-    """How often each value of ``bits`` occurs, in order; at most 2**17 different values."""
-    return bits.group_by("bits").len().collect(engine="streaming").sort("bits")
+    """How often each value of ``bits`` occurs, in order; at most 2**17 different values.
+
+    Polars counts in 32 bits, and sums of such counts would begin again at 0.
+    """
+    counts = bits.group_by("bits").agg(pl.len().cast(pl.Int64))
+    return counts.collect(engine="streaming").sort("bits")
 
 
 def _find(counts: pl.DataFrame, place: int) -> int:

@@ -88,6 +88,11 @@ class Choice:
                 f"select.threshold={self.threshold:g}: rows in random order have no rank that "
                 "could reach it; give null"
             )
+        if isinstance(self.quota, Mapping) and not self.strata:
+            raise UserError(
+                "select.quota: names strata, but there are none; give select.strata, as in "
+                "[record.source]"
+            )
         sizes = (self.fraction, self.count, self.num_tokens)
         if self.diversify and all(size is None for size in sizes):
             raise UserError(

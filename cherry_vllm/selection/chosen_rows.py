@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from cherry_vllm.errors import UserError
+from cherry_vllm.selection.choice import Choice
 from cherry_vllm.selection.outputs import COMMAND
 from cherry_vllm.store.files import read_json
 from cherry_vllm.store.marks import MADE_BY, SUFFIX, read_mark
 from cherry_vllm.store.scores import Scores
 
 ROWS = "rows"  # a key of the mark
+FAULTS = (AttributeError, KeyError, TypeError, ValueError, UserError)  # of an edited mark
 NOT_OURS = "not what `cherry-vllm select` wrote, or edited; select again"
 
 
@@ -22,6 +24,7 @@ class Selection:
 
     output: Path  # what it wrote, or the mark beside that
     mark: dict[str, Any]
+    choice: Choice
     rows: list[int]
 
 
@@ -44,10 +47,14 @@ def open_selection(output: Path, scored: Scores) -> Selection:
             "scores_dir that it was chosen from"
         )
     try:
-        rows = decode_rows(mark[ROWS])
-    except ValueError:
+        rows, choice = decode_rows(mark[ROWS]), Choice.from_json(mark)
+        counts = [mark[name] for name in ("num_selected", "num_answer_tokens")]
+    except FAULTS:
         raise UserError(f"{output}: {NOT_OURS}") from None
-    return Selection(output, mark, rows)
+    is_whole = all(isinstance(count, int) for count in counts)
+    if not is_whole or counts[0] != len(rows) or rows[-1] >= scored.frame.height:
+        raise UserError(f"{output}: {NOT_OURS}")
+    return Selection(output, mark, choice, rows)
 
 
 def encode_rows(rows: Iterable[int]) -> str:

@@ -60,6 +60,10 @@ class Expression:
                 known = ", ".join(dict.fromkeys([*held, *others]))
                 raise self.refuse(f"no column {name}; there are {known}")
 
+    def is_column(self, name: str) -> bool:
+        """Whether it is a column and nothing else, however it is written."""
+        return self.parsed.meta.eq(pl.col(name))
+
     def refuse(self, fault: str) -> UserError:
         """The error that names the setting and its value."""
         return UserError(f"{self.key}={self.text}: {fault}")
@@ -108,7 +112,7 @@ class Expressions:
 def evaluate(expression: Expression, frame: pl.DataFrame) -> pl.Series:
     """One value for each row of ``frame``, which has the expression's columns.
 
-    Unsigned numbers count as signed ones, so that their differences may be negative.
+    Unsigned numbers count as signed ones, so that their differences may be negative. NaN is null.
 
     Raises:
         UserError: types do not match, or there is not one value per row.
@@ -121,7 +125,8 @@ def evaluate(expression: Expression, frame: pl.DataFrame) -> pl.Series:
         raise expression.refuse(f"{first_line(error)}; check its names and types") from None
     if found.shape != (frame.height, 1) or not expression.columns:
         raise expression.refuse("not one value for each row; name a column, and aggregate nothing")
-    return found.to_series()
+    values = found.to_series()
+    return values.fill_nan(None) if values.dtype.is_float() else values
 
 
 def _rewrite(key: str, text: str, known: Collection[str]) -> str:

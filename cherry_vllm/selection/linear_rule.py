@@ -78,10 +78,10 @@ def fit(
     ``are_expressions``, their names are the SQL that :func:`measure` measured.
 
     Raises:
-        UserError: there are no such columns, other values than numbers, too few lines, or only one
-            loss.
+        UserError: there are no such columns, other values than numbers, a column of indicators
+            without a name, too few lines, or only one loss.
     """
-    indicators = [name for name in frame.columns if name != loss and frame[name].dtype.is_numeric()]
+    indicators = _find_indicators(table, frame, loss)
     if loss not in frame.columns or not indicators:
         raise UserError(
             f"{table}: needs the column {loss} (fit.loss) and columns of indicators; there are "
@@ -105,6 +105,23 @@ def fit(
     explained = 1 - float(rest @ rest) / float(spread @ spread)
     weights = dict(zip(indicators, map(float, found[1:]), strict=True))
     return LinearRule(weights, float(found[0]), explained, len(values), are_expressions)
+
+
+def _find_indicators(table: Path, frame: pl.DataFrame, loss: str) -> list[str]:
+    """The columns of numbers; refuses one that text such as "NA" makes one of text."""
+    found = [name for name in frame.columns if name != loss and frame[name].dtype.is_numeric()]
+    for name in frame.select(pl.col(pl.String).exclude(loss)).columns:
+        texts = frame[name].drop_nulls()
+        is_number = texts.cast(pl.Float64, strict=False).is_not_null()
+        if is_number.any():
+            odd = [*texts.filter(~is_number), "numbers as text"][0]
+            raise UserError(f"{table}: column {name}: {odd}; give numbers, or leave the column out")
+    if not all(map(str.strip, found)):
+        raise UserError(
+            f"{table}: a column of numbers without a name; name it, or leave it out if it only "
+            "counts the lines"
+        )
+    return found
 
 
 def measure(frame: pl.DataFrame, rows: pl.DataFrame, indicators: list[str]) -> pl.DataFrame:

@@ -37,7 +37,7 @@ def check_output(
     """Raises a UserError if writing ``output`` would destroy or mix up something.
 
     It can't be one of a run's own files in the ``run_dirs``, the data that was scored, one of the
-    ``tables`` that are joined, or anything that ``select`` did not write.
+    ``tables`` that are read, or anything that ``select`` did not write.
     """
     for folder in (*run_dirs, scores.folder):
         if is_reserved(output, folder):
@@ -48,7 +48,10 @@ def check_output(
     check_replaceable(output, COMMAND)
     for table in tables:
         if table.resolve().is_relative_to(output.resolve()):
-            raise UserError(f"{output}: select.join reads {table}; choose another select.output")
+            raise UserError(
+                f"{output}: select.join or select.ratings reads {table}; choose another "
+                "select.output"
+            )
     for source in _sources_within(output, scores):
         raise UserError(
             f"{output}: holds data that this run scored ({source}); choose another select.output"

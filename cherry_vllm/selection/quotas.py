@@ -9,10 +9,10 @@ import numpy as np
 import polars as pl
 
 from cherry_vllm.errors import UserError
+from cherry_vllm.selection.columns import CLUSTER
 from cherry_vllm.selection.expressions import Expression, evaluate
 
 NO_VALUE = "no value"  # the label of rows in which an expression is null
-LABELS = {"cluster"}  # columns whose numbers are names
 MAX_STRATA = 10_000
 
 
@@ -60,7 +60,8 @@ def divide(frame: pl.DataFrame, expressions: Sequence[Expression], bins: int) ->
     """The strata of the rows of ``frame``: one for each combination of values that occurs.
 
     Numbers with more than ``bins`` different values are cut into that many bins of about
-    equally many rows; equal values are in one bin. Without expressions all rows are one stratum.
+    equally many rows, except clusters; equal values are in one bin. Without expressions all rows
+    are one stratum.
 
     Raises:
         UserError: an expression has no value for each row, or two strata have one label.
@@ -112,9 +113,7 @@ def _divide_by(values: pl.Series, expression: Expression, bins: int) -> tuple[pl
     """The code of each value and the labels of the codes, in order; null is the last."""
     if values.dtype.is_nested():
         raise expression.refuse("lists or objects; name one value of each row")
-    if values.dtype.is_float():
-        values = values.fill_nan(None)
-    is_number = values.dtype.is_numeric() and expression.text not in LABELS
+    is_number = values.dtype.is_numeric() and not expression.is_column(CLUSTER)
     is_cut = is_number and values.drop_nulls().n_unique() > bins
     places = _bins(values, bins) if is_cut else values
     held = pl.DataFrame({"code": places.rank("dense"), "value": values}).drop_nulls()

@@ -13,13 +13,12 @@ from cherry_vllm.errors import UserError
 from cherry_vllm.options import Order, Pool, Rule
 from cherry_vllm.schema import DropReason
 from cherry_vllm.selection.choice import Choice
-from cherry_vllm.selection.columns import Sources
+from cherry_vllm.selection.columns import RANK, Sources
 from cherry_vllm.selection.diversity import keep_embedded, pick_diverse
 from cherry_vllm.selection.duplicates import drop_duplicates
 from cherry_vllm.selection.expressions import Expression, Expressions, evaluate
 from cherry_vllm.selection.quotas import Strata, allocate, apportion, divide, weigh
 
-RANK = "rank_value"  # the column of the rank, unless it is random
 NO_SOURCES = Sources()
 
 

@@ -8,6 +8,7 @@ from cherry_vllm.errors import UserError
 from cherry_vllm.runtime.text import first_line
 
 NOT_RATED = "not rated"
+RATING_REASON = "rating_reason"  # a column: why a row has no rating
 
 
 def read_ratings(file: Path, origin: str | None = None) -> pl.DataFrame:

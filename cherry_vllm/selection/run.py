@@ -25,8 +25,8 @@ from cherry_vllm.store.marks import MADE_BY
 from cherry_vllm.store.scores import Scores, open_scores
 from cherry_vllm.store.shards import Shards
 
-FindClusters = Callable[[Scores], pl.DataFrame]
-FindEmbeddings = Callable[[Scores], Shards]
+FindClusters = Callable[[Shards], pl.DataFrame]
+FindEmbeddings = Callable[[Scores, str], Shards]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,8 @@ class Extras:
     tables: Sequence[Path] = ()  # joined by row
     ratings: Path | None = None
     find_clusters: FindClusters | None = None  # columns row and cluster
-    find_embeddings: FindEmbeddings | None = None  # of schema.EMBEDDINGS
+    num_clusters: int | None = None  # that it looks for
+    find_embeddings: FindEmbeddings | None = None  # of schema.EMBEDDINGS; who needs them
     with_scores: bool = False  # written into the rows
     s_ifd_percent: float = 75  # for scores of an earlier release, which lack s_ifd
 
@@ -83,21 +84,24 @@ def select_records(
     """
     check_format(output)
     scored = open_scores(scores_dir, wanted)
-    check_output(output, scored, run_dirs, extras.tables)
+    read = [*extras.tables, *([extras.ratings] if extras.ratings else [])]
+    check_output(output, scored, run_dirs, read)
     scores, rows, sources = open_columns(scored, extras)
     chosen = choose(scores, choice, sources)
+    explained = explain(chosen)
     facts = {
         MADE_BY: COMMAND,
         "scores": scored.fingerprint,
         "contents": scored.contents,
         "num_selected": chosen.rows.height,
-        "num_answer_tokens": int(chosen.rows["num_answer_tokens"].sum()),
+        "num_answer_tokens": explained["lengths"]["selected"]["answer_tokens"],
         "num_usable": count_outcomes(scores)["usable"],
         "num_above_one": chosen.rows["drop_reason"].count(),  # of the selected rows
         **choice.to_json(),
+        "num_clusters": extras.num_clusters,
         "with_scores": extras.with_scores,
         "tables": {name: file_sha256(table) for name, table in sources.used.items()},
-        **explain(chosen),
+        **explained,
     }
     if RATING in sources.used:
         facts["without_rating"] = count_unrated(chosen.pool)
@@ -126,7 +130,7 @@ def open_columns(scored: Scores, extras: Extras) -> tuple[pl.DataFrame, pl.LazyF
         num_rows=scores.height,
         tables=extras.tables,
         ratings=extras.ratings,
-        find_clusters=partial(extras.find_clusters, scored) if extras.find_clusters else None,
+        find_clusters=extras.find_clusters,
         find_embeddings=partial(extras.find_embeddings, scored) if extras.find_embeddings else None,
         origin=name_data(shards.summary["settings"]),
     )

@@ -2,18 +2,20 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
 
 from cherry_vllm.commands.compare import compare_selections
 from cherry_vllm.commands.job import Job
+from cherry_vllm.commands.select import select
 from cherry_vllm.config import compose
 from cherry_vllm.errors import UserError
 from cherry_vllm.selection.choice import Choice
 from cherry_vllm.selection.run import select_records
 from cherry_vllm.store.scores import open_scores
-from tests.made_up import score
+from tests.made_up import embed, score, write_embeddings
 
 
 @pytest.fixture
@@ -71,13 +73,46 @@ def test_counts_quartiles_and_strata_are_those_of_the_rows(
 def test_strata_may_come_from_a_joined_table(
     run_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    quality = pl.DataFrame({"row": range(26), "quality": ["good", "bad"] * 13, "ifd": [0.5] * 26})
-    quality.write_parquet(run_dir / "q.parquet")
+    columns = {"row": range(26), "quality": ["good", "bad"] * 13, "ifd": 0.5, "instruction": "Q"}
+    pl.DataFrame(columns).write_parquet(run_dir / "q.parquet")
     joined = (f"select.join=['{run_dir / 'q.parquet'}']", "select.strata=[quality]")
     compare(run_dir, "high.json", "low.json", *joined)
     shown = capsys.readouterr().out
     assert "good" in shown
     assert "bad" in shown
+
+
+def test_the_strata_are_the_clusters_that_a_selection_was_made_with(run_dir: Path) -> None:
+    rows = open_scores(run_dir).rows_fingerprint
+    write_embeddings(run_dir / "embeddings", embed(range(19)), rows)
+    job = Job(run_dir, is_sweep=False)
+    words = ("select=balanced", "select.num_clusters=3", "select.count=6", "seed=5")
+    select(compose(f"run_dir={run_dir}", *words, "select.output=balanced.json"), job)
+    shares = json.loads((run_dir / "balanced.json.meta.json").read_text())["shares"]
+    compare(run_dir, "high.json", "balanced.json", "compare.output=c.json")
+    found = json.loads((run_dir / "c.json").read_text())["strata"]
+    assert {name: (held["pool"], held["second"]) for name, held in found.items()} == {
+        name: (held["pool"], held["selected"]) for name, held in shares.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"rows": "one two"},
+        {"rows": 5},
+        {"rows": "0-4 25-26"},
+        {"strategy": None, "num_selected": 3},
+        {"num_answer_tokens": None},
+        {"bins": "x"},
+        {"strata": 5},
+    ],
+)
+def test_an_edited_mark_is_refused_in_one_line(run_dir: Path, edit: dict[str, Any]) -> None:
+    mark = json.loads((run_dir / "low.json.meta.json").read_text())
+    (run_dir / "edited.meta.json").write_text(json.dumps(mark | edit))
+    with pytest.raises(UserError, match=r"edited\.meta\.json: not what .* or edited"):
+        compare(run_dir, "edited.meta.json", "high.json")
 
 
 def test_the_mark_alone_will_do_and_a_folder_too(
@@ -98,10 +133,6 @@ def test_what_is_no_selection_of_these_scores_is_refused_in_one_line(run_dir: Pa
     (run_dir / "mine.json").write_text("[]")
     with pytest.raises(UserError, match=r"mine\.json: not what `cherry-vllm select` wrote"):
         compare(run_dir, "mine.json", "high.json")
-    mark = json.loads((run_dir / "low.json.meta.json").read_text())
-    (run_dir / "edited.meta.json").write_text(json.dumps(mark | {"rows": "one two"}))
-    with pytest.raises(UserError, match=r"edited\.meta\.json: not what .* or edited"):
-        compare(run_dir, "edited.meta.json", "high.json")
     with pytest.raises(UserError, match=r"no column nosuch"):
         compare(run_dir, "low.json", "high.json", "select.strata=nosuch")
     score(run_dir, first=0.2)

@@ -183,15 +183,12 @@ def test_tables_join_by_row_and_are_in_the_mark(run_dir: Path) -> None:
     assert chosen(run_dir, *words, "select.count=5") == [14, 15, 16, 17, 18]
 
 
-def test_a_table_that_is_joined_is_not_the_output(run_dir: Path) -> None:
-    held = run(run_dir, "select.count=5", "select.output=own.parquet").artifact.read_bytes()
-    with pytest.raises(UserError, match=r"own\.parquet: select\.join reads .*choose another sel"):
-        run(
-            run_dir,
-            "select.count=3",
-            "select.output=own.parquet",
-            f"select.join={run_dir}/own.parquet",
-        )
+@pytest.mark.parametrize("setting", ["select.join", "select.ratings"])
+def test_a_table_that_is_read_is_not_the_output(run_dir: Path, setting: str) -> None:
+    words = ("select.count=3", "select.output=own.parquet")
+    held = run(run_dir, *words).artifact.read_bytes()
+    with pytest.raises(UserError, match=r"own\.parquet: .* reads .*; choose another sel"):
+        run(run_dir, *words, f"{setting}={run_dir}/own.parquet")
     assert (run_dir / "own.parquet").read_bytes() == held
 
 
@@ -259,11 +256,18 @@ def embed_rows(run_dir: Path, model: str = "", **settings: bool) -> Path:
 
 
 def test_clusters_come_from_the_embeddings_of_the_run(run_dir: Path) -> None:
-    embed_rows(run_dir)
+    folder = embed_rows(run_dir)
     words = ("select=balanced", "select.where=row < 18", "select.num_clusters=3")
     assert chosen(run_dir, *words, "select.count=6") == [12, 13, 14, 15, 16, 17]
-    one = ("select.where=row < 18", "select.group=cluster", "select.max_per_group=1")
-    assert chosen(run_dir, *one, "select.num_clusters=3", "select.fraction=null") == [15, 16, 17]
+    one = ["select.where='row < 18'", "select.group=cluster", "select.max_per_group=1"]
+    one.append("select.fraction=null")
+    assert chosen(run_dir, *one, "select.num_clusters=3") == [15, 16, 17]
+    mark = json.loads((run_dir / "cherry.json.meta.json").read_text(encoding="utf-8"))
+    assert mark["num_clusters"] == 3
+    assert mark["tables"] == {"embeddings": file_sha256(folder / "complete.json")}
+    run(run_dir, *one, "select.num_clusters=3", is_sweep=True)
+    with pytest.raises(UserError, match="holds another selection"):
+        run(run_dir, *one, "select.num_clusters=2", is_sweep=True)
 
 
 def test_diverse_rows_come_from_the_embeddings_of_the_run(
@@ -338,6 +342,14 @@ def test_the_card_counts_rows_above_one_once(run_dir: Path) -> None:
         *("9", "17", "26"),
     ]
     assert "dropped: ifd_above_one" not in table
+
+
+def test_answer_tokens_are_counted_beyond_32_bits(run_dir: Path) -> None:
+    held = open_scores(run_dir)
+    many = held.frame.with_columns(num_answer_tokens=pl.lit(3 * 10**9, pl.UInt32))
+    with changing_scores(run_dir):
+        write_scores(run_dir, many, held.rows_folder, held.manifest)
+    assert run(run_dir, "select.count=2").facts["num_answer_tokens"] == 6 * 10**9
 
 
 def test_columns_that_an_earlier_release_left_out_are_found_for_the_choice(run_dir: Path) -> None:

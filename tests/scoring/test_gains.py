@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from cherry_vllm.errors import UserError
 from cherry_vllm.schema import GAINS, LOGPROBS, SCORES, SUMS
+from cherry_vllm.scoring import gains
 from cherry_vllm.scoring.gains import find_threshold
 from cherry_vllm.scoring.ifd import aggregate_logprobs, sum_logprobs
 from cherry_vllm.scoring.run import aggregate, with_gains
@@ -158,6 +159,19 @@ def test_the_threshold_is_numpys_percentile(
     sizes = [abs(np.float32(c) - np.float32(d)) for c, d in pairs]
     expected = np.percentile(np.array(sizes, np.float64), 100 - percent)
     assert find_threshold(frame.lazy(), percent) == pytest.approx(expected, rel=1e-6, abs=1e-12)
+
+
+def test_more_tokens_are_counted_than_32_bits_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many equal tokens as no test can hold: each counts for 10**9."""
+    count = gains._count
+
+    def count_more(bits: pl.LazyFrame) -> pl.DataFrame:
+        return count(bits).with_columns(pl.col("len") * 10**9)
+
+    monkeypatch.setattr(gains, "_count", count_more)
+    frame = frame_of(([[-1.0] * 6], [[-2.0] * 3 + [-3.0] * 3]))
+    assert find_threshold(frame.lazy(), 75) == 1
+    assert find_threshold(frame.lazy(), 25) == 2
 
 
 def test_sums_keep_all_but_s_ifd() -> None:

@@ -29,7 +29,7 @@ def test_a_quota_is_a_word_or_weights() -> None:
             UserError, match=r"select\.quota=.*: give proportional, equal, or a map"
         ):
             Choice(count=1, quota=quota)
-    assert Choice(count=1, quota={"a": 1, "b": 0}).quota == {"a": 1, "b": 0}
+    assert Choice(count=1, quota={"a": 1}, strata=("x",)).quota == {"a": 1}
 
 
 def test_a_threshold_is_a_finite_number() -> None:

@@ -12,11 +12,15 @@ from cherry_vllm.conversation import ASSISTANT, USER, Message, frame_messages, s
 from cherry_vllm.errors import UserError
 from cherry_vllm.schema import ROWS
 from cherry_vllm.selection.columns import Sources, read_texts
+from cherry_vllm.store.shards import Shards
 
 RECORDS: list[dict[str, Any]] = [
-    {"source": "a", "stars": 4, "meta": {"lang": "en", "id's": "x"}, "ok": True, "zip": "007"},
-    {"source": "it's", "stars": 2.5, "meta": {"lang": None}, "ok": False, "zip": "08"},
-    {"source": 'say "hi"\u00e9', "stars": "3", "meta": {}, "ok": True, "zip": "x"},
+    {"id": 2**60 + 1, "hash": str(2**128 - 1), "loss": "NaN"}
+    | {"source": "a", "stars": 4, "meta": {"lang": "en", "id's": "x"}, "ok": True, "zip": "007"},
+    {"id": str(2**60 + 2), "hash": "1", "loss": 1.5}
+    | {"source": "it's", "stars": 2.5, "meta": {"lang": None}, "ok": False, "zip": "08"},
+    {"id": 2**60, "hash": "2", "loss": "2"}
+    | {"source": 'say "hi"\u00e9', "stars": "3", "meta": {}, "ok": True, "zip": "x"},
     {"stars": None},
 ]
 
@@ -47,6 +51,9 @@ def field(name: str) -> list[Any]:
         ("ok", [True, False, True, None]),
         ("zip", ["007", "08", "x", None]),
         ("nosuch", [None] * 4),
+        ("id", [2**60 + 1, 2**60 + 2, 2**60, None]),
+        ("hash", ["340282366920938463463374607431768211455", "1", "2", None]),
+        ("loss", [None, 1.5, 2.0, None]),
         ("source.deeper", [None] * 4),
     ],
 )
@@ -88,10 +95,17 @@ def test_columns_of_tables_join_by_row_whatever_their_order(tmp_path: Path) -> N
     assert found["row"].to_list() == [0, 1, 2, 3]
 
 
+def test_nan_in_a_table_is_null(tmp_path: Path) -> None:
+    """Polars holds NaN to be above every number, so a condition would be met."""
+    frame = pl.DataFrame({"row": [0, 1], "reward": [float("nan"), 1.0]})
+    found = sources(write(tmp_path / "a.parquet", frame)).add(SCORES, ["reward"])
+    assert found["reward"].to_list() == [None, 1.0, None, None]
+
+
 def test_what_no_expression_names_is_not_read(tmp_path: Path) -> None:
     table = write(tmp_path / "a.parquet", pl.DataFrame({"row": [9, 9], "reward": [1, 2]}))
 
-    def find_clusters() -> pl.DataFrame:
+    def find_clusters(_embeddings: Shards) -> pl.DataFrame:
         raise AssertionError("nobody asked")
 
     asked = sources(table, find_clusters=find_clusters, ratings=tmp_path / "none.parquet")
@@ -103,11 +117,24 @@ def test_what_no_expression_names_is_not_read(tmp_path: Path) -> None:
 def test_ratings_and_clusters_come_from_their_own_places(tmp_path: Path) -> None:
     ratings = write(tmp_path / "r.parquet", pl.DataFrame({"row": [1], "rating": [5.0]}))
     clusters = pl.DataFrame({"row": [2], "cluster": [7]})
-    asked = sources(ratings=ratings, find_clusters=lambda: clusters)
+    embeddings = Shards(tmp_path / "embeddings", {})
+    asked = sources(
+        ratings=ratings,
+        find_clusters=lambda _embeddings: clusters,
+        find_embeddings=lambda _user: embeddings,
+    )
     found = asked.add(SCORES, ["rating", "cluster"])
     assert found["rating"].to_list() == [None, 5.0, None, None]
     assert found["cluster"].to_list() == [None, None, 7, None]
-    assert asked.used == {"rating": ratings}
+    assert asked.used == {"rating": ratings, "embeddings": embeddings.folder / "complete.json"}
+
+
+@pytest.mark.parametrize("name", ["record.sorce", "record.meta.nosuch", "record."])
+def test_a_field_that_no_record_has_costs_one_line_with_those_that_are_there(name: str) -> None:
+    words = "no record has a value there; the first one has the fields id, hash, loss, source"
+    with pytest.raises(UserError, match=words) as error:
+        sources().add(SCORES, ["ifd", "record.source", name])
+    assert str(error.value).startswith(f"{name}: ")
 
 
 @pytest.mark.parametrize(
@@ -143,17 +170,21 @@ def test_a_name_in_two_tables_is_refused_only_if_it_is_used(tmp_path: Path) -> N
     assert found.columns == ["row", "ifd", "x", "y"]
     with pytest.raises(UserError, match=r"both .*one\.parquet and .*two\.parquet have a column re"):
         sources(one, two).add(SCORES, ["reason"])
+    assert sources(one, two).find_unambiguous(SCORES.columns) == ["x", "y"]
     (tmp_path / "text.parquet").write_text("row,x", encoding="utf-8")
     with pytest.raises(UserError, match="not a Parquet file, or damaged"):
         sources(tmp_path / "text.parquet").add(SCORES, ["x"])
 
 
-@pytest.mark.parametrize("name", ["ifd", "instruction", "record.stars"])
-def test_a_name_that_scores_or_records_have_too_is_refused_only_if_it_is_used(
+@pytest.mark.parametrize(
+    "name", ["ifd", "instruction", "record.stars", "rank_value", "rating_reason"]
+)
+def test_a_name_that_something_else_has_too_is_refused_only_if_it_is_used(
     tmp_path: Path, name: str
 ) -> None:
     table = write(tmp_path / "a.parquet", pl.DataFrame({"row": [1], "x": [1], name: [2]}))
     assert sources(table).add(SCORES, ["x"])["x"].to_list() == [None, 1, None, None]
+    assert sources(table).find_unambiguous(SCORES.columns) == ["x"]
     with pytest.raises(UserError, match=rf"a\.parquet has a column {name}, and so have the scores"):
         sources(table).add(SCORES, ["x", name])
 

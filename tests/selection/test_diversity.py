@@ -36,7 +36,7 @@ def sources(tmp_path: Path) -> Sources:
     has_one = ~pl.col("row").is_in(MISSING)
     held = VECTORS.with_columns(pl.when(has_one).then("embedding").alias("embedding"))
     shards = write_embeddings(tmp_path / "embeddings", held, "rows")
-    return Sources(rows=ROWS, num_rows=FRAME.height, find_embeddings=lambda: shards)
+    return Sources(rows=ROWS, num_rows=FRAME.height, find_embeddings=lambda _user: shards)
 
 
 def picks(rows: list[int], method: Diversify, number: int) -> list[int]:
@@ -149,7 +149,7 @@ def test_neither_the_order_of_lines_nor_batches_matter(
     held = sources.embeddings.collect().sample(fraction=1, shuffle=True, seed=1)
     shuffled = write_embeddings(tmp_path / "shuffled", held, "rows")
     lines = ROWS.collect().sample(fraction=1, shuffle=True, seed=2).lazy()
-    again = Sources(rows=lines, num_rows=FRAME.height, find_embeddings=lambda: shuffled)
+    again = Sources(rows=lines, num_rows=FRAME.height, find_embeddings=lambda _user: shuffled)
     monkeypatch.setattr(diversity, "BATCH_ROWS", 7)
     frame = FRAME.sample(fraction=1, shuffle=True, seed=3)
     assert choose(frame, choice, again).rows["row"].to_list() == expected

@@ -56,6 +56,9 @@ def test_the_terminal_shows_steps_lengths_and_shares() -> None:
     assert any(line.startswith("selected 280 ") for line in lines)
     assert "and 6 more, in the .meta.json" in lines or "and 5 more, in the .meta.json" in lines
     assert any("strata are too small, and gave their places to the others" in x for x in lines)
+    everything = Choice(strata=("row % 2",), num_tokens=10**9)
+    shown = show_choice(explain(choose(made_up_frame(), everything)))
+    assert "2 of 2 strata are too small, and are taken whole: 0, 1" in shown
     plain = show_choice(explain(choose(made_up_frame(), Choice(count=3))))
     assert "stratum" not in plain
     narrowed = show_choice(explain(choose(made_up_frame(), Choice(count=3, where="ifd > 0.5"))))

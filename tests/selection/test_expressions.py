@@ -51,6 +51,7 @@ def value_of(text: str) -> list[object]:
         ("cluster", [3, 4, 3]),
         ("sum(row) OVER (PARTITION BY cluster order by row)", [0, 1, 2]),
         ("-(cluster - char_length(cast(cluster as varchar)))", [-2, -3, -2]),
+        ("ifd * 0.0 / row", [None, 0.0, None]),
     ],
 )
 def test_expressions_give_a_value_for_each_row(text: str, expected: list[object]) -> None:

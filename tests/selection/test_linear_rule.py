@@ -77,6 +77,9 @@ def test_the_fitted_strategy_ranks_by_the_lowest_predicted_loss(
         (lambda frame: frame.with_columns(loss=pl.lit(2.0)), "all losses are equal, so no rule"),
         (lambda frame: frame.with_columns(loss=pl.lit(math.nan)), "not finite"),
         (lambda frame: frame.with_columns(ifd=pl.lit(None, pl.Float64)), "a value is missing"),
+        (lambda frame: frame.with_columns(x=pl.Series(["NA", *"12" * 19, "3"])), "column x: NA;"),
+        (lambda frame: frame.with_columns(pl.col("ifd").cast(pl.String)), "column ifd: numbers as"),
+        (lambda frame: frame.with_row_index(""), "a column of numbers without a name; name it"),
     ],
 )
 def test_a_table_that_determines_no_rule_costs_one_line(
@@ -180,6 +183,7 @@ def choose_first(run_dir: Path, rank: str) -> int:
         (['fit.indicators=["1 / (row - 3)"]'], "number in 1 of the subsets' rows, such as row 3;"),
         (["fit.indicators=s_ifd"], "no finite number in 4 of the subsets' rows, such as row 15; "),
         (["fit.table=none.csv", "fit.indicators=ifd"], "none.csv: no such file"),
+        (["fit.loss=nll", "fit.indicators=ifd"], r"s.csv: needs the column nll"),
     ],
 )
 def test_indicators_that_cannot_be_measured_cost_one_line(

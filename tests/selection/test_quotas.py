@@ -82,7 +82,8 @@ def divided(*texts: str, bins: int = 2) -> dict[int, str]:
 
 def test_words_and_clusters_are_strata_as_they_are_and_null_is_one_too() -> None:
     assert list(divided("source").values()) == ["b", "a", "no value", "b", "a", "a", "b", "b"]
-    assert list(divided("cluster").values()) == ["11", "11", "3", "3", "3", "7", "7", "7"]
+    for text in ("cluster", '"cluster"', " (cluster) "):
+        assert list(divided(text).values()) == ["11", "11", "3", "3", "3", "7", "7", "7"]
     assert set(divided("flag").values()) == {"True", "False", "no value"} or set(
         divided("flag").values()
     ) == {"true", "false", "no value"}

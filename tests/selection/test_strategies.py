@@ -165,7 +165,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
     rows = pl.DataFrame({"row": FRAME["row"], "messages": frame_messages(said)})
     vectors = embed(range(FRAME.height)).filter(pl.col("row") % 9 > 0)
     embeddings = write_embeddings(tmp_path_factory.mktemp("run"), vectors, "rows")
-    return Sources(rows=rows.lazy(), find_embeddings=lambda: embeddings)
+    return Sources(rows=rows.lazy(), find_embeddings=lambda _user: embeddings)
 
 
 @pytest.mark.slow
@@ -252,6 +252,7 @@ def test_a_row_without_a_finite_rank_is_never_chosen() -> None:
         ({"group": "nosuch", "max_per_group": 1}, r"select\.group=nosuch: no column nosuch"),
         ({"strata": ("cluster",), "quota": {"x": 1}}, r"select\.quota: no stratum x; there are 0"),
         ({"strata": ("cluster",), "quota": {"3": 1}}, r"its strata have only \d+ of 100 rows"),
+        ({"quota": {"x": 1}}, r"select\.quota: names strata, but there are none; give select\.st"),
         ({"rank": "ifd / (row - row)"}, "none of 2.. usable rows have a finite rank"),
     ],
 )

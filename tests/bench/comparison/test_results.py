@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from bench.comparison.clock import MEASURE, TRAIN, Clock, show_time
-from bench.comparison.entries import Budget, Entry, plan
+from bench.comparison.entries import BASE, Budget, Entry, plan
 from bench.comparison.picture import draw_differences
-from bench.comparison.results import BASE, Result, find_overlaps, frame_rows, summarize
+from bench.comparison.results import Result, find_overlaps, frame_rows, summarize
 from bench.comparison.table import show_table, to_json, write_markdown
 from cherry_vllm.errors import UserError
 from cherry_vllm.figures.figure import save_png
@@ -29,6 +29,9 @@ def test_random_rows_of_each_budget_come_first_and_nothing_twice() -> None:
     assert [entry.name for entry in entries] == names
     with pytest.raises(UserError, match=r"--strategies cherry:epochs: give cherry:rows or"):
         plan(["cherry:epochs"], [Budget.ROWS], [])
+    for names in (["base"], ["pre-experienced"], ["mine:tokens", "mine-by-tokens:rows"]):
+        with pytest.raises(UserError, match=r"--strategies .*: another model is called .*; give"):
+            plan(names, [Budget.ROWS], [])
 
 
 def test_differences_are_to_random_rows_of_the_same_seeds() -> None:

@@ -3,13 +3,18 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import polars as pl
 import pytest
 
 from bench.comparison import stages
 from bench.comparison.__main__ import main
+from bench.comparison.entries import Budget, Entry, Settings
+from bench.comparison.rows import RowSet
+from bench.comparison.run import Comparison, Run
+from cherry_vllm.store.hashes import file_sha256
 from tests import fakes
 from tests.conftest import ROWS
 
@@ -126,6 +131,7 @@ def test_an_interrupted_comparison_goes_on_and_a_failure_costs_one_strategy_only
         (["--rows", "99"], "--rows 99: "),
         (["--rows", "0"], "--rows=0: give a whole number of at least 1"),
         (["--tokens-of", "nosuch", "--budgets", "tokens"], "select=nosuch: no such option"),
+        (["--tokens-of", "0"], "--tokens-of=0: give a whole number of at least 1"),
         (["--nosuch"], "unrecognized arguments: --nosuch"),
         (["select.count=3"], "select.count=3: give --fraction instead"),
         (["select=longest"], "select=longest: give --strategies instead"),
@@ -144,6 +150,48 @@ def test_mistakes_are_one_line_before_any_work(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("comparison: ")
     assert message in line
+
+
+def test_files_that_no_comparison_left_are_not_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "pool.jsonl"  # a name that a comparison gives to a file of its own
+    data.write_bytes(ROWS.read_bytes())
+    base = fakes.write_checkpoint(tmp_path.parent / f"{tmp_path.name}-base")
+    words = ["--run-dir", str(tmp_path), f"data.path={data}", f"model.path={base}"]
+    assert main([*OPTIONS, *words]) == 2
+    assert f"--run-dir {tmp_path}: holds pool.jsonl, not from" in capsys.readouterr().err
+    assert data.read_bytes() == ROWS.read_bytes()
+
+
+def test_a_choice_by_a_table_that_changed_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, chosen = tmp_path / "t.parquet", list[str]()
+    entry = Entry("cherry", Budget.ROWS)
+
+    def choose(*_arguments: Any) -> dict[str, Any]:
+        chosen.append(table.read_text())
+        counts = {"num_selected": 1, "num_answer_tokens": 1}
+        return {"rows": "0", "tables": {str(table): file_sha256(table)}, **counts}
+
+    monkeypatch.setattr(stages, "choose", choose)
+    monkeypatch.setattr(stages, "score", lambda *_arguments: (None, None))
+    comparison = Comparison(
+        settings=Settings(["sample=none"], tmp_path / "run"),
+        entries=[entry],
+        seeds=[0],
+        pool=RowSet("pool", ["{}"]),
+        sets=[],
+        base=cast(Any, SimpleNamespace(fingerprint="base")),
+        count=1,
+        tokens_of=1,
+        keep_models=False,
+    )
+    for content in ("one", "one", "two"):
+        table.write_text(content)
+        Run(comparison, tmp_path, lambda _line: None)._choose(entry, 0)
+    assert chosen == ["one", "two"]
 
 
 @pytest.mark.slow
