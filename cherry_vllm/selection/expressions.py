@@ -42,6 +42,7 @@ OPERATORS = {
     *("trailing", "true", "when"),
 }
 FAULTS = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
+WIDE = (pl.Int128, pl.UInt128)  # which NumPy lacks
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,8 @@ def evaluate(expression: Expression, frame: pl.DataFrame) -> pl.Series:
     if found.shape != (frame.height, 1) or not expression.columns:
         raise expression.refuse("not one value for each row; name a column, and aggregate nothing")
     values = found.to_series()
+    if values.dtype in WIDE:
+        raise expression.refuse("whole numbers of 128 bits; cast them to bigint or double")
     return values.fill_nan(None) if values.dtype.is_float() else values
 
 

@@ -82,6 +82,7 @@ def test_expressions_give_a_value_for_each_row(text: str, expected: list[object]
         ("*", "give a SQL expression|not one value for each row"),
         ("ifd + record.meta.source", "check its names and types"),
         ("count(*)", "not one value for each row"),
+        ("cast(row as hugeint)", "whole numbers of 128 bits; cast them to bigint"),
     ],
 )
 def test_a_mistake_costs_one_line(text: str, words: str) -> None:
