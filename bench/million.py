@@ -1,4 +1,4 @@
-"""A million rows through the Polars aggregation and every selection strategy: time and memory.
+"""A million rows through the Polars aggregation and the selection strategies: time and memory.
 
     python -m bench.million [--rows 1000000] [--tokens 100]
 
@@ -110,6 +110,13 @@ def run_step(step: str, run_dir: Path) -> None:
     print(f"{step:<20}{seconds:>8.1f} s{peak:>8.2f} GiB")
 
 
+def find_steps() -> list[str]:
+    """All steps; strategies that need embeddings are measured by :mod:`bench.diversity`."""
+    strategies = list_groups()["select"]
+    cheap = [name for name in strategies if not compose(f"select={name}").select.diversify]
+    return ["aggregate", *cheap, *MORE]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rows", type=int, default=1_000_000)
@@ -124,7 +131,7 @@ def main() -> None:
         write_inputs(Path(folder), arguments.rows, arguments.tokens)
         size = sum(file.stat().st_size for file in Path(folder).rglob("*.parquet")) / 2**30
         print(f"{arguments.rows:,} rows, {size:.2f} GiB of shards, {os.cpu_count()} cores")
-        for step in ("aggregate", *list_groups()["select"], *MORE):
+        for step in find_steps():
             command = [sys.executable, "-m", "bench.million", "--step", step, "--run-dir", folder]
             subprocess.run(command, check=True)
 
