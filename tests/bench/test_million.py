@@ -7,6 +7,7 @@ import pytest
 from bench.million import find_steps, run_step, write_inputs
 
 
+@pytest.mark.slow
 def test_each_step_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_inputs(tmp_path, num_rows=300, num_tokens=30)
     steps = find_steps()
