@@ -222,10 +222,10 @@ def test_the_report_shows_the_check_and_whether_it_is_of_the_scores(checking: Ch
     page = checking.run_dir / "report.html"
     checking.run(stage=report)
     assert "Check of the engine" in page.read_text(encoding="utf-8")
-    assert "others than those of the scores" not in page.read_text(encoding="utf-8")
+    assert "not those of the scores" not in page.read_text(encoding="utf-8")
     checking.run("score.keep_logprobs=false")
     checking.run(stage=report)
-    assert "others than those of the scores" in page.read_text(encoding="utf-8")
+    assert "not those of the scores" in page.read_text(encoding="utf-8")
 
 
 # --- the real thing ------------------------------------------------------------------------------
