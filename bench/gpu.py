@@ -47,7 +47,17 @@ MAX_LENGTH = 512
 KV_BYTES = 4 * 2**30  # of every vLLM engine, so that their memory can be compared
 MEMORY = {"gpu_memory_utilization": 0.1}  # must be free at the start; KV_BYTES decide the rest
 FP32_HEAD = {"hf_overrides": {"head_dtype": "float32"}}
-SHAPES: dict[str, dict[str, Any]] = {  # of random checkpoints; 1b is Llama 3.2 1B
+SHAPES: dict[str, dict[str, Any]] = {  # of random checkpoints: those of Llama 3
+    "8b": {
+        "vocab_size": 128_256,
+        "hidden_size": 4096,
+        "intermediate_size": 14_336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "tie_word_embeddings": False,
+    },
     "1b": {
         "vocab_size": 128_256,
         "hidden_size": 2048,
@@ -381,7 +391,7 @@ def make_random(shape: str, folder: Path) -> Path:
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     if not folder.exists():
-        config = LlamaConfig(**SHAPES[shape], tie_word_embeddings=True)
+        config = LlamaConfig(**{"tie_word_embeddings": True, **SHAPES[shape]})
         torch.manual_seed(0)
         auto: Any = AutoModelForCausalLM
         with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
