@@ -23,7 +23,7 @@ MODEL = {
     "max_length": "tokens of prompt and answer (512)",
 }
 ENGINE = {
-    "engine": "vllm_fused (default), vllm_fused_eager, vllm or hf",
+    "engine": "vllm_fused (default), vllm, vllm_server or hf",
     "executor.num_workers": "worker processes (one per GPU)",
 }
 RUN = {"run_dir": "folder of all results (runs/cherry)"}

@@ -9,7 +9,7 @@ import polars as pl
 from cherry_vllm.errors import UserError
 from cherry_vllm.evaluation.answers import check_text, read_text
 from cherry_vllm.schema import REASON, SCHEMA_VERSION, Schema
-from cherry_vllm.sources.fields import find_field
+from cherry_vllm.sources.fields import CONVENTIONAL_INPUT, find_field
 from cherry_vllm.store.hashes import file_sha256
 from cherry_vllm.store.run_folder import Folder
 from cherry_vllm.store.shards import Shards
@@ -24,8 +24,6 @@ QUESTIONS: Schema = {
     "input": pl.String,  # "" where there is none
     "drop_reason": REASON,
 }
-
-CONVENTIONAL_INPUT = "input"  # may be missing; any other name was given for this test set
 
 
 class QuestionColumns(NamedTuple):

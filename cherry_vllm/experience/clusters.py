@@ -30,9 +30,9 @@ def cluster_embeddings(
     minibatch_rows: int,
     seed: int,
 ) -> Clustering:
-    """K-means over ``embeddings`` (rows x width), the best of ``n_init`` starts (k-means++).
+    """K-Means over ``embeddings`` (rows x width), the best of ``n_init`` starts (k-means++).
 
-    With ``minibatch_rows`` rows or more it is mini-batch k-means, which does not copy the
+    With ``minibatch_rows`` rows or more it is mini-batch K-Means, which does not copy the
     embeddings and tries its starts on a sample. Fewer (distinct) rows than ``num_clusters`` give
     fewer clusters. The embeddings are not changed. Equal seeds give equal labels on one machine;
     another machine's arithmetic may move a row that lies between two clusters.

@@ -16,6 +16,7 @@ CONVENTIONS = {
     "tools": ("tools", "functions"),
 }
 REQUIRED = ("instruction", "output")
+CONVENTIONAL_INPUT = "input"  # may be absent; any other name was given by the user
 FIELD_KEYS = ("instruction", "input", "output", "system", "history", "tools")
 MESSAGES_KEYS = ("messages", "system", "tools")
 # Fields that belong to the question in common data sets: without them, answers lack their context.

@@ -9,6 +9,7 @@ from typing import Any
 
 from cherry_vllm.errors import UserError
 from cherry_vllm.sources.fields import (
+    CONVENTIONAL_INPUT,
     FIELD_KEYS,
     MESSAGES_KEYS,
     REQUIRED,
@@ -23,7 +24,6 @@ log = logging.getLogger(__name__)
 MAX_FAULTS_SHOWN = 3
 MAX_CHOICES_SHOWN = 3
 INPUT_FIELDS = ("input", "context", "passage", "document")
-CONVENTIONAL_INPUT = "input"  # may be absent; any other name was given by the user
 
 
 class Findings:
