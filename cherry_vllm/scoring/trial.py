@@ -28,7 +28,6 @@ from cherry_vllm.workers.run import ModelRun, ModelUse
 from cherry_vllm.workers.settings import ExecutorSettings
 
 USUAL_ROWS, USUAL_ROWS_ON_GPU = 32, 1024  # at most two minutes for 135M on two cores
-SHARDS, SHARDS_ON_GPU = 1, 2  # per worker: on a GPU, the first one has kernels to compile
 ENGINE, OTHER = "engine", "reference"  # folders
 
 
@@ -81,15 +80,14 @@ def try_engine(
         UserError: a model cannot be used, or an engine dies on anything.
     """
     run = prepare(run_dir, rows, checkpoint, use, keep_logprobs=keep_logprobs)
-    has_gpu = bool(find_gpus(run.engine))
-    sample = rows.draw(count or (USUAL_ROWS_ON_GPU if has_gpu else USUAL_ROWS), seed=seed)
+    usual = USUAL_ROWS_ON_GPU if find_gpus(run.engine) else USUAL_ROWS
+    sample = rows.draw(count or usual, seed=seed)
     num_tokens = run.estimate_tokens(count_tokens)
     place = _clear(run_dir / TRIAL)
     settled = replace(use, engine=run.engine)
     alone = replace(use, engine=REFERENCE, executor=_one_worker(use.executor))
-    num_shards = build_executor(use.executor, run.engine).num_workers
-    num_shards *= SHARDS_ON_GPU if has_gpu else SHARDS
-    parts = _write(place, rows, sample, min(num_shards, sample.height))
+    num_workers = build_executor(use.executor, run.engine).num_workers
+    parts = _write(place, rows, sample, min(num_workers, sample.height))
     engine = _score(place / ENGINE, "checking", parts, checkpoint, settled)
     try:
         other = _score(place / OTHER, "the reference", parts, reference, alone)

@@ -43,7 +43,6 @@ class Driver:
         self._rows_done, self._rows_under_way = 0, dict[int, int]()
         self._parts: dict[int, dict[int, pl.DataFrame]] = defaultdict(dict)
         self._made: list[Made] = []  # without their parts
-        self._warm: list[Made] = []  # of these, all but the first of each worker
         self._load_s = 0.0
 
     def run(self, indices: Sequence[int], missing: Sequence[int]) -> Pace:
@@ -104,7 +103,7 @@ class Driver:
                 except WorkerError as lost:
                     self._lose(slot, piece, lost)
                     continue
-                self._keep(slot, piece, made, is_first=num_made == 0)
+                self._keep(slot, piece, made)
                 num_made += 1
                 if num_made == self._recycle_shards:
                     self._close(slot)
@@ -142,13 +141,11 @@ class Driver:
             self._rows_under_way[slot] = self._rows_under_way.get(slot, 0) + num_units
             self._show()
 
-    def _keep(self, slot: int, piece: Piece, made: Made, *, is_first: bool) -> None:
+    def _keep(self, slot: int, piece: Piece, made: Made) -> None:
         with self._changed:
             if made.part is not None:
                 self._join(piece.index, piece.start, pl.read_parquet(io.BytesIO(made.part)))
             self._made.append(made._replace(part=None))
-            if not is_first:
-                self._warm.append(self._made[-1])
             self._rows_under_way.pop(slot, None)
             self._finish(piece, made.num_units)
             if len(self._made) == 1:
@@ -281,8 +278,6 @@ class Driver:
             seconds=seconds,
             load_s=self._load_s,
             working_s=sum(it.seconds for it in made),
-            warm_tokens=sum(it.num_tokens for it in self._warm),
-            warm_s=sum(it.seconds for it in self._warm),
             model_s=sum(it.model_seconds for it in made),
             peak_bytes=max((it.peak_bytes for it in made), default=0),
             peak_gpu_bytes=max((it.peak_gpu_bytes for it in made), default=0),

@@ -13,8 +13,6 @@ class Pace:
     seconds: float  # from the start of the first worker to the end
     load_s: float  # until the first worker had loaded the model
     working_s: float  # of all workers together, without loading
-    warm_tokens: int  # that the model got after each worker's first shard
-    warm_s: float  # that these took, of all workers together
     model_s: float  # of these, in calls of the model
     peak_bytes: int  # of main memory, by the worker that held most
     peak_gpu_bytes: int  # likewise, of its GPU; 0 without one
@@ -28,16 +26,6 @@ class Pace:
     def tokens_per_s(self) -> float:
         """Without loading."""
         return self._per_s(self.num_tokens)
-
-    @property
-    def warm_tokens_per_s(self) -> float:
-        """Without each worker's first shard, in which a GPU compiles kernels, if there are others.
-
-        A first shard on an H200 took three times as long as later ones.
-        """
-        if not self.warm_s:
-            return self.tokens_per_s
-        return self.warm_tokens * self.num_workers / self.warm_s
 
     @property
     def share_outside(self) -> float:

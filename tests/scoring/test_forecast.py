@@ -1,6 +1,5 @@
 """What a trial says about the whole data set, and which settings it suggests."""
 
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,8 +22,6 @@ def pace(tokens_per_s: float, num_workers: int = 1) -> Pace:
         seconds=40,
         load_s=20,
         working_s=1000 * num_workers / tokens_per_s,
-        warm_tokens=0,
-        warm_s=0,
         model_s=1,
         peak_bytes=1,
         peak_gpu_bytes=0,
@@ -47,15 +44,6 @@ def test_time_follows_from_tokens_and_disk_from_rows() -> None:
     assert found.seconds == pytest.approx(20 + 50_000 / 100)
     assert found.num_bytes == 500 * (400 + 20)
     assert foresee(trial(), 500, keep_logprobs=False).num_bytes == 500 * (17 + 20)
-
-
-def test_a_first_shard_in_which_kernels_are_compiled_does_not_count() -> None:
-    slow_start = trial(speed=100, other=150)
-    slow_start.engine.pace = replace(slow_start.engine.pace, warm_tokens=500, warm_s=500 / 300)
-    found = foresee(slow_start, 500, keep_logprobs=True)
-    assert found.seconds == pytest.approx(20 + 50_000 / 300)
-    lines = advise(slow_start, found, dtype="float32", is_on_gpu=True, num_cores=2)
-    assert not any("engine=hf" in line for line in lines)
 
 
 EAGER, COMPILED = "engine.enforce_eager=true", "engine.enforce_eager=false"

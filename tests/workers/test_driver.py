@@ -120,12 +120,9 @@ def test_a_worker_that_dies_is_replaced_and_nothing_is_lost(run: Run) -> None:
 
 def test_recycling_replaces_a_worker_after_so_many_shards(run: Run) -> None:
     executor = InlineExecutor()
-    pace = run.drive(executor, recycle_shards=4)
+    run.drive(executor, recycle_shards=4)
     assert len(executor.started) == 2
     assert run.is_done()
-    warm_shards = NUM_SHARDS - 2  # all but the first of each worker
-    assert pace.warm_tokens * NUM_SHARDS == pace.num_tokens * warm_shards > 0
-    assert 0 < pace.warm_s < pace.working_s
 
 
 @pytest.mark.parametrize("num_workers", [0, -1])
