@@ -12,7 +12,7 @@ from cherry_vllm.runtime.cpu import lacks_bf16
 from cherry_vllm.runtime.text import rough_time
 from cherry_vllm.scoring.trial import Trial
 
-SCORES_BYTES, SUMS_BYTES = 20, 17  # a row, in scores.parquet, and in shards without log-probs
+SCORES_BYTES, SUMS_BYTES = 62, 22  # a row, in scores.parquet, and in shards without log-probs
 FAST_TOKENS, FAST_SEQS = 16_384, 1024  # of a step on a GPU
 HALF = ("bfloat16", "float16")
 WORTH_TELLING = 1.1  # times as fast

@@ -42,8 +42,8 @@ def trial(*words: str, num_tokens: int = 50_000, speed: float = 100, other: floa
 def test_time_follows_from_tokens_and_disk_from_rows() -> None:
     found = foresee(trial(), 500, keep_logprobs=True)
     assert found.seconds == pytest.approx(20 + 50_000 / 100)
-    assert found.num_bytes == 500 * (400 + 20)
-    assert foresee(trial(), 500, keep_logprobs=False).num_bytes == 500 * (17 + 20)
+    assert found.num_bytes == 500 * (400 + 62)
+    assert foresee(trial(), 500, keep_logprobs=False).num_bytes == 500 * (22 + 62)
 
 
 EAGER, COMPILED = "engine.enforce_eager=true", "engine.enforce_eager=false"
