@@ -47,7 +47,7 @@ MAX_LENGTH = 512
 KV_BYTES = 4 * 2**30  # of every vLLM engine, so that their memory can be compared
 MEMORY = {"gpu_memory_utilization": 0.1}  # must be free at the start; KV_BYTES decide the rest
 FP32_HEAD = {"hf_overrides": {"head_dtype": "float32"}}
-SHAPES: dict[str, dict[str, Any]] = {  # of random checkpoints: Llama 3.1 8B, Llama 3.2 1B, and one for a try
+SHAPES: dict[str, dict[str, Any]] = {  # Llama 3.1 8B, Llama 3.2 1B, and one to try
     "8b": {
         "vocab_size": 128_256,
         "hidden_size": 4096,

@@ -52,7 +52,7 @@ def advise(
         if is_on_gpu and engine.max_num_batched_tokens < FAST_TOKENS:
             lines.append(
                 f"engine.max_num_batched_tokens={FAST_TOKENS} engine.max_num_seqs={FAST_SEQS}: "
-                "up to 1.9 times as fast for small models, no faster for 8B (on an H100 and an H200)"
+                "up to 1.9 times as fast for small models, no faster for 8B (H100 and H200)"
             )
         if not is_on_gpu and trial.engine.pace.num_workers == 1 and num_cores > 1:
             lines.append(
