@@ -36,8 +36,8 @@ SHOWN_ROWS = 2
 SHOWN_LINES, SHOWN_CHARS = 3, 90  # at either end of a part of a prompt; of a line
 FORECAST_ASSUMES = (
     "the forecast assumes that all rows are like those drawn, and that nothing else runs here; "
-    "tokens are counted in 512 rows at most; larger shards are usually faster, and a GPU is faster "
-    "in a second check, since the first one compiles its kernels"
+    "tokens are counted in 512 rows at most; larger shards are usually faster, and a GPU is "
+    "often faster in a second check, once its kernels are compiled"
 )
 
 
